@@ -1,0 +1,220 @@
+"""The JSON artifacts, as pydantic models: one class a document, unknown fields refused.
+
+No torch here: ``derive``, ``report`` and ``--help`` read documents without loading it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SCHEMA_VERSION: Literal[1] = 1
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Paradigm = Literal["rnas-cl", "icc", "kl", "standard"]
+Protocol = Literal["pixel", "paper-code"]
+
+
+class Record(BaseModel):
+    """Base of everything written to disk: frozen, unknown fields refused, NaN and infinity refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataReference(Record):
+    """Which images a stage used: enough to load the same ones again and to notice when they changed."""
+
+    spec: str = Field(description="the --data value, e.g. 'digits' or 'folder:/data/cifar'")
+    fingerprint: Sha256 = Field(description="sha256 over the pixels and labels of the images used")
+    limit_train: int | None = None
+    limit_test: int | None = None
+    classes: list[str]
+    train_images: int = Field(ge=0)
+    holdout_images: int = Field(ge=0, description="training images set aside for choosing; never trained on")
+    test_images: int = Field(ge=0)
+
+
+class TeacherReference(Record):
+    """Which teacher a tutor map belongs to."""
+
+    source: str = Field(description="the --teacher value as given: a name or a file")
+    path: str = Field(description="the absolute path of the file that was read")
+    architecture: str = Field(description="e.g. 'r18'")
+    sha256: Sha256
+
+
+class Provenance(Record):
+    """How an artifact was made."""
+
+    tool_version: str
+    created: str = Field(description="UTC, ISO 8601")
+    command: list[str]
+    recipe: dict[str, Any] = Field(description="the resolved recipe, defaults included")
+    seed: int
+    data: DataReference | None = None
+    teacher: TeacherReference | None = None
+    inputs: dict[str, Sha256] = Field(default_factory=dict, description="sha256 of each input artifact by file name")
+    device: str
+    precision: str
+    torch_version: str | None = None
+    commit: str | None = Field(default=None, description="the tool's git commit, when run from a checkout")
+
+
+class Document(Record):
+    """A JSON document with a kind, a schema version and its provenance."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    provenance: Provenance
+
+
+class SearchDocument(Document):
+    """What ``search`` found (section 3.4, the search phase)."""
+
+    kind: Literal["search"] = "search"
+    space: str
+    paradigm: Paradigm
+    num_classes: int = Field(ge=2)
+    input_size: int = Field(ge=8, description="height and width of an input image, pixels")
+    width_choices: list[list[int]] = Field(description="a list a block: the filter choices of Tables 7 and 8")
+    width_logits: list[list[float]] = Field(description="a list a block: one logit a filter choice")
+    student_layers: list[str]
+    teacher_layers: list[str]
+    tutor_logits: list[list[float]] = Field(description="n_s rows of n_t logits; empty without tutors")
+    temperature: float = Field(gt=0.0, description="Gumbel-Softmax temperature of the last epoch")
+    expected_macs: float = Field(gt=0.0)
+    history: list[dict[str, Any]]
+
+    @model_validator(mode="after")
+    def _shapes_agree(self) -> SearchDocument:
+        if len(self.width_choices) != len(self.width_logits):
+            raise ValueError("width_logits and width_choices have different numbers of blocks")
+        for block, (choices, logits) in enumerate(zip(self.width_choices, self.width_logits, strict=True)):
+            if len(choices) != len(logits) or not choices:
+                raise ValueError(f"block {block}: {len(logits)} width_logits for {len(choices)} width_choices")
+        if self.tutor_logits:
+            if len(self.tutor_logits) != len(self.student_layers):
+                raise ValueError("tutor_logits must have one row for each of student_layers")
+            if any(len(row) != len(self.teacher_layers) for row in self.tutor_logits):
+                raise ValueError("each row of tutor_logits must have one number for each of teacher_layers")
+        return self
+
+
+class Architecture(Record):
+    """A derived student: enough to build the network."""
+
+    space: str
+    widths: list[Annotated[int, Field(ge=1)]] = Field(description="output channels of each block")
+    num_classes: int = Field(ge=2)
+    input_size: int = Field(ge=8)
+    params: int = Field(ge=1, description="every trainable number")
+    macs: int = Field(ge=1, description="multiply-accumulates of convs and linear layers, for one image")
+
+
+class TutorMap(Record):
+    """Which teacher layer teaches each student layer: the one-hot g of eq. (3)."""
+
+    teacher: TeacherReference
+    student_layers: list[str]
+    teacher_layers: list[str]
+    tutor: list[Annotated[int, Field(ge=0)]] = Field(description="n_s indices into teacher_layers")
+
+    @model_validator(mode="after")
+    def _indices_in_range(self) -> TutorMap:
+        if len(self.tutor) != len(self.student_layers):
+            raise ValueError("tutor must have one index for each of student_layers")
+        if any(index >= len(self.teacher_layers) for index in self.tutor):
+            raise ValueError("tutor holds an index beyond teacher_layers")
+        return self
+
+
+class DerivedDocument(Document):
+    """The architecture and tutor map that ``derive`` reads off a search."""
+
+    kind: Literal["derived"] = "derived"
+    paradigm: Paradigm
+    architecture: Architecture
+    tutors: TutorMap | None = Field(description="null where the paradigm uses no tutors")
+
+
+class TrainDocument(Document):
+    """What ``train`` reached."""
+
+    kind: Literal["train"] = "train"
+    paradigm: Paradigm
+    architecture: Architecture
+    student_sha256: Sha256
+    clean_accuracy: Fraction = Field(description="on the test images, last epoch's weights")
+    epochs: int = Field(ge=1)
+    seconds: float = Field(ge=0.0)
+    history: list[dict[str, Any]]
+
+
+class AdvFinetuneDocument(Document):
+    """What ``adv-finetune`` reached."""
+
+    kind: Literal["adv-finetune"] = "adv-finetune"
+    method: str
+    paradigm: Paradigm
+    architecture: Architecture
+    student_sha256: Sha256
+    clean_accuracy: Fraction
+    epochs: int = Field(ge=1)
+    seconds: float = Field(ge=0.0)
+    history: list[dict[str, Any]]
+
+
+class AttackResult(Record):
+    """One attack at one eps."""
+
+    attack: str
+    eps: str = Field(description="as a fraction, e.g. '8/255'")
+    eps_value: float = Field(ge=0.0, le=1.0, description="the same as a number; units by the document's protocol")
+    norm: Literal["Linf", "L2"] = "Linf"
+    steps: int | None = Field(description="gradient steps; null where the attack has no such number")
+    step_size: float | None = None
+    restarts: int = 1
+    accuracy: Fraction = Field(description="share of the n images still classified rightly under this attack")
+    confidence_interval: tuple[Fraction, Fraction] | None = Field(
+        default=None, description="95 % Wilson interval, where only a subset of the test set was attacked"
+    )
+    seconds: float = Field(ge=0.0)
+    images_per_second: float = Field(ge=0.0)
+    standard: bool = Field(default=True, description="False where the attack departs from its published setting")
+
+
+class Verdicts(Record):
+    """Which test images one attack at one eps broke."""
+
+    attack: str
+    eps: str
+    broken: list[int] = Field(description="test-set indices, clean mistakes included, ascending")
+
+
+class AttackDocument(Document):
+    """What ``attack`` measured."""
+
+    kind: Literal["attack"] = "attack"
+    model: str = Field(description="what was attacked, as given")
+    model_sha256: Sha256
+    protocol: Protocol
+    n: int = Field(ge=1)
+    images: list[int] = Field(description="test-set indices of the n images, in the order attacked")
+    clean_accuracy: Fraction
+    worst_case_accuracy: Fraction | None = Field(
+        default=None, description="share that no attack of the largest eps broke (per-image worst case)"
+    )
+    results: list[AttackResult]
+    verdicts: list[Verdicts]
+    warnings: list[str] = Field(description="what the gradient-masking checks noticed; empty when nothing")
+
+
+AnyDocument = SearchDocument | DerivedDocument | TrainDocument | AdvFinetuneDocument | AttackDocument
+DOCUMENTS: dict[str, type[AnyDocument]] = {
+    "search": SearchDocument,
+    "derived": DerivedDocument,
+    "train": TrainDocument,
+    "adv-finetune": AdvFinetuneDocument,
+    "attack": AttackDocument,
+}

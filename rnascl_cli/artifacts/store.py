@@ -1,0 +1,211 @@
+"""Reading and writing artifacts: atomic writes, checked reads, one clear line for whatever is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import ValidationError
+
+from rnascl_cli.artifacts.documents import DOCUMENTS, SCHEMA_VERSION, AnyDocument, Document
+from rnascl_cli.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+D = TypeVar("D", bound=Document)
+
+MAX_DOCUMENT_BYTES = 64 * 2**20
+HEADER_KEY = "rnascl"
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Return the hex sha256 of ``data``."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Return the hex sha256 of the file at ``path``."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success fsync it and rename it over ``path``.
+
+    A reader therefore sees the old file or the whole new one, never a part, even across a crash.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` atomically."""
+    with _replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` atomically, as UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_with(path: Path, writer: Callable[[Path], None]) -> None:
+    """Let ``writer`` fill a temporary file, then move it to ``path`` atomically."""
+    with _replacing(path) as temporary:
+        writer(temporary)
+
+
+def document_json(document: Document) -> str:
+    """Return the document as indented JSON with a final newline."""
+    return document.model_dump_json(indent=2) + "\n"
+
+
+def write_document(path: Path, document: Document) -> None:
+    """Write ``document`` to ``path`` atomically."""
+    write_text(path, document_json(document))
+
+
+def parse_document(text: str | bytes, expected: type[D], *, where: str) -> D:
+    """Parse ``text`` as an ``expected`` document.
+
+    Args:
+        text: The JSON text.
+        expected: The document class wanted.
+        where: What to call the source in an error, e.g. a path or ``"stdin"``.
+
+    Raises:
+        UserError: Not JSON, another kind, another schema version, or a field that is wrong.
+    """
+    wanted = expected.model_fields["kind"].default
+    try:
+        raw = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not a JSON document ({str(error) or 'nested too deeply'})") from None
+    if not isinstance(raw, dict) or "kind" not in raw:
+        raise UserError(f"{where}: not an rnascl document (no 'kind'); a '{wanted}' document is needed")
+    if raw["kind"] != wanted:
+        made_by = f"; it is a '{raw['kind']}' document" if isinstance(raw["kind"], str) else ""
+        raise UserError(f"{where}: a '{wanted}' document is needed{made_by}")
+    if raw.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(
+            f"{where}: schema_version is {str(raw.get('schema_version'))[:40]!r}, this rnascl reads {SCHEMA_VERSION}; "
+            "make the document again or use the matching release"
+        )
+    try:
+        return expected.model_validate_json(text)
+    except ValidationError as error:
+        raise UserError(f"{where}: {first_problem(error)}") from None
+
+
+def read_document(path: Path, expected: type[D]) -> D:
+    """Read and check the document at ``path``; see :func:`parse_document`."""
+    return parse_document(_read(path), expected, where=str(path))
+
+
+def read_any_document(path: Path) -> AnyDocument:
+    """Read the document at ``path``, whatever its kind.
+
+    Raises:
+        UserError: It is none of the kinds rnascl writes, or is damaged.
+    """
+    data = _read(path)
+    try:
+        raw = json.loads(data, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a JSON document ({str(error) or 'nested too deeply'})") from None
+    kind = raw.get("kind") if isinstance(raw, dict) else None
+    if not isinstance(kind, str) or kind not in DOCUMENTS:
+        raise UserError(f"{path}: not an rnascl document (kind is {str(kind)[:40]!r})")
+    return parse_document(data, DOCUMENTS[kind], where=str(path))
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return pydantic's complaints as one line: ``field: what is wrong`` for up to three fields."""
+    problems = [f"{'.'.join(map(str, item['loc'])) or 'document'}: {item['msg']}" for item in error.errors()]
+    more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+    return "; ".join(problems[:3]) + more
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number that JSON knows")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_DOCUMENT_BYTES:
+            raise UserError(f"{path}: larger than any rnascl document ({MAX_DOCUMENT_BYTES} bytes)")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+
+
+def write_weights(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> str:
+    """Write tensors and a JSON header as safetensors, atomically.
+
+    Args:
+        path: Where to write.
+        tensors: Name to tensor; moved to the CPU and made contiguous.
+        header: JSON-serialisable; kept under one key of the safetensors metadata.
+
+    Returns:
+        The sha256 of the file.
+    """
+    from safetensors.torch import save
+
+    flat = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    data = save(flat, metadata={HEADER_KEY: json.dumps(header, sort_keys=True)})
+    write_bytes(path, data)
+    return sha256_bytes(data)
+
+
+def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None, dict[str, str]]:
+    """Read a safetensors file.
+
+    Returns:
+        The tensors, the rnascl header (None when the file is somebody else's), and the plain metadata.
+
+    Raises:
+        UserError: The file is absent, truncated or not safetensors.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: damaged or not a safetensors file ({error}); copy or make it again") from None
+    header = None
+    if HEADER_KEY in metadata:
+        try:
+            header = json.loads(metadata[HEADER_KEY])
+        except ValueError:
+            raise UserError(f"{path}: the rnascl header is not JSON") from None
+        if not isinstance(header, dict):
+            raise UserError(f"{path}: the rnascl header is not a JSON object")
+    return tensors, header, metadata

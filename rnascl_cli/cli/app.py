@@ -1,0 +1,83 @@
+"""The ``rnascl`` command: subcommands, exit codes, and errors as one clear line.
+
+Exit codes: 0 success, 1 failure while running, 2 bad usage or input, 130 on Ctrl-C. ``RNASCL_DEBUG=1`` adds
+the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from rnascl_cli import __version__
+from rnascl_cli.cli import adv_finetune, attack, derive, quickstart, report, search, teacher, train
+from rnascl_cli.errors import UserError
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name="rnascl",
+    help="Robust neural architecture search by cross-layer knowledge distillation (RNAS-CL).",
+    epilog="Example: rnascl search --space S5 --teacher wrt34 --out runs/s5 && "
+    "rnascl derive runs/s5 | rnascl train - --out runs/s5-train",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for module in (search, derive, train, adv_finetune, attack, report, quickstart):
+    app.command(module.NAME, epilog=module.EPILOG)(module.command)
+app.add_typer(teacher.app, name="teacher")
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"rnascl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with its code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line on ``arguments`` and return the exit code."""
+    try:
+        outcome: Any = app(args=arguments, prog_name="rnascl", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted")
+        return EXIT_INTERRUPTED
+    except UserError as error:
+        return _complain(str(error), EXIT_USAGE)
+    except BrokenPipeError:
+        # The reader of our stdout has gone (| head): nothing is left to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except Exception as error:
+        # Usage errors of typer (and of click, which it wraps or carries) know their message and exit code.
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+            message = error.format_message()
+            return _complain(message, int(error.exit_code)) if message else int(error.exit_code)
+        return _complain(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__, EXIT_FAILED)
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _complain(message: str, code: int = EXIT_FAILED) -> int:
+    if os.environ.get("RNASCL_DEBUG"):
+        traceback.print_exc()
+    print(f"rnascl: {' '.join(message.split())}", file=sys.stderr)
+    return code

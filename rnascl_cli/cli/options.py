@@ -1,0 +1,120 @@
+"""The options that stages share, and how they become a recipe.
+
+No torch here, so that ``rnascl --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rnascl_cli.artifacts.documents import Provenance
+from rnascl_cli.recipes import Layer, Recipe, find_recipe, parse_setting, read_recipe_file, resolve
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data", metavar="SPEC", help="digits, cifar10[:DIR], folder:DIR or imagenet100:DIR.", show_default=False
+    ),
+]
+LimitTrain = Annotated[
+    int | None, typer.Option("--limit-train", min=1, help="Use a seeded, class-balanced subset to train on.")
+]
+LimitTest = Annotated[
+    int | None, typer.Option("--limit-test", min=1, help="Use a seeded, class-balanced subset to test on.")
+]
+RecipeFile = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar="FILE", help="A recipe file, or the name of one that comes with rnascl."),
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting over the recipe; may be repeated.")
+]
+Teacher = Annotated[
+    str | None,
+    typer.Option("--teacher", metavar="NAME|FILE", help="r18, r50, wrt34, wrt50 from the teacher cache, or a file."),
+]
+Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Number of epochs; the schedules scale with it.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images a step.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything random.")]
+Device = Annotated[str | None, typer.Option("--device", metavar="auto|cpu|cuda", help="Where to compute.")]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        "--precision", metavar="auto|fp32|bf16", help="auto: bf16 where the hardware has it and it is faster."
+    ),
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="The run directory; by default a new one under runs/.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Write into an existing run directory, replacing its artifacts.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result artifact on stdout.")]
+
+
+def build_recipe(
+    stage: str | None,
+    *,
+    recipe: str | None,
+    settings: Sequence[str] | None,
+    inherited: Provenance | None = None,
+    top: Layer | None = None,
+    data: Layer | None = None,
+    own: Layer | None = None,
+) -> Recipe:
+    """Lay the command line over ``--set`` over ``--recipe`` over what the input artifact says.
+
+    Args:
+        stage: The recipe table of the running stage, e.g. ``"adv_finetune"``.
+        recipe: ``--recipe``.
+        settings: Each ``--set``.
+        inherited: Where the input artifact came from: its data, teacher and seed are the starting point.
+        top: Options that are top-level keys (space, teacher, seed, device, precision).
+        data: Options of the data table.
+        own: Options of the stage's own table.
+
+    Raises:
+        UserError: Anything unknown or out of range.
+    """
+    layers: list[Layer] = []
+    if inherited is not None:
+        layers.append(_from_artifact(inherited))
+    if recipe is not None:
+        layers.append(read_recipe_file(find_recipe(recipe)))
+    layers.extend(parse_setting(text, stage) for text in settings or ())
+    options: dict[str, Any] = _given(top)
+    if given := _given(data):
+        options["data"] = given
+    if stage is not None and (given := _given(own)):
+        options[stage] = given
+    layers.append(options)
+    return resolve(layers)
+
+
+def new_run_directory(stem: str) -> Path:
+    """Return a fresh ``runs/STEM-DATE-TIME`` for a command without ``--out``."""
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{stem.lower()}-{now}"
+
+
+def _given(options: Layer | None) -> dict[str, Any]:
+    return {key: value for key, value in (options or {}).items() if value is not None}
+
+
+def _from_artifact(provenance: Provenance) -> Layer:
+    layer: dict[str, Any] = {"seed": provenance.seed}
+    if provenance.data is not None:
+        layer["data"] = {
+            "spec": provenance.data.spec,
+            "limit_train": provenance.data.limit_train,
+            "limit_test": provenance.data.limit_test,
+            "holdout": provenance.recipe.get("data", {}).get("holdout", 0.02),
+            "augment": provenance.recipe.get("data", {}).get("augment", "auto"),
+        }
+    if provenance.teacher is not None:
+        layer["teacher"] = provenance.teacher.path
+    return layer

@@ -1,0 +1,34 @@
+"""One place for what people see: progress, tables and logs on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+from rich.markup import escape
+
+from rnascl_cli.artifacts.documents import Document
+from rnascl_cli.artifacts.store import document_json
+
+stderr = Console(stderr=True, soft_wrap=True)
+
+
+def say(message: str) -> None:
+    """Print a line of information on stderr."""
+    stderr.print(escape(message), highlight=False)
+
+
+def warn(message: str) -> None:
+    """Print a warning line on stderr."""
+    stderr.print(f"[bold yellow]warning:[/] {escape(message)}", highlight=False)
+
+
+def result(text: str) -> None:
+    """Print a result on stdout, where the next command of a pipe reads it."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    sys.stdout.flush()
+
+
+def finish(document: Document, *, out: str, json: bool) -> None:
+    """End a stage: the artifact on stdout with ``--json``, else the run directory, so that shells can pass it on."""
+    result(document_json(document) if json else out)

@@ -1,0 +1,104 @@
+"""Device and precision of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from rnascl_cli.errors import UserError
+
+DType = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how precisely the networks run.
+
+    Attributes:
+        device: The torch device.
+        student: Precision of the student or supernet.
+        teacher: Precision of the teacher's forward pass, which takes no gradient and bears bf16 well.
+    """
+
+    device: torch.device
+    student: DType
+    teacher: DType
+
+    def student_autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Return the autocast context of the student's forward pass."""
+        return _autocast(self.device, self.student)
+
+    def teacher_autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Return the autocast context of the teacher's forward pass."""
+        return _autocast(self.device, self.teacher)
+
+    @property
+    def precision(self) -> str:
+        """Both precisions in words, for the provenance."""
+        return self.student if self.student == self.teacher else f"{self.student}, teacher {self.teacher}"
+
+
+def resolve_compute(device: Literal["auto", "cpu", "cuda"], precision: Literal["auto", "fp32", "bf16"]) -> Compute:
+    """Choose device and precision.
+
+    ``auto`` takes CUDA where it is there. In precision, ``auto`` is bf16 for both networks on a GPU that has
+    it; on a CPU with bf16 instructions it is bf16 for the teacher only (training depthwise convolutions in
+    bf16 is slower there than in float32), and float32 elsewhere.
+
+    Raises:
+        UserError: CUDA was asked for and is not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device is available; use --device cpu or auto")
+    where = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    if precision != "auto":
+        return Compute(where, precision, precision)
+    if where.type == "cuda":
+        both: DType = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+        return Compute(where, both, both)
+    return Compute(where, "fp32", "bf16" if _cpu_has_bf16() else "fp32")
+
+
+def device_name(device: torch.device) -> str:
+    """Return what to call the device in a result, e.g. ``"cpu (AMD EPYC, 2 threads)"``."""
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({_cpu_model()}, {torch.get_num_threads()} threads)"
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the peak memory so far: allocated on the GPU, or resident in this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    import resource
+
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(kilobytes if platform.system() == "Darwin" else kilobytes * 1024)
+
+
+def _autocast(device: torch.device, precision: DType) -> contextlib.AbstractContextManager[object]:
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def _cpu_has_bf16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,77 @@
+"""Run directories: never overwritten by accident, written only once the inputs are known to be good."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rnascl_cli.artifacts.store import write_text
+from rnascl_cli.errors import UserError
+
+METRICS = "metrics.jsonl"
+CHECKPOINT = "checkpoint.pt"
+STUDENT = "student.safetensors"
+ARTIFACTS = (
+    "search.json",
+    "derived.json",
+    "train.json",
+    "adv-finetune.json",
+    "attack.json",
+    STUDENT,
+    METRICS,
+    CHECKPOINT,
+)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """A stage's output folder.
+
+    Attributes:
+        path: The folder.
+        resume: Whether to go on from its checkpoint.
+    """
+
+    path: Path
+    resume: bool = False
+
+    @classmethod
+    def claim(cls, path: Path, *, force: bool = False, resume: bool = False) -> RunDirectory:
+        """Check that ``path`` may be written to, without touching it.
+
+        Raises:
+            UserError: It exists and neither ``force`` nor ``resume`` is given, it is no folder, or there is
+                nothing to resume.
+        """
+        if force and resume:
+            raise UserError("--force and --resume exclude each other")
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--out {path}: is a file; name a folder")
+        if resume:
+            if not (path / CHECKPOINT).is_file():
+                raise UserError(f"--resume: no checkpoint in {path}; start without --resume")
+        elif not force and path.is_dir() and any(path.iterdir()):
+            raise UserError(
+                f"--out {path}: already exists; use another name, --force to replace it or --resume to go on"
+            )
+        return cls(path, resume)
+
+    def create(self) -> None:
+        """Make the folder; in a fresh run, drop the artifacts of an older one, so that none outlives its making.
+
+        Raises:
+            UserError: The folder cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {self.path}: {error.strerror}") from None
+        if not self.resume:
+            for name in ARTIFACTS:
+                (self.path / name).unlink(missing_ok=True)
+
+    def write_metrics(self, history: list[dict[str, Any]]) -> None:
+        """Write ``metrics.jsonl``: a line an epoch."""
+        write_text(self.path / METRICS, "".join(json.dumps(entry) + "\n" for entry in history))

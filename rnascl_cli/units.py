@@ -1,0 +1,54 @@
+"""Perturbation sizes as people write them: ``8/255``, ``0.031``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from rnascl_cli.errors import UserError
+
+
+@dataclass(frozen=True)
+class Epsilon:
+    """A perturbation size in units of a pixel range of [0, 1], and the text it was given as."""
+
+    text: str
+    value: float
+
+
+def parse_epsilon(text: str, *, option: str = "--eps") -> Epsilon:
+    """Read a perturbation size.
+
+    Args:
+        text: A fraction (``"8/255"``) or a decimal (``"0.03"``); ``"0"`` is allowed.
+        option: What to call it in an error.
+
+    Raises:
+        UserError: Not a number, negative, or above 1 (``"8"`` most likely means ``8/255``).
+    """
+    try:
+        value = Fraction(text.strip().replace(" ", ""))
+    except (ValueError, ZeroDivisionError):
+        raise UserError(f"{option}: '{text}' is not a number; write 8/255 or 0.03") from None
+    if value < 0:
+        raise UserError(f"{option}: {text} is negative; write 8/255 or 0.03")
+    if value > 1:
+        meant = f"; did you mean {text.strip()}/255?" if value <= 255 else ""
+        raise UserError(f"{option}: {text} is above 1, and pixels lie in [0, 1]{meant}")
+    return Epsilon(text.strip(), float(value))
+
+
+def parse_epsilons(text: str, *, option: str = "--eps") -> list[Epsilon]:
+    """Read a comma-separated list of perturbation sizes, e.g. ``"0,1/255,8/255"``."""
+    return [parse_epsilon(part, option=option) for part in text.split(",") if part.strip()]
+
+
+def _pixels(value: Any) -> Any:
+    return parse_epsilon(value, option="value").value if isinstance(value, str) else value
+
+
+PixelSize = Annotated[float, BeforeValidator(_pixels), Field(ge=0.0, le=1.0)]
+"""A pydantic field type: a float in [0, 1] that may be written as ``"8/255"``."""
