@@ -281,7 +281,7 @@ def parse_setting(text: str, stage: str | None) -> dict[str, Any]:
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
     names = key.strip().replace("-", "_").split(".")
-    if stage is not None and names[0] not in STAGES and names[0] in _fields(Recipe.model_fields[stage].annotation):
+    if stage is not None and names[0] not in Recipe.model_fields:
         names.insert(0, stage)
     layer: dict[str, Any] = {}
     inner = layer
@@ -297,7 +297,7 @@ def resolve(layers: Sequence[Layer]) -> Recipe:
     Raises:
         UserError: Unknown keys (all of them, each with the nearest known one) or values out of range.
     """
-    merged: dict[str, Any] = {}
+    merged = Recipe().model_dump()
     for layer in layers:
         _merge(merged, layer)
     try:

@@ -1,1 +1,1 @@
-""""""
+"""Adversarial attacks on any module that maps images in [0, 1] to logits."""

@@ -53,9 +53,7 @@ class RunDirectory:
             if not (path / CHECKPOINT).is_file():
                 raise UserError(f"--resume: no checkpoint in {path}; start without --resume")
         elif not force and path.is_dir() and any(path.iterdir()):
-            raise UserError(
-                f"--out {path}: already exists; use another name, --force to replace it or --resume to go on"
-            )
+            raise UserError(f"--out {path}: already exists; use another name, --force or --resume")
         return cls(path, resume)
 
     def create(self) -> None:
