@@ -44,10 +44,9 @@ def say_epoch(stage: str, entry: dict[str, Any], epochs: int) -> None:
     """Print one epoch's metrics as a line, with the time left at this pace."""
     shown = ("loss", "ce", "kl", "attention", "adversarial", "train_accuracy", "holdout_accuracy", "expected_macs")
     parts = [f"{name} {_short(entry[name])}" for name in shown if entry.get(name) is not None]
-    left = (epochs - entry["epoch"] - 1) * entry["seconds"]
-    say(
-        f"{stage} epoch {entry['epoch'] + 1}/{epochs}: {', '.join(parts)}; {entry['seconds']:.0f} s, {_clock(left)} left"
-    )
+    done, seconds = entry["epoch"] + 1, entry["seconds"]
+    left = _clock((epochs - done) * seconds)
+    say(f"{stage} epoch {done}/{epochs}: {', '.join(parts)}; {seconds:.0f} s, {left} left")
 
 
 def _short(value: float) -> str:
