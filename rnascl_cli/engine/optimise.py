@@ -1,0 +1,43 @@
+"""Optimisers and learning-rate schedules from their settings (section 4.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from rnascl_cli.recipes import SGD, Optimiser, Schedule, StepSchedule
+
+
+def build_optimiser(parameters: Iterable[nn.Parameter], settings: Optimiser) -> torch.optim.Optimizer:
+    """Return the optimiser that the settings describe, over ``parameters``."""
+    if isinstance(settings, SGD):
+        return torch.optim.SGD(
+            parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+    return torch.optim.Adam(parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
+
+
+def learning_rate(schedule: Schedule, base: float, progress: float) -> float:
+    """Return the learning rate after a share ``progress`` of the run.
+
+    Because it depends on the share and not on the epoch, a shorter run walks the whole schedule: with 100
+    epochs the step schedule falls at epochs 75 and 90, with 10 in the middle of epoch 7 and at epoch 9.
+
+    Args:
+        schedule: Step or cosine.
+        base: The learning rate at the start.
+        progress: Steps done over all steps, in [0, 1].
+    """
+    if isinstance(schedule, StepSchedule):
+        passed = sum(progress >= milestone - 1e-9 for milestone in schedule.milestones)
+        return base * schedule.factor**passed
+    return base * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, value: float) -> None:
+    """Set the learning rate of every parameter group."""
+    for group in optimiser.param_groups:
+        group["lr"] = value
