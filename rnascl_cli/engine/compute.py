@@ -38,6 +38,13 @@ class Compute:
         return _autocast(self.device, self.teacher)
 
     @property
+    def device_name(self) -> str:
+        """What to call the device in a result, e.g. ``"cpu (AMD EPYC, 2 threads)"``."""
+        if self.device.type == "cuda":
+            return f"cuda ({torch.cuda.get_device_name(self.device)})"
+        return f"cpu ({_cpu_model()}, {torch.get_num_threads()} threads)"
+
+    @property
     def precision(self) -> str:
         """Both precisions in words, for the provenance."""
         return self.student if self.student == self.teacher else f"{self.student}, teacher {self.teacher}"
@@ -62,13 +69,6 @@ def resolve_compute(device: Literal["auto", "cpu", "cuda"], precision: Literal["
         both: DType = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
         return Compute(where, both, both)
     return Compute(where, "fp32", "bf16" if _cpu_has_bf16() else "fp32")
-
-
-def device_name(device: torch.device) -> str:
-    """Return what to call the device in a result, e.g. ``"cpu (AMD EPYC, 2 threads)"``."""
-    if device.type == "cuda":
-        return f"cuda ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({_cpu_model()}, {torch.get_num_threads()} threads)"
 
 
 def peak_memory_bytes(device: torch.device) -> int:

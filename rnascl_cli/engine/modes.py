@@ -31,3 +31,17 @@ def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+
+
+@contextlib.contextmanager
+def fixed_statistics(model: nn.Module) -> Iterator[None]:
+    """Leave BatchNorm's running statistics as they are while the model works in train mode."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    flags = [norm.track_running_stats for norm in norms]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm, flag in zip(norms, flags, strict=True):
+            norm.track_running_stats = flag

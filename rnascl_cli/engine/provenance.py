@@ -3,54 +3,65 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-
-import torch
 
 from rnascl_cli import __version__
 from rnascl_cli.artifacts.documents import DataReference, Provenance, TeacherReference
-from rnascl_cli.artifacts.store import sha256_file
-from rnascl_cli.engine.compute import Compute, device_name
 from rnascl_cli.recipes import Recipe
 
 
 def make_provenance(
     recipe: Recipe,
-    compute: Compute,
     *,
+    device: str,
+    precision: str,
     data: DataReference | None,
     teacher: TeacherReference | None,
-    inputs: Sequence[Path] = (),
-    input_hashes: dict[str, str] | None = None,
+    inputs: Mapping[str, str] | None = None,
 ) -> Provenance:
     """Gather version, command, recipe, seed, data, input hashes, teacher and device.
 
     Args:
         recipe: The resolved recipe.
-        compute: Device and precision of the run.
+        device: Its name, from ``Compute.device_name``.
+        precision: In words, from ``Compute.precision``.
         data: Which images were used.
         teacher: Which teacher was used.
-        inputs: Files the stage read; their sha256 is recorded under their names.
-        input_hashes: Further name-to-sha256 pairs, for inputs that are no files (stdin).
+        inputs: sha256 of each artifact the stage read, by file name.
     """
     return Provenance(
         tool_version=__version__,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        command=["rnascl", *sys.argv[1:]],
+        created=_now(),
+        command=_command(),
         recipe=recipe.model_dump(mode="json"),
         seed=recipe.seed,
         data=data,
         teacher=teacher,
-        inputs={path.name: sha256_file(path) for path in inputs} | (input_hashes or {}),
-        device=device_name(compute.device),
-        precision=compute.precision,
-        torch_version=str(torch.__version__),
+        inputs=dict(inputs or {}),
+        device=device,
+        precision=precision,
+        torch_version=importlib.metadata.version("torch"),
         commit=_commit(),
     )
+
+
+def remade(provenance: Provenance, *, inputs: Mapping[str, str]) -> Provenance:
+    """Return the provenance of what this command makes, without computing, from an artifact with ``provenance``."""
+    now = {"tool_version": __version__, "created": _now(), "command": _command(), "commit": _commit()}
+    return provenance.model_copy(update={**now, "inputs": dict(inputs)})
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _command() -> list[str]:
+    return ["rnascl", *sys.argv[1:]]
 
 
 def _commit() -> str | None:

@@ -1,0 +1,38 @@
+"""``rnascl derive``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rnascl_cli import console
+from rnascl_cli.artifacts.store import document_json, write_document
+from rnascl_cli.cli import options
+from rnascl_cli.errors import UserError
+from rnascl_cli.stages.derive import derive
+
+NAME = "derive"
+EPILOG = "Example: rnascl derive runs/s5 | rnascl train - --out runs/s5-train"
+
+
+def command(
+    source: Annotated[Path, typer.Argument(metavar="RUN_OR_SEARCH_JSON", help="A run of search, or its search.json.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write here instead of to stdout.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Derive the slim network and its tutor map: argmax of the logits, one JSON document on stdout."""
+    if out is not None and out.exists() and not force:
+        raise UserError(f"--out {out}: already exists; use another name or --force")
+    document = derive(source)
+    architecture = document.architecture
+    console.say(
+        f"derived {architecture.space}: widths {' '.join(map(str, architecture.widths))}, "
+        f"{architecture.params / 1e6:.3f} M params, {architecture.macs / 1e6:.2f} M MACs"
+    )
+    if out is not None:
+        write_document(out, document)
+    if out is None or json:
+        console.result(document_json(document))

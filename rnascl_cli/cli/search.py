@@ -1,0 +1,54 @@
+"""``rnascl search``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rnascl_cli import console
+from rnascl_cli.cli import options
+
+NAME = "search"
+EPILOG = "Example: rnascl search --space S5 --teacher wrt34 --out runs/s5"
+
+
+def command(
+    space: Annotated[
+        str | None, typer.Option("--space", help="Search space: S3, S5, S7, M, L (CIFAR), IS, IM, I (ImageNet).")
+    ] = None,
+    teacher: options.Teacher = None,
+    paradigm: Annotated[
+        str | None, typer.Option("--paradigm", metavar="rnas-cl|icc|kl|standard", help="Section 4.3's four losses.")
+    ] = None,
+    data: options.Data = None,
+    limit_train: options.LimitTrain = None,
+    limit_test: options.LimitTest = None,
+    recipe: options.RecipeFile = None,
+    settings: options.Set = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    out: options.Out = None,
+    force: options.Force = False,
+    resume: options.Resume = False,
+    json: options.Json = False,
+) -> None:
+    """Search channel counts and tutors by Gumbel-Softmax on a supernet (eq. 2)."""
+    resolved = options.build_recipe(
+        "search",
+        recipe=recipe,
+        settings=settings,
+        top={"space": space, "teacher": teacher, "seed": seed, "device": device, "precision": precision},
+        data={"spec": data, "limit_train": limit_train, "limit_test": limit_test},
+        own={"paradigm": paradigm, "epochs": epochs, "batch_size": batch_size},
+    )
+    from rnascl_cli.engine.run_directory import RunDirectory
+    from rnascl_cli.stages.search import search
+
+    path = out or options.new_run_directory(f"search-{resolved.space}")
+    document = search(resolved, RunDirectory.claim(path, force=force, resume=resume))
+    console.say(f"searched space {document.space}: expected MACs {document.expected_macs / 1e6:.2f} M; wrote {path}")
+    console.finish(document, out=str(path), json=json)

@@ -1,0 +1,84 @@
+"""``rnascl train``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rnascl_cli import console
+from rnascl_cli.artifacts.documents import DerivedDocument
+from rnascl_cli.artifacts.store import MAX_DOCUMENT_BYTES, parse_document, read_document
+from rnascl_cli.cli import options
+from rnascl_cli.errors import UserError
+
+NAME = "train"
+EPILOG = "Example: rnascl derive runs/s5 | rnascl train - --out runs/s5-train"
+
+
+def command(
+    derived: Annotated[
+        str, typer.Argument(metavar="DERIVED|-", help="A derived document: a file, a run directory, or - for stdin.")
+    ],
+    teacher: options.Teacher = None,
+    paradigm: Annotated[
+        str | None,
+        typer.Option(
+            "--paradigm", metavar="rnas-cl|icc|kl|standard", help="The loss; by default the paradigm of the search."
+        ),
+    ] = None,
+    data: options.Data = None,
+    limit_train: options.LimitTrain = None,
+    limit_test: options.LimitTest = None,
+    recipe: options.RecipeFile = None,
+    settings: options.Set = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    out: options.Out = None,
+    force: options.Force = False,
+    resume: options.Resume = False,
+    json: options.Json = False,
+) -> None:
+    """Train a derived network from scratch under its tutors (eq. 3)."""
+    document = _read(derived)
+    resolved = options.build_recipe(
+        "train",
+        recipe=recipe,
+        settings=settings,
+        inherited=document.provenance,
+        top={"teacher": teacher, "seed": seed, "device": device, "precision": precision},
+        data={"spec": data, "limit_train": limit_train, "limit_test": limit_test},
+        own={"paradigm": paradigm, "epochs": epochs, "batch_size": batch_size},
+    )
+    from rnascl_cli.engine.run_directory import RunDirectory
+    from rnascl_cli.stages.train import train
+
+    path = out or options.new_run_directory(f"train-{document.architecture.space}")
+    trained = train(document, resolved, RunDirectory.claim(path, force=force, resume=resume))
+    console.say(f"trained {trained.architecture.space}: clean accuracy {trained.clean_accuracy:.2%}; wrote {path}")
+    console.finish(trained, out=str(path), json=json)
+
+
+def _read(source: str) -> DerivedDocument:
+    if source == "-":
+        if sys.stdin.isatty():
+            raise UserError("train -: nothing is piped in; write 'rnascl derive RUN | rnascl train -'")
+        text = sys.stdin.buffer.read(MAX_DOCUMENT_BYTES + 1)
+        if not text.strip():
+            raise UserError("train -: stdin is empty; did 'rnascl derive' fail?")
+        return parse_document(text, DerivedDocument, where="stdin")
+    path = Path(source)
+    if path.is_dir():
+        if (path / "derived.json").is_file():
+            return read_document(path / "derived.json", DerivedDocument)
+        if (path / "search.json").is_file():
+            from rnascl_cli.stages.derive import derive
+
+            return derive(path)
+        raise UserError(f"{path}: holds neither derived.json nor search.json")
+    return read_document(path, DerivedDocument)

@@ -1,0 +1,148 @@
+"""The convolution block: FBNetV2's inverted residual (expansion 6, 3x3 depthwise, hard-swish, linear bottleneck).
+
+Shape suffixes: B images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rnascl_cli.spaces.tables import EXPANSION
+
+
+class ConvBN(nn.Module):
+    """A bias-free 'same' convolution and its BatchNorm."""
+
+    def __init__(self, c_in: int, c_out: int, *, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(c_out)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return the normalised convolution, without activation."""
+        normalised: Tensor = self.bn(self.conv(x_BCHW))
+        return normalised
+
+
+class InvertedResidual(nn.Module):
+    """Expand 1x1, depthwise 3x3, project 1x1; a skip connection when stride is 1 and widths agree."""
+
+    is_block = True
+
+    def __init__(self, c_in: int, c_out: int, *, stride: int) -> None:
+        super().__init__()
+        hidden = EXPANSION * c_in
+        self.expand = ConvBN(c_in, hidden)
+        self.depthwise = ConvBN(hidden, hidden, kernel=3, stride=stride, groups=hidden)
+        self.project = ConvBN(hidden, c_out)
+        self.skip = stride == 1 and c_in == c_out
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Map (B, c_in, H, W) to (B, c_out, H/stride, W/stride)."""
+        hidden = F.hardswish(self.expand(x_BCHW))
+        hidden = F.hardswish(self.depthwise(hidden))
+        out: Tensor = self.project(hidden)
+        return x_BCHW + out if self.skip else out
+
+
+class MaskableConv2d(nn.Conv2d):
+    """A convolution of the supernet.
+
+    Attributes:
+        column_mask: Multiplies the weights' input columns: sum_h W_oh (m_h a_h) = sum_h (W_oh m_h) a_h, so the
+            input is masked at the price of the (smaller) weight.
+        channel_mask: Not used here: the mask under which the attention map of the output is taken
+            (:mod:`rnascl_cli.models.taps`).
+    """
+
+    column_mask: Tensor | None = None
+    channel_mask: Tensor | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve with the masked weights."""
+        weight = self.weight if self.column_mask is None else self.weight * self.column_mask[None, :, None, None]
+        convolved: Tensor = self._conv_forward(input, weight, self.bias)
+        return convolved
+
+
+class MaskableBatchNorm2d(nn.BatchNorm2d):
+    """A BatchNorm of the supernet.
+
+    Attributes:
+        affine_mask: Multiplies weight and bias, and so the output, channel by channel:
+            m (w x + b) = (m w) x + (m b).
+        channel_mask: As in :class:`MaskableConv2d`.
+    """
+
+    affine_mask: Tensor | None = None
+    channel_mask: Tensor | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise; the affine step carries the mask."""
+        if self.affine_mask is None:
+            plain: Tensor = super().forward(input)
+            return plain
+        track = self.training and self.track_running_stats
+        if track and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        statistics = (self.running_mean, self.running_var) if track or not self.training else (None, None)
+        weight, bias = self.weight * self.affine_mask, self.bias * self.affine_mask
+        return F.batch_norm(input, *statistics, weight, bias, self.training, self.momentum or 0.0, self.eps)
+
+
+class MaskableConvBN(nn.Module):
+    """:class:`ConvBN` with masks; its parameters have the same names."""
+
+    def __init__(self, c_in: int, c_out: int, *, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        self.conv = MaskableConv2d(c_in, c_out, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+        self.bn = MaskableBatchNorm2d(c_out)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return the normalised convolution, without activation."""
+        normalised: Tensor = self.bn(self.conv(x_BCHW))
+        return normalised
+
+
+class MaskedInvertedResidual(nn.Module):
+    """The widest :class:`InvertedResidual` of a block, under masks on its input and output channels."""
+
+    is_block = True
+
+    def __init__(self, c_in: int, c_out: int, *, stride: int) -> None:
+        super().__init__()
+        hidden = EXPANSION * c_in
+        self.expand = MaskableConvBN(c_in, hidden)
+        self.depthwise = MaskableConvBN(hidden, hidden, kernel=3, stride=stride, groups=hidden)
+        self.project = MaskableConvBN(hidden, c_out)
+
+    def forward(self, x_BCHW: Tensor, mask_in: Tensor | None, mask_out: Tensor, skip: Tensor | None) -> Tensor:
+        """Run the block.
+
+        Args:
+            x_BCHW: Input, already masked (the mask rode on the block before).
+            mask_in: Mask of the input channels (c_in,); None for the stem, which has no choice.
+            mask_out: Mask of the output channels (c_out,).
+            skip: Weight of the skip connection in [0, 1], a scalar; None where there can be none.
+        """
+        # Hidden channel h exists in a derived network whose input has more than h // EXPANSION channels.
+        hidden_mask = None if mask_in is None else mask_in.repeat_interleave(EXPANSION)
+        for layer in (self.expand, self.depthwise):
+            layer.conv.channel_mask = layer.bn.channel_mask = hidden_mask
+        self.project.conv.column_mask = hidden_mask
+        self.project.conv.channel_mask = self.project.bn.affine_mask = mask_out
+        hidden = F.hardswish(self.expand(x_BCHW))
+        hidden = F.hardswish(self.depthwise(hidden))
+        out: Tensor = self.project(hidden)
+        return out if skip is None else out + skip.to(out.dtype) * x_BCHW
+
+
+def initialise(model: nn.Module) -> None:
+    """Initialise as FBNet and MobileNetV3 do: He (fan out) for convolutions, N(0, 0.01) for the classifier."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,234 @@
+"""Adversarial fine-tuning (section 4.2): eq. (3) with its cross-entropy replaced by an adversarial term.
+
+- ``trades``: CE(y, p(x)) + beta KL(p(x) || p(x')), x' the point of the ball where that KL is largest
+  (Zhang et al. 2019);
+- ``pgd-at``: CE(y, p(x')), x' by PGD on the cross-entropy (Madry et al. 2018);
+- ``fast-at``: the same with one step of 1.25 eps from a random start (Wong et al. 2020).
+
+The KL and attention terms to the teacher stay, on the clean images.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rnascl_cli.artifacts.documents import AdvFinetuneDocument, DerivedDocument, Paradigm, Provenance, TrainDocument
+from rnascl_cli.artifacts.store import read_document, sha256_file, write_document
+from rnascl_cli.attacks.gradient import Linf, LossB, cross_entropy, projected_gradient
+from rnascl_cli.data import ImageSet, augmentation, load_data
+from rnascl_cli.distill import objectives
+from rnascl_cli.distill.objectives import add_up, trades_kl
+from rnascl_cli.engine.compute import Compute, resolve_compute
+from rnascl_cli.engine.evaluate import accuracy
+from rnascl_cli.engine.fit import Plan, ScheduledOptimiser, Stateful, fit
+from rnascl_cli.engine.modes import evaluating, frozen
+from rnascl_cli.engine.optimise import build_optimiser
+from rnascl_cli.engine.provenance import make_provenance
+from rnascl_cli.engine.run_directory import STUDENT, RunDirectory
+from rnascl_cli.errors import UserError
+from rnascl_cli.models.files import load_student, save_student
+from rnascl_cli.recipes import AdvFinetuneSettings, PerturbationSettings, Recipe
+from rnascl_cli.stages.apprentice import Apprentice, apprenticeship, paradigm_teacher
+from rnascl_cli.stages.train import check_data_fits, holdout_accuracy
+
+TRADES_START_STD = 0.001  # of the Gaussian from which TRADES starts, as its authors do: the KL's gradient at x is 0
+FAST_STEP = 1.25  # times eps: the step of FGSM-RS that its authors recommend
+
+
+def source_run(source: Path) -> tuple[TrainDocument | AdvFinetuneDocument, DerivedDocument]:
+    """Read the documents of the run that is to be fine-tuned.
+
+    Raises:
+        UserError: It is no run directory of ``train`` or ``adv-finetune``, or lacks an artifact.
+    """
+    if not source.is_dir():
+        raise UserError(f"{source}: not a run directory; name one of 'rnascl train'")
+    for name in (STUDENT, "derived.json"):
+        if not (source / name).is_file():
+            raise UserError(f"{source}: holds no {name}; name a run directory of 'rnascl train'")
+    derived = read_document(source / "derived.json", DerivedDocument)
+    document: TrainDocument | AdvFinetuneDocument
+    if (source / "adv-finetune.json").is_file():
+        document = read_document(source / "adv-finetune.json", AdvFinetuneDocument)
+    elif (source / "train.json").is_file():
+        document = read_document(source / "train.json", TrainDocument)
+    else:
+        raise UserError(f"{source}: holds no train.json; was its training interrupted? go on with --resume")
+    if sha256_file(source / STUDENT) != document.student_sha256:
+        raise UserError(f"{source / STUDENT}: is not the file that {document.kind}.json was written with; train again")
+    return document, derived
+
+
+def adv_finetune(source: Path, recipe: Recipe, run: RunDirectory) -> AdvFinetuneDocument:
+    """Fine-tune a trained student adversarially.
+
+    Writes ``adv-finetune.json``, ``student.safetensors`` and ``metrics.jsonl``. The weights are those of the
+    last epoch; the test images are looked at once, after that.
+
+    Args:
+        source: A run directory of ``train`` or ``adv-finetune``.
+        recipe: All settings.
+        run: The run directory, claimed but not yet made.
+
+    Raises:
+        UserError: The run, data or teacher are unusable or do not fit together.
+        RunError: The loss became NaN or infinite.
+    """
+    settings = recipe.adv_finetune
+    before, derived = source_run(source)
+    paradigm: Paradigm = settings.paradigm or before.paradigm
+    compute = resolve_compute(recipe.device, recipe.precision)
+    student, architecture = load_student(source / STUDENT)
+    data = load_data(recipe.data, seed=recipe.seed)
+    check_data_fits(architecture, data)
+    teacher = paradigm_teacher(recipe.teacher, paradigm, derived, data=data, attention=settings.attention)
+    inputs = {STUDENT: before.student_sha256, f"{before.kind}.json": sha256_file(source / f"{before.kind}.json")}
+
+    run.create()
+    write_document(run.path / "derived.json", derived)
+    with apprenticeship(
+        student,
+        teacher,
+        derived,
+        paradigm=paradigm,
+        attention=settings.attention,
+        kl=settings.kl,
+        compute=compute,
+    ) as apprentice:
+        task = AdvFinetuneTask(settings, apprentice, holdout=data.holdout, compute=compute)
+        plan = Plan(
+            stage="adv-finetune",
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            seed=recipe.seed,
+            images=data.train,
+            augment=augmentation(recipe.data, data.input_size),
+            compute=compute,
+            run=run,
+            identity={
+                "settings": settings.model_dump(mode="json"),
+                "student": before.student_sha256,
+                "paradigm": paradigm,
+                "data": data.fingerprint,
+                "teacher": teacher.reference.sha256 if teacher else None,
+                "seed": recipe.seed,
+            },
+        )
+        history = fit(task, plan)
+
+    provenance: Provenance = make_provenance(
+        recipe,
+        device=compute.device_name,
+        precision=compute.precision,
+        data=data.reference(),
+        teacher=teacher.reference if teacher else None,
+        inputs=inputs,
+    )
+    document = AdvFinetuneDocument(
+        provenance=provenance,
+        method=settings.method,
+        paradigm=paradigm,
+        architecture=architecture,
+        student_sha256=save_student(run.path / STUDENT, student, architecture),
+        clean_accuracy=accuracy(student, data.test, compute=compute),
+        epochs=settings.epochs,
+        seconds=sum(entry["seconds"] for entry in history),
+        history=history,
+    )
+    write_document(run.path / "adv-finetune.json", document)
+    return document
+
+
+class AdvFinetuneTask:
+    """One step of adversarial fine-tuning."""
+
+    def __init__(
+        self, settings: AdvFinetuneSettings, apprentice: Apprentice, *, holdout: ImageSet, compute: Compute
+    ) -> None:
+        self._settings, self._apprentice, self._compute = settings, apprentice, compute
+        self._holdout = holdout.to(compute.device)
+        optimiser = build_optimiser(apprentice.student.parameters(), settings.optimiser)
+        self.optimisers = [ScheduledOptimiser(optimiser, settings.schedule, settings.optimiser.lr)]
+        self.state: dict[str, Stateful] = {"student": apprentice.student, "optimiser": optimiser}
+        self._noise = torch.Generator()
+
+    def start_epoch(self, epoch: int, noise: torch.Generator) -> None:
+        """Draw this epoch's starting points from ``noise``."""
+        self._noise = noise
+
+    def step(self, x_BCHW: Tensor, y_B: Tensor) -> dict[str, Tensor]:
+        """Perturb the batch, then take one step of SGD."""
+        apprentice, optimiser = self._apprentice, self.optimisers[0].optimiser
+        adversarial_BCHW = self._perturb(x_BCHW, y_B)
+        apprentice.student.train()
+        # The clean answer first: its maps must be taken before the perturbed images run through the taps.
+        clean = apprentice.answer(x_BCHW)
+        perturbed = apprentice.answer(adversarial_BCHW)
+        terms = {**self._robust_terms(clean.logits_BK, perturbed.logits_BK, y_B)}
+        terms |= apprentice.teacher_terms(x_BCHW, clean)
+        loss = add_up(terms, {"adversarial": self._adversarial_weight, **apprentice.weights})
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        named = {
+            "loss": loss,
+            **terms,
+            "train_accuracy": (clean.logits_BK.argmax(dim=1) == y_B).float().mean(),
+            "train_robust_accuracy": (perturbed.logits_BK.argmax(dim=1) == y_B).float().mean(),
+        }
+        return {name: value.detach() for name, value in named.items()}
+
+    @property
+    def _adversarial_weight(self) -> float:
+        return self._settings.beta if self._settings.method == "trades" else 1.0
+
+    def _robust_terms(self, clean_BK: Tensor, perturbed_BK: Tensor, y_B: Tensor) -> dict[str, Tensor]:
+        if self._settings.method == "trades":
+            return {"ce": objectives.cross_entropy(clean_BK, y_B), "adversarial": trades_kl(clean_BK, perturbed_BK)}
+        return {"adversarial": objectives.cross_entropy(perturbed_BK, y_B)}
+
+    def _perturb(self, x_BCHW: Tensor, y_B: Tensor) -> Tensor:
+        student = self._apprentice.student
+        # Eval mode, as TRADES's authors do: the point looked for is one of the network that will be attacked.
+        with evaluating(student), frozen(student.parameters()):
+            return perturb(student, x_BCHW, y_B, self._settings, noise=self._noise)
+
+    def end_epoch(self) -> dict[str, Any]:
+        """Measure clean accuracy on the held-out images."""
+        return holdout_accuracy(self._apprentice, self._holdout, self._compute)
+
+
+def perturb(
+    student: torch.nn.Module,
+    x_BCHW: Tensor,
+    y_B: Tensor,
+    settings: AdvFinetuneSettings,
+    *,
+    noise: torch.Generator,
+) -> Tensor:
+    """Return the perturbed images that the method trains on, inside the L-inf ball and [0, 1]."""
+    perturbation: PerturbationSettings = settings.perturbation
+    ball = Linf(perturbation.eps)
+    step_size, steps = perturbation.step_size, perturbation.steps
+    loss: LossB
+    if settings.method == "trades":
+        with torch.no_grad():
+            log_p_BK = F.log_softmax(student(x_BCHW).float(), dim=1)
+        start = TRADES_START_STD * torch.randn(x_BCHW.shape, generator=noise).to(x_BCHW)
+
+        def loss(logits_BK: Tensor) -> Tensor:
+            log_adversarial = F.log_softmax(logits_BK.float(), dim=1)
+            return F.kl_div(log_adversarial, log_p_BK, reduction="none", log_target=True).sum(dim=1)
+    else:
+        loss = cross_entropy(y_B)
+        start = ball.noise(x_BCHW, noise)
+        if settings.method == "fast-at":
+            step_size, steps = FAST_STEP * perturbation.eps, 1
+    return projected_gradient(
+        student, x_BCHW, loss=loss, ball=ball, step_size=step_size, steps=steps, start_BCHW=x_BCHW + start
+    )

@@ -1,0 +1,159 @@
+"""The student in training: eq. (3), shared by ``train`` and ``adv-finetune``.
+
+    L = CE(y, p) + KL(p, q) + gamma_t L_attn        (one-hot g: each student layer has one tutor)
+
+Shape suffixes: B images, K classes, S student layers, P map pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rnascl_cli.artifacts.documents import DerivedDocument, Paradigm, TutorMap
+from rnascl_cli.data import Data
+from rnascl_cli.distill.attention import tutor_distances, tutored_attention_loss, unit_maps
+from rnascl_cli.distill.objectives import kl_divergence
+from rnascl_cli.engine.compute import Compute
+from rnascl_cli.errors import UserError
+from rnascl_cli.models.checkpoints import Teacher
+from rnascl_cli.models.student import Student
+from rnascl_cli.models.taps import MapRecorder, recording_maps, tappable_layers
+from rnascl_cli.recipes import AttentionSettings, KLSettings
+from rnascl_cli.stages.teaching import TeacherOnDuty, on_duty, require_teacher, uses_kl, uses_tutors
+
+
+class Answer(NamedTuple):
+    """A student's answer to a batch: logits (B, K), and unit maps (B, S, P) or None."""
+
+    logits_BK: Tensor
+    maps_BSP: Tensor | None
+
+
+class Apprentice:
+    """A student, its teacher on duty, and the terms of eq. (3) that come from the teacher.
+
+    Made by :func:`apprenticeship`.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        *,
+        teacher: TeacherOnDuty | None,
+        recorder: MapRecorder | None,
+        tutors: TutorMap | None,
+        paradigm: Paradigm,
+        attention: AttentionSettings,
+        kl: KLSettings,
+        compute: Compute,
+    ) -> None:
+        self.student = student
+        self._teacher, self._recorder = teacher, recorder
+        self._paradigm, self._attention, self._kl, self._compute = paradigm, attention, kl, compute
+        self._teacher_layers = len(tutors.teacher_layers) if tutors is not None else 0
+        # The teacher's maps come in the order of the distinct tutors; each student layer picks its own.
+        seats = {} if tutors is None else {layer: seat for seat, layer in enumerate(distinct_tutors(tutors))}
+        picks = [] if tutors is None else [seats[tutors.teacher_layers[index]] for index in tutors.tutor]
+        self._picks_S = torch.tensor(picks, dtype=torch.int64, device=compute.device)
+        self.weights = {"kl": kl.weight, "attention": attention.gamma}
+
+    def answer(self, x_BCHW: Tensor) -> Answer:
+        """Run the student on images in [0, 1]."""
+        with self._compute.student_autocast():
+            logits_BK = self.student(x_BCHW)
+        maps = None if self._recorder is None else unit_maps(self._recorder.take(), over=self._attention.norm)
+        return Answer(logits_BK.float(), maps)
+
+    def teacher_terms(self, x_BCHW: Tensor, answer: Answer) -> dict[str, Tensor]:
+        """Return the KL and attention terms that the paradigm has, for the student's answer to ``x``."""
+        if self._teacher is None:
+            return {}
+        lesson = self._teacher.look(x_BCHW)
+        terms = {}
+        if uses_kl(self._paradigm):
+            terms["kl"] = kl_divergence(
+                answer.logits_BK,
+                lesson.logits_BK,
+                direction=self._kl.direction,
+                temperature=self._kl.temperature,
+            )
+        if answer.maps_BSP is not None and lesson.maps_BTP is not None:
+            distances_S = tutor_distances(answer.maps_BSP, lesson.maps_BTP[:, self._picks_S])
+            terms["attention"] = tutored_attention_loss(distances_S, teacher_layers=self._teacher_layers)
+        return terms
+
+
+def distinct_tutors(tutors: TutorMap) -> list[str]:
+    """Return the names of the teacher layers that some student layer chose, in the teacher's order."""
+    return [tutors.teacher_layers[index] for index in sorted(set(tutors.tutor))]
+
+
+def paradigm_teacher(
+    source: str | None, paradigm: Paradigm, derived: DerivedDocument, *, data: Data, attention: AttentionSettings
+) -> Teacher | None:
+    """Read the teacher a student is to learn from, and check it against the tutor map.
+
+    Raises:
+        UserError: It is not the teacher of the tutor map, has other layers, or the document has no tutor map
+            although the paradigm needs one.
+    """
+    teacher = require_teacher(source, paradigm, num_classes=data.num_classes)
+    if not uses_tutors(paradigm) or teacher is None:
+        return teacher
+    tutors = derived.tutors
+    if tutors is None:
+        raise UserError(
+            f"paradigm '{paradigm}' needs a tutor map, and this network was searched as '{derived.paradigm}'; "
+            "search with --paradigm rnas-cl or icc, or train with --paradigm kl or standard"
+        )
+    if teacher.reference.sha256 != tutors.teacher.sha256:
+        raise UserError(
+            f"--teacher {source}: sha256 {teacher.reference.sha256[:12]}... is not that of the tutor map's teacher "
+            f"({tutors.teacher.sha256[:12]}..., {tutors.teacher.architecture}); give the teacher of the search"
+        )
+    if list(tappable_layers(teacher.module, attention.tap)) != tutors.teacher_layers:
+        raise UserError(
+            f"--teacher {source}: its {attention.tap} layers are not those of the tutor map; "
+            "set attention.tap as in the search"
+        )
+    return teacher
+
+
+@contextlib.contextmanager
+def apprenticeship(
+    student: Student,
+    teacher: Teacher | None,
+    derived: DerivedDocument,
+    *,
+    paradigm: Paradigm,
+    attention: AttentionSettings,
+    kl: KLSettings,
+    compute: Compute,
+) -> Iterator[Apprentice]:
+    """Move the student to the device and tap it and its teacher while the context is open."""
+    tutors = derived.tutors if uses_tutors(paradigm) else None
+    student.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with contextlib.ExitStack() as stack:
+        teacher_on_duty = recorder = None
+        if teacher is not None:
+            layers = distinct_tutors(tutors) if tutors is not None else []
+            teacher_on_duty = stack.enter_context(on_duty(teacher, attention=attention, compute=compute, layers=layers))
+        if tutors is not None:
+            recorder = stack.enter_context(
+                recording_maps(student, side=attention.map_size, tap=attention.tap, layers=tutors.student_layers)
+            )
+        yield Apprentice(
+            student,
+            teacher=teacher_on_duty,
+            recorder=recorder,
+            tutors=tutors,
+            paradigm=paradigm,
+            attention=attention,
+            kl=kl,
+            compute=compute,
+        )

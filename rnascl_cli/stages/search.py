@@ -1,0 +1,280 @@
+"""The search phase (section 3.4): one supernet learns its weights, its widths and its tutors.
+
+Each batch is split. On 80 % of it the weights take a step, on the other 20 %, with freshly sampled choices,
+the Gumbel parameters do; neither step touches the other's numbers. Both descend eq. (2):
+
+    L = (CE(y, p) + KL(p, q) + gamma_s L_attn) * n_f
+
+Shape suffixes: B images, b images of one part of the batch, S student layers, T teacher layers, P map pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rnascl_cli.artifacts.documents import SearchDocument
+from rnascl_cli.artifacts.store import write_document
+from rnascl_cli.data import Data, ImageSet, augmentation, load_data
+from rnascl_cli.distill.attention import attention_loss, pairwise_distances, unit_maps
+from rnascl_cli.distill.choices import Choices, Sample
+from rnascl_cli.distill.expected_cost import ExpectedCost
+from rnascl_cli.distill.gumbel import mean_entropy, temperature_at
+from rnascl_cli.distill.objectives import add_up, cross_entropy, kl_divergence
+from rnascl_cli.engine.compute import Compute, resolve_compute
+from rnascl_cli.engine.evaluate import accuracy
+from rnascl_cli.engine.fit import Plan, ScheduledOptimiser, Stateful, fit
+from rnascl_cli.engine.modes import fixed_statistics, frozen
+from rnascl_cli.engine.optimise import build_optimiser
+from rnascl_cli.engine.provenance import make_provenance
+from rnascl_cli.engine.run_directory import RunDirectory
+from rnascl_cli.models.supernet import Supernet
+from rnascl_cli.models.taps import MapRecorder, recording_maps, tappable_layers
+from rnascl_cli.recipes import Recipe, SearchSettings
+from rnascl_cli.spaces import space_named
+from rnascl_cli.stages.teaching import Lesson, TeacherOnDuty, on_duty, require_teacher, uses_kl, uses_tutors
+
+
+def search(recipe: Recipe, run: RunDirectory) -> SearchDocument:
+    """Search widths and tutors and write ``search.json``, ``metrics.jsonl`` and a checkpoint.
+
+    Args:
+        recipe: All settings.
+        run: The run directory, claimed but not yet made: nothing is written before data and teacher are read.
+
+    Raises:
+        UserError: Unknown space, unusable data or teacher.
+        RunError: The loss became NaN or infinite.
+    """
+    settings = recipe.search
+    space = space_named(recipe.space)
+    compute = resolve_compute(recipe.device, recipe.precision)
+    data = load_data(recipe.data, seed=recipe.seed)
+    teacher = require_teacher(recipe.teacher, settings.paradigm, num_classes=data.num_classes)
+
+    torch.manual_seed(recipe.seed)
+    supernet = Supernet(space, num_classes=data.num_classes, mean=data.mean, std=data.std)
+    tap = settings.attention.tap
+    tutoring = uses_tutors(settings.paradigm) and teacher is not None
+    student_layers = list(tappable_layers(supernet, tap))
+    teacher_layers = list(tappable_layers(teacher.module, tap)) if tutoring and teacher is not None else []
+    choices = Choices(
+        space.block_choices,
+        student_layers=len(student_layers) if tutoring else 0,
+        teacher_layers=len(teacher_layers),
+    )
+    run.create()
+    with contextlib.ExitStack() as stack:
+        on_duty_teacher = None
+        if teacher is not None:
+            on_duty_teacher = stack.enter_context(
+                on_duty(teacher, attention=settings.attention, compute=compute, layers=teacher_layers)
+            )
+        recorder = None
+        if tutoring:
+            recorder = stack.enter_context(recording_maps(supernet, side=settings.attention.map_size, tap=tap))
+        task = SearchTask(
+            settings, supernet, choices, data=data, teacher=on_duty_teacher, recorder=recorder, compute=compute
+        )
+        history = fit(task, _plan(recipe, data, compute, run, teacher.reference.sha256 if teacher else None))
+
+    document = SearchDocument(
+        provenance=make_provenance(
+            recipe,
+            device=compute.device_name,
+            precision=compute.precision,
+            data=data.reference(),
+            teacher=teacher.reference if teacher else None,
+        ),
+        space=space.name,
+        paradigm=settings.paradigm,
+        num_classes=data.num_classes,
+        input_size=data.input_size,
+        width_choices=[list(block) for block in space.block_choices],
+        width_logits=[logits.tolist() for logits in choices.width_logits],
+        student_layers=student_layers,
+        teacher_layers=teacher_layers,
+        tutor_logits=[] if choices.tutor_logits is None else choices.tutor_logits.tolist(),
+        temperature=history[-1]["temperature"],
+        expected_macs=history[-1]["expected_macs"],
+        history=history,
+    )
+    write_document(run.path / "search.json", document)
+    return document
+
+
+def split_batch(batch: int, weight_share: float) -> int:
+    """Return how many of a batch's images are for the weights: its share, at least one left on either side."""
+    return min(max(round(batch * weight_share), 1), batch - 1)
+
+
+class SearchTask:
+    """One search step: the teacher once, then the two halves of eq. (2)'s optimisation.
+
+    Args:
+        settings: Of the search.
+        supernet: On any device; moved.
+        choices: The Gumbel parameters.
+        data: For classes, image size and the held-out images.
+        teacher: With its layers tapped; None for the standard paradigm.
+        recorder: Of the supernet's maps; None where there are no tutors.
+        compute: Device and precision.
+    """
+
+    def __init__(
+        self,
+        settings: SearchSettings,
+        supernet: Supernet,
+        choices: Choices,
+        *,
+        data: Data,
+        teacher: TeacherOnDuty | None,
+        recorder: MapRecorder | None,
+        compute: Compute,
+    ) -> None:
+        self._settings, self._compute = settings, compute
+        self._supernet = supernet.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._choices = choices.to(compute.device)
+        self._teacher, self._recorder = teacher, recorder
+        self._holdout: ImageSet = data.holdout.to(compute.device)
+        sizes = {"num_classes": data.num_classes, "input_size": data.input_size}
+        self._cost = ExpectedCost(supernet.space, **sizes, measure=settings.cost.measure).to(compute.device)
+        self._macs = ExpectedCost(supernet.space, **sizes, measure="macs").to(compute.device)
+        weights = build_optimiser(self._supernet.parameters(), settings.optimiser)
+        gumbel = build_optimiser(self._choices.parameters(), settings.gumbel_optimiser)
+        self.optimisers = [
+            ScheduledOptimiser(weights, settings.schedule, settings.optimiser.lr),
+            ScheduledOptimiser(gumbel, settings.schedule, settings.gumbel_optimiser.lr),
+        ]
+        self.state: dict[str, Stateful] = {
+            "supernet": self._supernet,
+            "choices": self._choices,
+            "weights_optimiser": weights,
+            "gumbel_optimiser": gumbel,
+        }
+        self._temperature = settings.gumbel.temperature
+        self._noise = torch.Generator()
+
+    def start_epoch(self, epoch: int, noise: torch.Generator) -> None:
+        """Lower the temperature: tau = 5.0 e^(-0.045 epoch)."""
+        gumbel = self._settings.gumbel
+        self._noise = noise
+        self._temperature = temperature_at(
+            epoch,
+            epochs=self._settings.epochs,
+            start=gumbel.temperature,
+            decay=gumbel.decay,
+            decay_epochs=gumbel.decay_epochs,
+        )
+
+    def step(self, x_BCHW: Tensor, y_B: Tensor) -> dict[str, Tensor]:
+        """Teacher once; weights on the first part of the batch, Gumbel parameters on the rest."""
+        lesson = None if self._teacher is None else self._teacher.look(x_BCHW)
+        if len(y_B) == 1:  # an epoch's last batch may hold one image: nothing to split
+            metrics, _ = self._weight_step(x_BCHW, y_B, lesson)
+            return metrics
+        cut = split_batch(len(y_B), self._settings.weight_share)
+        first, second = slice(None, cut), slice(cut, None)
+        metrics, _ = self._weight_step(x_BCHW[first], y_B[first], lesson.part(first) if lesson else None)
+        gumbel_loss = self._gumbel_step(x_BCHW[second], y_B[second], lesson.part(second) if lesson else None)
+        return {**metrics, "gumbel_loss": gumbel_loss}
+
+    def _weight_step(self, x_bCHW: Tensor, y_b: Tensor, lesson: Lesson | None) -> tuple[dict[str, Tensor], Tensor]:
+        self._supernet.train()
+        optimiser = self.optimisers[0].optimiser
+        with frozen(self._choices.parameters()):
+            loss, metrics = self._objective(x_bCHW, y_b, lesson, self._sample())
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+        return metrics, loss.detach()
+
+    def _gumbel_step(self, x_bCHW: Tensor, y_b: Tensor, lesson: Lesson | None) -> Tensor:
+        optimiser = self.optimisers[1].optimiser
+        # Batch statistics as in the weight step, but neither weights nor running statistics move.
+        with frozen(self._supernet.parameters()), fixed_statistics(self._supernet):
+            loss, _ = self._objective(x_bCHW, y_b, lesson, self._sample())
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+        return loss.detach()
+
+    def _sample(self) -> Sample:
+        return self._choices.sample(
+            temperature=self._temperature, generator=self._noise, noise=self._settings.gumbel.noise
+        )
+
+    def _objective(
+        self, x_bCHW: Tensor, y_b: Tensor, lesson: Lesson | None, sample: Sample
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return eq. (2) and its terms."""
+        settings = self._settings
+        with self._compute.student_autocast():
+            logits_bK = self._supernet(x_bCHW, sample.widths)
+        terms = {"ce": cross_entropy(logits_bK, y_b)}
+        if lesson is not None and uses_kl(settings.paradigm):
+            terms["kl"] = kl_divergence(
+                logits_bK, lesson.logits_BK, direction=settings.kl.direction, temperature=settings.kl.temperature
+            )
+        if self._recorder is not None and lesson is not None and lesson.maps_BTP is not None:
+            assert sample.tutors is not None
+            student_bSP = unit_maps(self._recorder.take(), over=settings.attention.norm)
+            terms["attention"] = attention_loss(sample.tutors, pairwise_distances(student_bSP, lesson.maps_BTP))
+        n_f = self._cost.relative(sample.widths, exponent=settings.cost.exponent)
+        loss = add_up(terms, {"kl": settings.kl.weight, "attention": settings.attention.gamma}) * n_f
+        right = (logits_bK.argmax(dim=1) == y_b).float().mean()
+        named = {"loss": loss, **terms, "n_f": n_f, "train_accuracy": right}
+        return loss, {name: value.detach() for name, value in named.items()}
+
+    @torch.no_grad()
+    def end_epoch(self) -> dict[str, Any]:
+        """Measure how far the choices have hardened, and the mixture's accuracy on the held-out images."""
+        likely = self._choices.expected(temperature=self._temperature)
+        entry: dict[str, Any] = {
+            "temperature": self._temperature,
+            "expected_macs": float(self._macs(likely.widths)),
+            "width_entropy": mean_entropy(likely.widths),
+        }
+        if likely.tutors is not None:
+            entry["tutor_entropy"] = mean_entropy([likely.tutors])
+        if len(self._holdout):
+            view = _Mixture(self._supernet, likely.widths)
+            entry["holdout_accuracy"] = accuracy(view, self._holdout, compute=self._compute)
+        return entry
+
+
+class _Mixture(nn.Module):
+    """The supernet under fixed width weights, as a plain model."""
+
+    def __init__(self, supernet: Supernet, widths: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.supernet, self.widths = supernet, list(widths)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        logits: Tensor = self.supernet(x_BCHW, self.widths)
+        return logits
+
+
+def _plan(recipe: Recipe, data: Data, compute: Compute, run: RunDirectory, teacher_sha256: str | None) -> Plan:
+    settings = recipe.search
+    return Plan(
+        stage="search",
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        seed=recipe.seed,
+        images=data.train,
+        augment=augmentation(recipe.data, data.input_size),
+        compute=compute,
+        run=run,
+        identity={
+            "space": recipe.space,
+            "settings": settings.model_dump(mode="json"),
+            "data": data.fingerprint,
+            "teacher": teacher_sha256,
+            "seed": recipe.seed,
+        },
+    )

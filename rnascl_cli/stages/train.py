@@ -1,0 +1,159 @@
+"""The training phase (section 3.4): the derived network from scratch, by eq. (3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rnascl_cli.artifacts.documents import Architecture, DerivedDocument, TrainDocument
+from rnascl_cli.artifacts.store import sha256_file, write_document
+from rnascl_cli.data import Data, ImageSet, augmentation, load_data
+from rnascl_cli.distill.objectives import add_up, cross_entropy
+from rnascl_cli.engine.compute import Compute, resolve_compute
+from rnascl_cli.engine.evaluate import accuracy
+from rnascl_cli.engine.fit import Plan, ScheduledOptimiser, Stateful, fit
+from rnascl_cli.engine.optimise import build_optimiser
+from rnascl_cli.engine.provenance import make_provenance
+from rnascl_cli.engine.run_directory import STUDENT, RunDirectory
+from rnascl_cli.errors import UserError
+from rnascl_cli.models.files import build_student, checked_architecture, save_student
+from rnascl_cli.recipes import Recipe, TrainSettings
+from rnascl_cli.stages.apprentice import Apprentice, apprenticeship, paradigm_teacher
+
+
+def train(derived: DerivedDocument, recipe: Recipe, run: RunDirectory) -> TrainDocument:
+    """Train a derived network and write ``derived.json``, ``train.json``, ``student.safetensors``, ``metrics.jsonl``.
+
+    The weights are those of the last epoch: nothing is chosen by an accuracy. The test images are looked at
+    once, after that.
+
+    Args:
+        derived: The architecture and tutor map.
+        recipe: All settings.
+        run: The run directory, claimed but not yet made.
+
+    Raises:
+        UserError: Data or teacher are unusable, or do not fit the document.
+        RunError: The loss became NaN or infinite.
+    """
+    settings = recipe.train
+    paradigm = settings.paradigm or derived.paradigm
+    architecture = checked_architecture(derived.architecture, where="derived document")
+    compute = resolve_compute(recipe.device, recipe.precision)
+    data = load_data(recipe.data, seed=recipe.seed)
+    check_data_fits(architecture, data)
+    teacher = paradigm_teacher(recipe.teacher, paradigm, derived, data=data, attention=settings.attention)
+
+    torch.manual_seed(recipe.seed)
+    student = build_student(architecture, mean=data.mean, std=data.std)
+    run.create()
+    write_document(run.path / "derived.json", derived)
+    with apprenticeship(
+        student,
+        teacher,
+        derived,
+        paradigm=paradigm,
+        attention=settings.attention,
+        kl=settings.kl,
+        compute=compute,
+    ) as apprentice:
+        task = TrainTask(settings, apprentice, holdout=data.holdout, compute=compute)
+        plan = Plan(
+            stage="train",
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            seed=recipe.seed,
+            images=data.train,
+            augment=augmentation(recipe.data, data.input_size),
+            compute=compute,
+            run=run,
+            identity={
+                "settings": settings.model_dump(mode="json"),
+                "architecture": architecture.model_dump(),
+                "tutors": derived.tutors.tutor if derived.tutors else None,
+                "paradigm": paradigm,
+                "data": data.fingerprint,
+                "teacher": teacher.reference.sha256 if teacher else None,
+                "seed": recipe.seed,
+            },
+        )
+        history = fit(task, plan)
+
+    sha256 = save_student(run.path / STUDENT, student, architecture)
+    document = TrainDocument(
+        provenance=make_provenance(
+            recipe,
+            device=compute.device_name,
+            precision=compute.precision,
+            data=data.reference(),
+            teacher=teacher.reference if teacher else None,
+            inputs={"derived.json": sha256_file(run.path / "derived.json"), **derived.provenance.inputs},
+        ),
+        paradigm=paradigm,
+        architecture=architecture,
+        student_sha256=sha256,
+        clean_accuracy=accuracy(student, data.test, compute=compute),
+        epochs=settings.epochs,
+        seconds=sum(entry["seconds"] for entry in history),
+        history=history,
+    )
+    write_document(run.path / "train.json", document)
+    return document
+
+
+def check_data_fits(architecture: Architecture, data: Data) -> None:
+    """Refuse data with other classes or another image size than the architecture was derived for.
+
+    Raises:
+        UserError: They differ.
+    """
+    if data.num_classes != architecture.num_classes:
+        raise UserError(
+            f"--data {data.spec}: has {data.num_classes} classes, the network {architecture.num_classes}; "
+            "give the data of the search"
+        )
+    if data.input_size != architecture.input_size:
+        raise UserError(
+            f"--data {data.spec}: images are {data.input_size} pixels wide, the network's {architecture.input_size}; "
+            "give the data of the search"
+        )
+
+
+class TrainTask:
+    """One training step: eq. (3) on a batch."""
+
+    def __init__(self, settings: TrainSettings, apprentice: Apprentice, *, holdout: ImageSet, compute: Compute) -> None:
+        self._apprentice, self._compute = apprentice, compute
+        self._holdout = holdout.to(compute.device)
+        optimiser = build_optimiser(apprentice.student.parameters(), settings.optimiser)
+        self.optimisers = [ScheduledOptimiser(optimiser, settings.schedule, settings.optimiser.lr)]
+        self.state: dict[str, Stateful] = {"student": apprentice.student, "optimiser": optimiser}
+
+    def start_epoch(self, epoch: int, noise: torch.Generator) -> None:
+        """Nothing changes with the epoch."""
+
+    def step(self, x_BCHW: Tensor, y_B: Tensor) -> dict[str, Tensor]:
+        """Take one step of SGD."""
+        apprentice, optimiser = self._apprentice, self.optimisers[0].optimiser
+        apprentice.student.train()
+        answer = apprentice.answer(x_BCHW)
+        terms = {"ce": cross_entropy(answer.logits_BK, y_B), **apprentice.teacher_terms(x_BCHW, answer)}
+        loss = add_up(terms, apprentice.weights)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        right = (answer.logits_BK.argmax(dim=1) == y_B).float().mean()
+        return {name: value.detach() for name, value in {"loss": loss, **terms, "train_accuracy": right}.items()}
+
+    def end_epoch(self) -> dict[str, Any]:
+        """Measure clean accuracy on the held-out images."""
+        return holdout_accuracy(self._apprentice, self._holdout, self._compute)
+
+
+def holdout_accuracy(apprentice: Apprentice, holdout: ImageSet, compute: Compute) -> dict[str, Any]:
+    """Return the student's clean accuracy on the held-out images as a metrics entry; empty without any."""
+    if not len(holdout):
+        return {}
+    return {"holdout_accuracy": accuracy(apprentice.student, holdout, compute=compute)}
