@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from rnascl_cli.artifacts.documents import Paradigm, Protocol
 from rnascl_cli.errors import UserError, nearest
@@ -37,8 +37,9 @@ class DataSettings(Settings):
     holdout: float = Field(
         default=0.02, ge=0.0, le=0.5, description="share of the training images kept for choosing, never trained on"
     )
-    augment: Literal["auto", "crop-flip", "resized-crop-flip", "none"] = Field(
-        default="auto", description="auto: pad-4 crop and flip up to 64 pixels, RandomResizedCrop and flip above"
+    augment: Literal["auto", "crop", "crop-flip", "resized-crop-flip", "none"] = Field(
+        default="auto",
+        description="auto: pad-4 crop and flip up to 64 pixels (digits: no flip), RandomResizedCrop and flip above",
     )
 
 
@@ -117,10 +118,11 @@ class KLSettings(Settings):
 
 
 class CostSettings(Settings):
-    """n_f of eq. (2): the supernet's expected cost over that of its widest path, to a power."""
+    """n_f of eq. (2): scale * (the supernet's expected cost over that of its widest path)^exponent."""
 
     measure: Literal["macs", "params"] = "macs"
     exponent: float = Field(default=1.0, ge=0.0)
+    scale: float = Field(default=1.0, gt=0.0)
 
 
 class SearchSettings(Settings):
@@ -181,14 +183,27 @@ class AdvFinetuneSettings(Settings):
     kl: KLSettings = KLSettings()
 
 
-class AttackSettings(Settings):
-    """The evaluation attacks (section 4.1, A.4), L-inf."""
+def _words(value: Any) -> Any:
+    """Split comma-separated text, so that ``--set attack.eps=2/255,8/255`` reads like ``--eps``."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return (str(value),) if isinstance(value, int | float) else value
 
-    attacks: tuple[str, ...] = ("fgsm", "mi-fgsm", "pgd20", "cw", "aa")
-    eps: tuple[str, ...] = Field(default=("8/255",), description="as fractions; units by protocol")
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+
+
+class AttackSettings(Settings):
+    """The evaluation attacks (section 4.1, A.4)."""
+
+    attacks: Words = ("fgsm", "mi-fgsm", "pgd20", "cw", "aa")
+    eps: Words = Field(default=("8/255",), description="as fractions; units by protocol")
+    norm: Literal["Linf", "L2"] = "Linf"
     protocol: Protocol = "pixel"
-    step_size: PixelSize = Field(default=2 / 255, description="of PGD and CW")
-    restarts: int = Field(default=1, ge=1)
+    step_size: PixelSize | None = Field(
+        default=None, description="of PGD and CW; null: a quarter of eps, which is 2/255 at 8/255"
+    )
+    restarts: int = Field(default=1, ge=1, description="random starts of PGD and CW")
     mi_steps: int = Field(default=10, ge=1)
     mi_decay: float = Field(default=1.0, ge=0.0)
     cw_steps: int = Field(default=20, ge=1)
@@ -197,6 +212,7 @@ class AttackSettings(Settings):
         default=False, description="paper-code only: clamp normalised values to [0, 1], as the authors' code does"
     )
     batch_size: int = Field(default=250, ge=1)
+    audit_images: int = Field(default=100, ge=1, description="how many of the images --audit works on")
 
 
 class TeacherTrainSettings(Settings):

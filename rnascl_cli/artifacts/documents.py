@@ -180,7 +180,10 @@ class AttackResult(Record):
         default=None, description="95 % Wilson interval, where only a subset of the test set was attacked"
     )
     seconds: float = Field(ge=0.0)
-    images_per_second: float = Field(ge=0.0)
+    images_per_second: float = Field(ge=0.0, description="images attacked over seconds")
+    attacked: int | None = Field(
+        default=None, ge=0, description="images it had to work on: right when clean, not broken at a smaller eps"
+    )
     standard: bool = Field(default=True, description="False where the attack departs from its published setting")
 
 
@@ -190,6 +193,14 @@ class Verdicts(Record):
     attack: str
     eps: str
     broken: list[int] = Field(description="test-set indices, clean mistakes included, ascending")
+
+
+class AuditCheck(Record):
+    """One line of the gradient-masking audit."""
+
+    name: str
+    passed: bool
+    detail: str = Field(description="what was measured, in words")
 
 
 class AttackDocument(Document):
@@ -208,6 +219,7 @@ class AttackDocument(Document):
     results: list[AttackResult]
     verdicts: list[Verdicts]
     warnings: list[str] = Field(description="what the gradient-masking checks noticed; empty when nothing")
+    audit: list[AuditCheck] | None = Field(default=None, description="the card of attack --audit; null without it")
 
 
 AnyDocument = SearchDocument | DerivedDocument | TrainDocument | AdvFinetuneDocument | AttackDocument

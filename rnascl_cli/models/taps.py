@@ -44,7 +44,12 @@ def energy(activation_BCHW: Tensor, channel_mask_C: Tensor | None = None) -> Ten
         activation_BCHW: A layer's output A.
         channel_mask_C: In a supernet, the mask m under which the layer works: the map is that of m * A.
     """
-    squares = activation_BCHW.float().square()
+    if channel_mask_C is None and not activation_BCHW.requires_grad:
+        # One pass over a teacher's activations, accumulated in float32 whatever their precision.
+        norm: Tensor = torch.linalg.vector_norm(activation_BCHW, dim=1, dtype=torch.float32)
+        return norm.square()
+    activation_BCHW = activation_BCHW.float()
+    squares = activation_BCHW * activation_BCHW
     if channel_mask_C is None:
         return squares.sum(dim=1)
     return torch.einsum("bchw,c->bhw", squares, channel_mask_C.float().square())

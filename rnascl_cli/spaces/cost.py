@@ -124,7 +124,8 @@ def block_costs(space: SearchSpace, input_size: int | None = None) -> list[list[
         For each block a table ``[input choice][output choice]``; the first block's input is the stem.
     """
     size = space.input_size if input_size is None else input_size
-    tables, inputs = [], (STEM_CHANNELS,)
+    tables = []
+    inputs: tuple[int, ...] = (STEM_CHANNELS,)
     for choices, place in zip(space.block_choices, block_places(space, size), strict=True):
         tables.append([[block_cost(i, o, place.side_in, place.stride) for o in choices] for i in inputs])
         inputs = choices

@@ -224,7 +224,7 @@ class SearchTask:
             assert sample.tutors is not None
             student_bSP = unit_maps(self._recorder.take(), over=settings.attention.norm)
             terms["attention"] = attention_loss(sample.tutors, pairwise_distances(student_bSP, lesson.maps_BTP))
-        n_f = self._cost.relative(sample.widths, exponent=settings.cost.exponent)
+        n_f = settings.cost.scale * self._cost.relative(sample.widths, exponent=settings.cost.exponent)
         loss = add_up(terms, {"kl": settings.kl.weight, "attention": settings.attention.gamma}) * n_f
         right = (logits_bK.argmax(dim=1) == y_b).float().mean()
         named = {"loss": loss, **terms, "n_f": n_f, "train_accuracy": right}

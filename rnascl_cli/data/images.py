@@ -1,0 +1,91 @@
+"""Sets of images kept as uint8 tensors, and batches of them as floats in [0, 1].
+
+Shape suffixes: N images of a set, B images of a batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rnascl_cli.data.augment import Augment
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images and labels, decoded once.
+
+    Attributes:
+        images_NCHW: Pixels, uint8, RGB.
+        labels_N: Class numbers, int64.
+        index_N: Position of each image in the full split it was taken from, int64, ascending.
+    """
+
+    images_NCHW: Tensor
+    labels_N: Tensor
+    index_N: Tensor
+
+    def __post_init__(self) -> None:
+        assert self.images_NCHW.dtype == torch.uint8
+        assert len(self.images_NCHW) == len(self.labels_N) == len(self.index_N)
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    def to(self, device: torch.device | str) -> ImageSet:
+        """Return the same set with its tensors on ``device``."""
+        return ImageSet(self.images_NCHW.to(device), self.labels_N.to(device), self.index_N.to(device))
+
+    def select(self, rows: Tensor) -> ImageSet:
+        """Return the images at the given rows of this set."""
+        rows = rows.to(self.labels_N.device)
+        return ImageSet(self.images_NCHW[rows], self.labels_N[rows], self.index_N[rows])
+
+
+def batch_count(images: ImageSet, batch_size: int) -> int:
+    """Return how many batches :func:`batches` makes of one pass over the images."""
+    full, rest = divmod(len(images), batch_size)
+    return full + (rest > 1 or (rest == 1 and full == 0))
+
+
+def batches(
+    images: ImageSet, *, batch_size: int, generator: torch.Generator, augment: Augment, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield one shuffled, augmented pass over the images.
+
+    The last batch may be smaller; where it would hold a single image, that image sits this pass out, since
+    batch statistics and the split of a batch need two.
+
+    Args:
+        images: The set; on ``device`` already it saves the copies.
+        batch_size: Images a batch.
+        generator: A CPU generator; order and augmentation are drawn from it, so that the same generator
+            gives the same batches on any device.
+        augment: What is done to each batch, on ``device``.
+        device: Where the batches are wanted.
+
+    Yields:
+        ``x_BCHW`` float32 in [0, 1] and ``y_B`` int64.
+    """
+    order_N = torch.randperm(len(images), generator=generator)
+    for number in range(batch_count(images, batch_size)):
+        rows_B = order_N[number * batch_size : (number + 1) * batch_size]
+        x_BCHW, y_B = _take(images, rows_B, device)
+        yield augment(x_BCHW, generator), y_B
+
+
+def ordered_batches(images: ImageSet, *, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the images in order, every one of them, as they are: ``x_BCHW`` in [0, 1] and ``y_B``."""
+    for start in range(0, len(images), batch_size):
+        yield _take(images, slice(start, start + batch_size), device)
+
+
+def _take(images: ImageSet, rows: Tensor | slice, device: torch.device) -> tuple[Tensor, Tensor]:
+    if isinstance(rows, Tensor):
+        rows = rows.to(images.images_NCHW.device)
+    # Bytes cross to the device, floats are made there.
+    x_BCHW = images.images_NCHW[rows].to(device).float() / 255
+    return x_BCHW, images.labels_N[rows].to(device)

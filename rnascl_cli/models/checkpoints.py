@@ -1,0 +1,244 @@
+"""Teachers on disk: our own files, public checkpoints, and the teacher cache."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rnascl_cli.artifacts.documents import TeacherReference
+from rnascl_cli.artifacts.store import read_weights, sha256_file, write_weights
+from rnascl_cli.cache import cache_dir
+from rnascl_cli.console import warn
+from rnascl_cli.errors import UserError, nearest
+from rnascl_cli.models.normalise import Normalise
+from rnascl_cli.models.teachers import ARCHITECTURES, architecture_named, network_of
+from rnascl_cli.models.teachers.dialects import Constants, Translation, translate, unwrap
+from rnascl_cli.models.teachers.public import IDENTITY, PUBLIC
+
+PICKLED = (".pt", ".pth", ".ckpt", ".tar")
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher ready to teach.
+
+    Attributes:
+        module: In eval mode, without gradients; images in [0, 1] to logits.
+        reference: Which file it came from.
+        num_classes: Number of logits.
+        architecture: As in ``--arch``.
+        header: What the file says of itself: source, training, accuracies measured. Empty for public files.
+    """
+
+    module: nn.Module
+    reference: TeacherReference
+    num_classes: int
+    architecture: str
+    header: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file's network in our names, and the normalisation to put before it."""
+
+    translation: Translation
+    constants: Constants | None
+    header: dict[str, Any]
+
+
+def teachers_dir() -> Path:
+    """Return the teacher cache: ``teachers/`` in the cache folder. It need not exist yet."""
+    return cache_dir() / "teachers"
+
+
+def read_teacher(source: str, *, num_classes: int | None = None) -> Teacher:
+    """Find and read a teacher.
+
+    Args:
+        source: A name in the teacher cache, or a file: one made by ``rnascl teacher``, or a public checkpoint.
+        num_classes: How many classes the teacher must have; None for any.
+
+    Raises:
+        UserError: It is not there (the message says how to get it), damaged, no teacher, or has another
+            number of classes.
+    """
+    path = find_teacher(source)
+    checkpoint = read_checkpoint(path)
+    constants = checkpoint.constants
+    if constants is None:
+        constants = default_constants(checkpoint.translation.architecture)
+        warn(
+            f"teacher {path}: the file holds no normalisation; images go in "
+            f"{'as they are' if constants == IDENTITY else 'with the constants of ImageNet'}. "
+            "If it was trained with another, import it with --mean and --std"
+        )
+    classes = checkpoint.translation.num_classes
+    if num_classes is not None and classes != num_classes:
+        raise UserError(f"teacher {source} has {classes} classes, the data has {num_classes}; choose another of them")
+    reference = TeacherReference(
+        source=source,
+        path=str(path.resolve()),
+        architecture=checkpoint.translation.architecture,
+        sha256=sha256_file(path),
+    )
+    module = assemble(checkpoint.translation, constants)
+    return Teacher(module, reference, classes, checkpoint.translation.architecture, checkpoint.header)
+
+
+def find_teacher(source: str) -> Path:
+    """Return the file that a teacher's name or path means.
+
+    A name is looked up in the teacher cache as ``NAME.safetensors``, then as ``NAME-*.safetensors``.
+
+    Raises:
+        UserError: There is no such file, or a name means several.
+    """
+    path = Path(source).expanduser()
+    if source not in PUBLIC and path.is_file():
+        return path
+    if path.suffix or len(path.parts) != 1:
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise UserError(f"--teacher {source}: {what}; name a teacher file, or one of {', '.join(PUBLIC)}")
+    folder = teachers_dir()
+    if (exact := folder / f"{source}{SUFFIX}").is_file():
+        return exact
+    found = sorted(item for item in cached_teachers() if item.name.startswith(f"{source}-"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(
+            f"--teacher {source}: means several files in {folder} ({', '.join(item.stem for item in found)}); "
+            "name one of them"
+        )
+    if source in PUBLIC:
+        raise UserError(how_to_get(source))
+    known = [*PUBLIC, *(item.stem for item in cached_teachers())]
+    raise UserError(f"--teacher: no file and no cached teacher '{source}'{nearest(source, known)}")
+
+
+def cached_teachers() -> list[Path]:
+    """Return the files of the teacher cache, sorted by name."""
+    return sorted(teachers_dir().glob(f"*{SUFFIX}"))
+
+
+def how_to_get(name: str) -> str:
+    """Say, in one line, how to get one of the public teachers."""
+    public = PUBLIC[name]
+    return (
+        f"--teacher {name}: not in the teacher cache ({teachers_dir()}). Get it by 'rnascl teacher fetch {name}', or "
+        f"download RobustBench's {public.robustbench} (Google Drive id {public.gdrive_id}, {public.url}) and run "
+        f"'rnascl teacher import FILE --arch {public.architecture} --public {name} "
+        f"--out {teachers_dir() / name}{SUFFIX}', or train one: 'rnascl teacher train --arch {public.architecture} "
+        "--data SPEC --out FILE'"
+    )
+
+
+def read_checkpoint(path: Path, *, architecture: str | None = None) -> Checkpoint:
+    """Read a teacher file of ours or a public checkpoint, and bring it to our names.
+
+    Args:
+        path: ``.safetensors``, or ``.pt``, ``.pth``, ``.ckpt`` (read without running any code they may hold).
+        architecture: What it is; None to tell it from the tensors.
+
+    Raises:
+        UserError: It cannot be read, or is no teacher.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if path.suffix.lower() != SUFFIX:
+        translation = translate(
+            unwrap(_load_pickled(path), where=str(path)), architecture=architecture, where=str(path)
+        )
+        return Checkpoint(translation, translation.constants, {})
+    tensors, header, _ = read_weights(path)
+    if header is None:
+        translation = translate(unwrap(tensors, where=str(path)), architecture=architecture, where=str(path))
+        return Checkpoint(translation, translation.constants, {})
+    if header.get("kind") != "teacher":
+        raise UserError(f"{path}: a teacher file is needed; this is a {str(header.get('kind'))[:40]!r}")
+    named = header.get("architecture")
+    if named not in ARCHITECTURES:
+        raise UserError(f"{path}: made for an architecture this rnascl does not know ({str(named)[:40]!r})")
+    if architecture is not None and architecture_named(architecture).name != named:
+        raise UserError(f"--arch {architecture}: {path} is a {named}")
+    translation = translate(tensors, architecture=named, where=str(path))
+    return Checkpoint(translation, _header_constants(header, where=str(path)), header)
+
+
+def assemble(translation: Translation, constants: Constants) -> nn.Module:
+    """Build the network and give it its weights; in eval mode, without gradients."""
+    with torch.device("meta"):  # no time for initial weights that are overwritten at once
+        module = ARCHITECTURES[translation.architecture].build(num_classes=translation.num_classes)
+    module.normalise = Normalise(*constants)
+    network = network_of(module)
+    tensors: dict[str, Tensor] = {
+        name: tensor.to(expected.dtype)
+        for (name, expected) in network.state_dict().items()
+        for tensor in (translation.tensors[name],)
+    }
+    network.load_state_dict(tensors, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def write_teacher(path: Path, module: nn.Module, *, architecture: str, num_classes: int, about: dict[str, Any]) -> str:
+    """Write a teacher file: safetensors, with architecture and normalisation in the header.
+
+    Args:
+        path: Where to.
+        module: The teacher.
+        architecture: Its name in :data:`ARCHITECTURES`.
+        num_classes: Number of logits.
+        about: What else the header should say: ``source``, ``source_sha256``, ``measured``, ``training``.
+
+    Returns:
+        The sha256 of the file.
+    """
+    assert isinstance(module.normalise, Normalise)
+    header = {
+        "kind": "teacher",
+        "architecture": architecture,
+        "num_classes": num_classes,
+        **module.normalise.constants(),
+        **about,
+    }
+    return write_weights(path, dict(network_of(module).state_dict()), header)
+
+
+def default_constants(architecture: str) -> Constants:
+    """Return the normalisation to take where a file names none: ImageNet's for its networks, none for CIFAR's."""
+    return ARCHITECTURES[architecture].normalised_as or IDENTITY
+
+
+def _load_pickled(path: Path) -> Any:
+    if path.suffix.lower() not in PICKLED:
+        raise UserError(f"{path}: not a checkpoint; {SUFFIX}, .pt, .pth or .ckpt is needed")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = " ".join(str(error).split("\n")[0].split())[:160]
+        raise UserError(
+            f"{path}: holds more than tensors, and rnascl runs no code from checkpoints ({reason}); save its state "
+            "dict alone with torch.save or safetensors, where you trust it"
+        ) from None
+    except Exception as error:  # a damaged archive raises RuntimeError, EOFError, KeyError, ValueError, ...
+        raise UserError(f"{path}: damaged or not a checkpoint ({type(error).__name__}); copy it again") from None
+
+
+def _header_constants(header: dict[str, Any], *, where: str) -> Constants:
+    found = []
+    for name, low in (("mean", 0.0), ("std", 1e-6)):
+        values = header.get(name)
+        if (
+            not isinstance(values, list)
+            or len(values) != 3
+            or not all(isinstance(value, int | float) and low <= value <= 1 for value in values)
+        ):
+            raise UserError(f"{where}: '{name}' in the header must be three numbers in [0, 1]")
+        found.append(tuple(float(value) for value in values))
+    return found[0], found[1]
