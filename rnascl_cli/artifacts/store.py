@@ -107,7 +107,7 @@ def parse_document(text: str | bytes, expected: type[D], *, where: str) -> D:
     if not isinstance(raw, dict) or "kind" not in raw:
         raise UserError(f"{where}: not an rnascl document (no 'kind'); a '{wanted}' document is needed")
     if raw["kind"] != wanted:
-        made_by = f"; it is a '{raw['kind']}' document" if isinstance(raw["kind"], str) else ""
+        made_by = f"; it is a '{raw['kind'][:40]}' document" if isinstance(raw["kind"], str) else ""
         raise UserError(f"{where}: a '{wanted}' document is needed{made_by}")
     if raw.get("schema_version") != SCHEMA_VERSION:
         raise UserError(
@@ -204,7 +204,7 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | 
     if HEADER_KEY in metadata:
         try:
             header = json.loads(metadata[HEADER_KEY])
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UserError(f"{path}: the rnascl header is not JSON") from None
         if not isinstance(header, dict):
             raise UserError(f"{path}: the rnascl header is not a JSON object")

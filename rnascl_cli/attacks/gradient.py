@@ -21,7 +21,10 @@ LossB = Callable[[Tensor], Tensor]
 class Ball(Protocol):
     """A norm ball of perturbations around 0, and the steepest step inside it."""
 
-    eps: float
+    @property
+    def eps(self) -> float:
+        """Return the ball's size."""
+        ...
 
     def project(self, delta_BCHW: Tensor) -> Tensor:
         """Return the nearest perturbation inside the ball, image by image."""
@@ -130,6 +133,22 @@ def cross_entropy(y_B: Tensor) -> LossB:
     return lambda logits_BK: F.cross_entropy(logits_BK.float(), y_B, reduction="none")
 
 
+def margin(y_B: Tensor, *, kappa: float = 0.0) -> LossB:
+    """Return how far the best wrong class is ahead, ``max_{j != y} z_j - z_y``, but at most ``kappa``.
+
+    This is f_6 of Carlini and Wagner 2017 with its sign turned. Beyond ``kappa`` the gradient is zero, so an
+    image stays where it first becomes wrong with that confidence.
+    """
+
+    def loss(logits_BK: Tensor) -> Tensor:
+        logits_BK = logits_BK.float()
+        right_B = logits_BK.gather(1, y_B[:, None]).squeeze(1)
+        wrong_B = logits_BK.scatter(1, y_B[:, None], -torch.inf).amax(dim=1)
+        return torch.clamp(wrong_B - right_B, max=kappa)
+
+    return loss
+
+
 def _clip(x: Tensor, lowest: Tensor | float, highest: Tensor | float) -> Tensor:
     if isinstance(lowest, Tensor) or isinstance(highest, Tensor):
         return torch.maximum(torch.minimum(x, torch.as_tensor(highest).to(x)), torch.as_tensor(lowest).to(x))
@@ -137,7 +156,8 @@ def _clip(x: Tensor, lowest: Tensor | float, highest: Tensor | float) -> Tensor:
 
 
 def _norms(delta_BCHW: Tensor) -> Tensor:
-    return delta_BCHW.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    norms_B: Tensor = torch.linalg.vector_norm(delta_BCHW.flatten(1), dim=1)
+    return norms_B.view(-1, 1, 1, 1)
 
 
 def _rand(like: Tensor, generator: torch.Generator | None) -> Tensor:

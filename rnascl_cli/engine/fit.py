@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rnascl_cli.artifacts.store import write_with
-from rnascl_cli.data import Augment, ImageSet, batches
+from rnascl_cli.data import Augment, ImageSet, batch_count, batches
 from rnascl_cli.engine.compute import Compute, peak_memory_bytes
 from rnascl_cli.engine.optimise import learning_rate, set_learning_rate
 from rnascl_cli.engine.progress import progress, say_epoch
@@ -115,6 +115,8 @@ def fit(task: Task, plan: Plan) -> History:
     """
     images = plan.images.to(plan.compute.device)
     history = _load_checkpoint(task, plan) if plan.run.resume else []
+    if history:  # a stop between the checkpoint and the metrics left these a line short
+        plan.run.write_metrics(history)
     for epoch in range(len(history), plan.epochs):
         history.append(_epoch(task, plan, images, epoch))
         _save_checkpoint(task, plan, history)
@@ -125,7 +127,7 @@ def fit(task: Task, plan: Plan) -> History:
 
 def _epoch(task: Task, plan: Plan, images: ImageSet, epoch: int) -> dict[str, Any]:
     began = time.perf_counter()
-    steps = -(-len(images) // plan.batch_size)
+    steps = batch_count(images, plan.batch_size)
     stream = generator(plan.seed, plan.stage, "batches", epoch)
     seen: dict[str, list[Tensor]] = defaultdict(list)
     sizes: list[int] = []
@@ -163,18 +165,24 @@ def _epoch(task: Task, plan: Plan, images: ImageSet, epoch: int) -> dict[str, An
 
 
 def _means(seen: dict[str, list[Tensor]], sizes: list[int], *, stage: str, epoch: int) -> dict[str, float]:
-    means = {}
     weights = torch.tensor(sizes, dtype=torch.float64)
-    for name, values in seen.items():
-        stacked = torch.stack(values).double().cpu()
-        bad = (~stacked.isfinite()).nonzero()
-        if len(bad):
-            raise RunError(
-                f"{stage}: '{name}' is {stacked[bad[0, 0]].item()} at epoch {epoch + 1}, step {int(bad[0, 0]) + 1}; "
-                "lower the learning rate or use --precision fp32. The last checkpoint is kept"
-            )
-        means[name] = float((stacked * weights[: len(stacked)]).sum() / weights[: len(stacked)].sum())
-    return means
+    stacked = {name: torch.stack(values).double().cpu() for name, values in seen.items()}
+    # The first step that went wrong, and there a term before the sum that it spoilt.
+    bad = [
+        (int((~values.isfinite()).nonzero()[0]), name == "loss", name)
+        for name, values in stacked.items()
+        if not values.isfinite().all()
+    ]
+    if bad:
+        step, _, name = min(bad)
+        raise RunError(
+            f"{stage}: '{name}' is {stacked[name][step].item()} at epoch {epoch + 1}, step {step + 1}; "
+            "lower the learning rate or use --precision fp32. The last checkpoint is kept"
+        )
+    return {
+        name: float((values * weights[: len(values)]).sum() / weights[: len(values)].sum())
+        for name, values in stacked.items()
+    }
 
 
 def _identity(plan: Plan) -> str:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 
 from rnascl_cli import __version__
 from rnascl_cli.artifacts.documents import DataReference, Provenance, TeacherReference
 from rnascl_cli.recipes import Recipe
+
+
+_arguments: ContextVar[tuple[str, ...] | None] = ContextVar("arguments", default=None)
 
 
 def make_provenance(
@@ -60,8 +65,19 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
+@contextlib.contextmanager
+def commanded_as(arguments: Sequence[str]) -> Iterator[None]:
+    """Record ``rnascl ARGUMENTS`` as the command for the while, where one command runs others."""
+    token = _arguments.set(tuple(arguments))
+    try:
+        yield
+    finally:
+        _arguments.reset(token)
+
+
 def _command() -> list[str]:
-    return ["rnascl", *sys.argv[1:]]
+    given = _arguments.get()
+    return ["rnascl", *(sys.argv[1:] if given is None else given)]
 
 
 def _commit() -> str | None:

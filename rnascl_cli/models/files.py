@@ -46,7 +46,7 @@ def checked_architecture(architecture: Architecture, *, where: str) -> Architect
         UserError: Its space is unknown, its widths do not fit the space, or its params and MACs are not those
             of its widths.
     """
-    space = space_named(architecture.space)
+    space = space_named(architecture.space, where=where)
     choices = space.block_choices
     if len(architecture.widths) != len(choices):
         raise UserError(

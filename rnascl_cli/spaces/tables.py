@@ -115,12 +115,16 @@ SPACES: dict[str, SearchSpace] = {
 }
 
 
-def space_named(name: str) -> SearchSpace:
+def space_named(name: str, *, where: str = "--space") -> SearchSpace:
     """Return the space called ``name``.
+
+    Args:
+        name: As in Tables 7 and 8.
+        where: What to call the source in an error: the option, or a file.
 
     Raises:
         UserError: No space has that name.
     """
     if name not in SPACES:
-        raise UserError(f"--space: unknown search space '{name}'{nearest(name, SPACES)}")
+        raise UserError(f"{where}: unknown search space '{name}'{nearest(name, SPACES)}")
     return SPACES[name]

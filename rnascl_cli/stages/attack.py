@@ -6,10 +6,10 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
-from rich.table import Table
 from torch import nn
 
 from rnascl_cli import console
@@ -21,13 +21,13 @@ from rnascl_cli.artifacts.documents import (
     TrainDocument,
     Verdicts,
 )
-from rnascl_cli.artifacts.store import read_document, write_document
+from rnascl_cli.artifacts.store import read_document, sha256_file, write_document
 from rnascl_cli.attacks.audit import audit_model
 from rnascl_cli.attacks.catalogue import Options, build_attacks
 from rnascl_cli.attacks.domain import PIXEL, Domain, normalised_domain
 from rnascl_cli.attacks.evaluate import Advance, Evaluator, Outcome
 from rnascl_cli.attacks.journal import Journal
-from rnascl_cli.attacks.masking import masking_signs, percent
+from rnascl_cli.attacks.masking import masking_signs
 from rnascl_cli.attacks.problem import Attack
 from rnascl_cli.attacks.verdicts import wilson_interval
 from rnascl_cli.data import Data, load_data
@@ -45,6 +45,7 @@ from rnascl_cli.units import Epsilon, parse_epsilon
 ATTACK_JSON = "attack.json"
 JOURNAL = "attack.partial.jsonl"
 SECONDS_BETWEEN_LINES = 60.0
+CUSTOMARY_EPS = {"Linf": 8 / 255, "L2": 0.5}
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,13 @@ class Target:
         name: As given.
         loaded: The model.
         provenance: How it was made, where it is a run's student; its data and seed are used again.
+        inputs: sha256 of what was read, by file name.
     """
 
     name: str
     loaded: LoadedModel
     provenance: Provenance | None
+    inputs: dict[str, str]
 
 
 def find_target(name: str) -> Target:
@@ -72,21 +75,23 @@ def find_target(name: str) -> Target:
         UserError: There is no such model, or the run's document is of another student.
     """
     loaded = resolve_model(name)
+    inputs = {loaded.path.name: loaded.sha256}
     if loaded.run is None:
-        return Target(name, loaded, None)
+        return Target(name, loaded, None, inputs)
     document: TrainDocument | AdvFinetuneDocument
     if (loaded.run / "adv-finetune.json").is_file():
         document = read_document(loaded.run / "adv-finetune.json", AdvFinetuneDocument)
     elif (loaded.run / "train.json").is_file():
         document = read_document(loaded.run / "train.json", TrainDocument)
     else:
-        return Target(name, loaded, None)
+        return Target(name, loaded, None, inputs)
     if document.student_sha256 != loaded.sha256:
         raise UserError(
             f"{loaded.path}: not the student that {document.kind}.json beside it describes (other sha256); "
             "attack the file itself with --data, or make the run again"
         )
-    return Target(name, loaded, document.provenance)
+    source = loaded.run / f"{document.kind}.json"
+    return Target(name, loaded, document.provenance, {**inputs, source.name: sha256_file(source)})
 
 
 def claim_directory(target: Target, out: Path, *, force: bool, resume: bool) -> Path:
@@ -134,6 +139,7 @@ def attack(
     compute = resolve_compute(recipe.device, "fp32" if recipe.precision == "auto" else recipe.precision)
     attacks = _attacks(settings)
     epsilons = _epsilons(settings)
+    audit_eps = _audit_eps(settings, epsilons) if audit else None
     model = target.loaded.module.to(compute.device)
     domain = _domain(model, settings, target)
     data = load_data(recipe.data, seed=recipe.seed, training=False)
@@ -145,7 +151,9 @@ def attack(
         with _hint_at_resume(journal):
             outcomes = evaluator.sweep(attacks, epsilons, right_N)
         signs = masking_signs(outcomes, evaluator.gradients(right_N))
-        card = audit_model(evaluator, right_N, epsilons[-1], outcomes, limit=settings.audit_images) if audit else None
+        card = None
+        if audit_eps is not None:
+            card = audit_model(evaluator, right_N, audit_eps, outcomes, limit=settings.audit_images)
     warnings = [*_setting_warnings(attacks, epsilons, domain, data.num_classes), *signs]
     document = AttackDocument(
         provenance=make_provenance(
@@ -154,7 +162,7 @@ def attack(
             precision=compute.student,
             data=data.reference(),
             teacher=target.provenance.teacher if target.provenance else None,
-            inputs={target.loaded.path.name: target.loaded.sha256},
+            inputs=target.inputs,
         ),
         model=target.name,
         model_sha256=target.loaded.sha256,
@@ -171,32 +179,6 @@ def attack(
     write_document(directory / ATTACK_JSON, document)
     journal.remove()
     return document
-
-
-def show(document: AttackDocument) -> None:
-    """Print the results as a table on stderr, with the protocol, the warnings and the audit's card."""
-    units = "pixels in [0, 1]" if document.protocol == "pixel" else "normalised inputs"
-    table = Table(title=f"protocol {document.protocol} (eps in {units}), {document.n} images", title_justify="left")
-    for heading in ("attack", "eps", "steps", "accuracy", "95 % interval", "seconds", "images/s"):
-        table.add_column(heading, justify="left" if heading == "attack" else "right")
-    table.add_row("clean", "", "", percent(document.clean_accuracy), _interval(document, None), "", "")
-    for result in document.results:
-        table.add_row(
-            result.attack + ("" if result.standard else " (not standard)"),
-            result.eps + ("" if result.norm == "Linf" else f" {result.norm}"),
-            "" if result.steps is None else str(result.steps),
-            percent(result.accuracy),
-            _interval(document, result),
-            f"{result.seconds:.1f}",
-            f"{result.images_per_second:.1f}",
-        )
-    if document.worst_case_accuracy is not None:
-        table.add_row("worst case, image by image", "", "", percent(document.worst_case_accuracy), "", "", "")
-    console.stderr.print(table)
-    for check in document.audit or []:
-        console.say(f"{'pass' if check.passed else 'FAIL'}  {check.name}: {check.detail}")
-    for warning in document.warnings:
-        console.warn(warning)
 
 
 def _attacks(settings: AttackSettings) -> list[Attack]:
@@ -217,10 +199,21 @@ def _epsilons(settings: AttackSettings) -> list[Epsilon]:
     epsilons = sorted((parse_epsilon(text) for text in settings.eps), key=lambda eps: eps.value)
     if not epsilons:
         raise UserError("--eps: name at least one, e.g. 8/255")
-    for smaller, larger in zip(epsilons, epsilons[1:], strict=False):
+    for smaller, larger in pairwise(epsilons):
         if smaller.value == larger.value:
             raise UserError(f"--eps: {smaller.text} and {larger.text} are the same; name each once")
     return epsilons
+
+
+def _audit_eps(settings: AttackSettings, epsilons: Sequence[Epsilon]) -> Epsilon:
+    """Return the eps nearest to the customary one: at much larger ones no model is left with any accuracy."""
+    if settings.protocol != "pixel":
+        raise UserError("--audit: works on pixels; use --protocol pixel")
+    above_zero = [eps for eps in epsilons if eps.value > 0]
+    if not above_zero:
+        raise UserError("--audit: needs an --eps above 0, e.g. 8/255")
+    customary = CUSTOMARY_EPS[settings.norm]
+    return min(above_zero, key=lambda eps: abs(eps.value - customary))
 
 
 def _domain(model: nn.Module, settings: AttackSettings, target: Target) -> Domain:
@@ -320,8 +313,8 @@ def _setting_warnings(
     for item in attacks:
         if not item.standard(num_classes):
             warnings.append(
-                f"{item.name}: not AutoAttack's standard setting, as the model has {num_classes} classes and targets are "
-                f"at most {num_classes - 1}"
+                f"{item.name}: not AutoAttack's standard setting: {num_classes} classes give at most {num_classes - 1} "
+                "targets"
             )
         for eps in epsilons:
             step = item.step_size_at(eps.value)
@@ -370,15 +363,3 @@ def _confidence(outcome: Outcome, data: Data) -> tuple[float, float] | None:
 def _verdicts(outcome: Outcome, data: Data) -> Verdicts:
     broken = data.test.index_N[outcome.broken_N].tolist()
     return Verdicts(attack=outcome.attack.name, eps=outcome.eps.text, broken=sorted(broken))
-
-
-def _interval(document: AttackDocument, result: AttackResult | None) -> str:
-    if result is None:
-        if not any(row.confidence_interval for row in document.results):
-            return ""
-        low, high = wilson_interval(round(document.clean_accuracy * document.n), document.n)
-    elif result.confidence_interval is None:
-        return ""
-    else:
-        low, high = result.confidence_interval
-    return f"{100 * low:.1f} to {100 * high:.1f}"

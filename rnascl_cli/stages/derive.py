@@ -28,7 +28,7 @@ def derive(source: Path) -> DerivedDocument:
     if not path.is_file():
         raise UserError(f"{source}: no search.json there; name a run directory of 'rnascl search' or its search.json")
     found = read_document(path, SearchDocument)
-    space = space_named(found.space)
+    space = space_named(found.space, where=str(path))
     if [list(choices) for choices in space.block_choices] != found.width_choices:
         raise UserError(f"{path}: width_choices are not those of space {space.name}")
     widths = [choices[argmax(row)] for choices, row in zip(found.width_choices, found.width_logits, strict=True)]

@@ -1,0 +1,188 @@
+"""The attacks by name.
+
+FGSM (Goodfellow et al. 2015), MI-FGSM (Dong et al. 2018), PGD (Madry et al. 2018), CW-inf (the margin loss of
+Carlini and Wagner 2017, optimised by PGD), and the AutoAttack family (Croce and Hein 2020).
+
+Shape suffixes: B images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from rnascl_cli.attacks.autoattack import PARTS, AutoAttack
+from rnascl_cli.attacks.gradient import LossB, cross_entropy, margin, projected_gradient
+from rnascl_cli.attacks.problem import Attack, Norm, Note, Problem, Round
+from rnascl_cli.errors import UserError, nearest
+
+LINF_ONLY = ("fgsm", "mi-fgsm", "cw")
+KNOWN = ("clean", "fgsm", "mi-fgsm", "pgd10", "pgd20", "pgd50", "cw", *PARTS)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be set about the gradient attacks.
+
+    Attributes:
+        step_size: Of PGD and CW; None is a quarter of eps (2/255 at 8/255).
+        restarts: Random starts of PGD and CW.
+        mi_steps: Steps of MI-FGSM, each of eps / mi_steps.
+        mi_decay: Its momentum.
+        cw_steps: Steps of CW-inf.
+        cw_kappa: Confidence at which CW-inf stops.
+    """
+
+    step_size: float | None = None
+    restarts: int = 1
+    mi_steps: int = 10
+    mi_decay: float = 1.0
+    cw_steps: int = 20
+    cw_kappa: float = 0.0
+
+
+@dataclass(frozen=True)
+class Clean:
+    """No attack: the images as they are."""
+
+    name: str = "clean"
+    steps: int | None = 0
+    restarts: int = 1
+
+    def step_size_at(self, eps: float) -> float | None:
+        """There is no step."""
+        return None
+
+    def standard(self, num_classes: int) -> bool:
+        """There is nothing to depart from."""
+        return True
+
+    def rounds(self, problem: Problem, note: Note) -> list[Round]:
+        """There is nothing to run."""
+        return []
+
+    def examine(self, problem: Problem, z_BCHW: Tensor, y_B: Tensor) -> list[str]:
+        """There is nothing to notice."""
+        return []
+
+
+@dataclass(frozen=True)
+class GradientAttack:
+    """An attack made of :func:`projected_gradient` steps.
+
+    Attributes:
+        name: As given to ``--attack``.
+        steps: Gradient steps.
+        step_share: Length of a step as a share of eps, unless ``step_size`` says it.
+        loss: Labels to the loss that is made large.
+        step_size: Length of a step in the domain's units.
+        restarts: Random starts; an image broken by one is left out of the next.
+        noise: The stream that random starts are drawn from; None starts from the image itself.
+        momentum: MI-FGSM's decay.
+    """
+
+    name: str
+    steps: int
+    step_share: float
+    loss: Callable[[Tensor], LossB] = cross_entropy
+    step_size: float | None = None
+    restarts: int = 1
+    noise: str | None = None
+    momentum: float | None = None
+
+    def step_size_at(self, eps: float) -> float:
+        """Return the length of a step at this eps."""
+        return eps * self.step_share if self.step_size is None else self.step_size
+
+    def standard(self, num_classes: int) -> bool:
+        """These attacks work alike for any number of classes."""
+        return True
+
+    def rounds(self, problem: Problem, note: Note) -> list[Round]:
+        """Return one round for each restart."""
+        return [
+            Round(f"restart {number + 1}", self.steps, partial(self._perturb, problem, number))
+            for number in range(self.restarts)
+        ]
+
+    def examine(self, problem: Problem, z_BCHW: Tensor, y_B: Tensor) -> list[str]:
+        """Gradients are looked at once for all attacks, not here."""
+        return []
+
+    def _perturb(self, problem: Problem, restart: int, z_BCHW: Tensor, y_B: Tensor, index_B: Sequence[int]) -> Tensor:
+        start_BCHW = z_BCHW
+        if self.noise is not None:
+            start_BCHW = z_BCHW + _noise(problem, z_BCHW, self.noise, restart, index_B)
+        return projected_gradient(
+            problem.model,
+            z_BCHW,
+            loss=self.loss(y_B),
+            ball=problem.ball,
+            step_size=self.step_size_at(problem.eps),
+            steps=self.steps,
+            start_BCHW=start_BCHW,
+            momentum=self.momentum,
+            lowest=problem.domain.lowest,
+            highest=problem.domain.highest,
+        )
+
+
+def build_attacks(names: Sequence[str], *, options: Options, norm: Norm, paper_code: bool = False) -> list[Attack]:
+    """Return the attacks of these names.
+
+    Raises:
+        UserError: A name is unknown or given twice, or the attack does not exist in this norm or protocol.
+    """
+    if not names:
+        raise UserError(f"--attack: name at least one (known: {', '.join(KNOWN)}, and pgdN for any N)")
+    doubles = sorted({name for name in names if list(names).count(name) > 1})
+    if doubles:
+        raise UserError(f"--attack: {', '.join(doubles)} is given twice; name each attack once")
+    for name in names:
+        if norm != "Linf" and name in LINF_ONLY:
+            raise UserError(f"--attack {name}: exists for --norm Linf only; with {norm} use pgdN, apgd-ce, aa, ...")
+        if paper_code and name in PARTS:
+            raise UserError(
+                f"--attack {name}: AutoAttack works on pixels in [0, 1]; use --protocol pixel, or leave {name} out"
+            )
+    return [_build(name, options) for name in names]
+
+
+def _build(name: str, options: Options) -> Attack:
+    if name == "clean":
+        return Clean()
+    if name == "fgsm":
+        return GradientAttack(name, steps=1, step_share=1.0)
+    if name == "mi-fgsm":
+        return GradientAttack(name, options.mi_steps, step_share=1 / options.mi_steps, momentum=options.mi_decay)
+    if name in PARTS:
+        return AutoAttack(name)
+    if name == "cw":
+        return _with_random_starts(name, options.cw_steps, options, partial(margin, kappa=options.cw_kappa))
+    if match := re.fullmatch(r"pgd([1-9]\d{0,5})", name):
+        return _with_random_starts(name, int(match[1]), options, cross_entropy)
+    hint = nearest("pgd20" if name.startswith("pgd") else name, KNOWN)
+    raise UserError(f"--attack: unknown attack '{name}'{hint}; pgdN takes any number of steps N")
+
+
+def _with_random_starts(name: str, steps: int, options: Options, loss: Callable[[Tensor], LossB]) -> GradientAttack:
+    return GradientAttack(
+        name,
+        steps,
+        step_share=0.25,
+        loss=loss,
+        step_size=options.step_size,
+        restarts=options.restarts,
+        noise=name.rstrip("0123456789"),
+    )
+
+
+def _noise(problem: Problem, z_BCHW: Tensor, stream: str, restart: int, index_B: Sequence[int]) -> Tensor:
+    like_1CHW = torch.empty((1, *z_BCHW.shape[1:]))
+    draws = [problem.ball.noise(like_1CHW, problem.streams(stream, restart, index)) for index in index_B]
+    return torch.cat(draws).to(z_BCHW)

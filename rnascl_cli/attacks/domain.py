@@ -1,0 +1,73 @@
+"""Where a perturbation lives: on pixels, or on normalised inputs as in the authors' code.
+
+Shape suffixes: B images, C channels, H height, W width. ``x`` are pixels in [0, 1], ``z`` are what the
+attack moves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Bound = Tensor | float
+
+
+@dataclass(frozen=True, eq=False)
+class Domain:
+    """The space in which eps is measured: ``z = (x - mean) / std``.
+
+    Attributes:
+        protocol: The label that every number made in it carries.
+        mean: Of the normalisation, broadcastable to images; 0 for pixels.
+        std: Likewise; 1 for pixels.
+        lowest: Smallest valid ``z``, a number or broadcastable to images.
+        highest: Largest valid ``z``.
+    """
+
+    protocol: Literal["pixel", "paper-code"] = "pixel"
+    mean: Bound = 0.0
+    std: Bound = 1.0
+    lowest: Bound = 0.0
+    highest: Bound = 1.0
+
+    def encode(self, x_BCHW: Tensor) -> Tensor:
+        """Return the attack's coordinates of images in [0, 1]."""
+        return x_BCHW if self.protocol == "pixel" else (x_BCHW - self.mean) / self.std
+
+    def decode(self, z_BCHW: Tensor) -> Tensor:
+        """Return the pixels of ``z``, unclamped.
+
+        Unclamped, because rounding moves a black pixel to about -1e-8, where a clamp would take its gradient.
+        """
+        return z_BCHW if self.protocol == "pixel" else z_BCHW * self.std + self.mean
+
+    def pixels(self, z_BCHW: Tensor) -> Tensor:
+        """Return the images that ``z`` stands for, in [0, 1]."""
+        return self.decode(z_BCHW).clamp(0.0, 1.0)
+
+    def clip(self, z_BCHW: Tensor) -> Tensor:
+        """Move ``z`` to the nearest valid value."""
+        lowest, highest = (torch.as_tensor(bound).to(z_BCHW) for bound in (self.lowest, self.highest))
+        return torch.maximum(torch.minimum(z_BCHW, highest), lowest)
+
+
+PIXEL = Domain()
+
+
+def normalised_domain(mean: Tensor, std: Tensor, *, clamp_to_unit: bool) -> Domain:
+    """Return the domain of the ``paper-code`` protocol: eps is measured on normalised inputs.
+
+    A ball of eps there is one of ``eps * std`` in pixels, about a quarter of it for CIFAR-10.
+
+    Args:
+        mean: The model's normalisation constants, shape ``(1, C, 1, 1)``.
+        std: Likewise.
+        clamp_to_unit: Clamp normalised values to [0, 1] as the authors' code does, which cuts off every pixel
+            below the mean; otherwise to the values that pixels in [0, 1] have.
+    """
+    if clamp_to_unit:
+        return Domain("paper-code", mean, std)
+    return Domain("paper-code", mean, std, lowest=(0.0 - mean) / std, highest=(1.0 - mean) / std)

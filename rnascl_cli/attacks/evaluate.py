@@ -1,0 +1,304 @@
+"""Running attacks over a set of images, one verdict an image.
+
+An attack works on the images that are still classified rightly, in full batches; an image it breaks is left
+out of its later rounds and of larger eps. What counts as broken is decided here and not by the attack: the
+perturbed image must lie in the ball and in the valid range, and must fool the model in float32.
+
+Shape suffixes: N images of the set, B images of a batch, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rnascl_cli.attacks.domain import PIXEL, Domain
+from rnascl_cli.attacks.gradient import Model, cross_entropy
+from rnascl_cli.attacks.journal import Done, Journal
+from rnascl_cli.attacks.problem import Attack, Norm, Problem, Round, Streams
+from rnascl_cli.attacks.verdicts import allowed, right
+from rnascl_cli.units import Epsilon
+
+Advance = Callable[[int], None]
+Watch = Callable[[str, int], AbstractContextManager[Advance]]
+"""Label and number of steps to a context that shows progress and gives a function to move it on."""
+
+
+class Labelled(Protocol):
+    """Images of a test set: uint8 ``(N, C, H, W)``, labels, and positions in the full set."""
+
+    @property
+    def images_NCHW(self) -> Tensor:  # noqa: N802
+        """Pixels, uint8."""
+        ...
+
+    @property
+    def labels_N(self) -> Tensor:  # noqa: N802
+        """Class numbers."""
+        ...
+
+    @property
+    def index_N(self) -> Tensor:  # noqa: N802
+        """Position of each image in the full test set."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """One attack at one eps.
+
+    Attributes:
+        attack: Which attack.
+        eps: Perturbation size.
+        broken_N: Which images are classified wrongly under the attack: its own, those that it broke at a smaller eps,
+            and clean mistakes.
+        attacked: How many images it had to work on.
+        seconds: What that took.
+        broken_by: Images broken by each round, by the round's name.
+        strays: Perturbed images that had left the ball or were not finite, and so were not counted.
+        notes: What the attack noticed about the model.
+    """
+
+    attack: Attack
+    eps: Epsilon
+    broken_N: Tensor
+    attacked: int = 0
+    seconds: float = 0.0
+    broken_by: dict[str, int] = field(default_factory=dict)
+    strays: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def accuracy(self) -> float:
+        """Share of all images still classified rightly."""
+        return int((~self.broken_N).sum()) / len(self.broken_N)
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What the loss gradients at clean images look like.
+
+    Attributes:
+        images: How many were looked at, all classified rightly.
+        zero: Of those, how many have an all-zero gradient.
+        not_finite: How many have one that is not finite.
+    """
+
+    images: int
+    zero: int
+    not_finite: int
+
+
+@contextlib.contextmanager
+def _no_watch(label: str, total: int) -> Iterator[Advance]:
+    yield lambda steps: None
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluator:
+    """A model and the images it is attacked on.
+
+    Attributes:
+        model: Images in [0, 1] to logits, in eval mode, taking no gradients of its parameters.
+        images: What to attack.
+        num_classes: Number of logits.
+        streams: Generators for attacks' noise, image by image.
+        device: Where the model is.
+        seed: For attacks that draw from torch's global stream.
+        domain: Where perturbations live.
+        norm: Of the ball.
+        batch_size: Images a batch.
+        autocast: Context of the attacks' own precision; verdicts are float32 whatever it is.
+        watch: Shows progress.
+        journal: Keeps finished batches; None keeps none.
+    """
+
+    model: Model
+    images: Labelled
+    num_classes: int
+    streams: Streams
+    device: torch.device
+    seed: int = 0
+    domain: Domain = PIXEL
+    norm: Norm = "Linf"
+    batch_size: int = 250
+    autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+    watch: Watch = _no_watch
+    journal: Journal | None = None
+
+    def clean(self) -> Tensor:
+        """Return which images the model classifies rightly as they are: ``right_N``, bool, on the CPU."""
+        found = []
+        with _exact_float32(), torch.no_grad(), self.watch("clean", len(self.images.labels_N)) as advance:
+            for rows in self._split(torch.arange(len(self.images.labels_N))):
+                x_BCHW, y_B = self._batch(rows)
+                found.append(right(self.model(x_BCHW), y_B).cpu())
+                advance(len(rows))
+        return torch.cat(found)
+
+    def gradients(self, right_N: Tensor) -> Gradients:
+        """Look at the cross-entropy's gradients at the first batch of rightly classified images."""
+        rows = right_N.nonzero().squeeze(1)[: self.batch_size]
+        if not len(rows):
+            return Gradients(0, 0, 0)
+        x_BCHW, y_B = self._batch(rows)
+        z_BCHW = self.domain.encode(x_BCHW).requires_grad_(True)
+        with _exact_float32(), torch.enable_grad():
+            loss_B = cross_entropy(y_B)(self.model(self.domain.decode(z_BCHW)))
+            (gradient_BCHW,) = torch.autograd.grad(loss_B.sum(), z_BCHW)
+        size_B = gradient_BCHW.abs().flatten(1).amax(dim=1)
+        return Gradients(len(rows), int((size_B == 0).sum()), int((~size_B.isfinite()).sum()))
+
+    def sweep(self, attacks: Sequence[Attack], epsilons: Sequence[Epsilon], right_N: Tensor) -> list[Outcome]:
+        """Run every attack at every eps, the smallest first.
+
+        An image that an attack breaks at one eps lies in the ball of every larger one too, so it stays broken
+        there without being attacked again: accuracy falls with eps by construction.
+        """
+        outcomes = []
+        for attack in attacks:
+            if attack.name == "clean":
+                outcomes.append(Outcome(attack, Epsilon("0", 0.0), ~right_N))
+                continue
+            broken_N = ~right_N
+            for eps in sorted(epsilons, key=lambda item: item.value):
+                outcomes.append(self.run(attack, eps, broken_N))
+                broken_N = outcomes[-1].broken_N
+        return outcomes
+
+    def run(self, attack: Attack, eps: Epsilon, broken_N: Tensor) -> Outcome:
+        """Run one attack at one eps on the images not broken yet.
+
+        Args:
+            attack: What to run.
+            eps: Perturbation size; at 0 there is nothing to do.
+            broken_N: Images to leave out: clean mistakes, and those broken at a smaller eps.
+        """
+        broken_N = broken_N.clone()
+        todo = int((~broken_N).sum())
+        if eps.value == 0 or todo == 0:
+            return Outcome(attack, eps, broken_N)
+        notes: list[str] = []
+        meter = _Meter()
+        problem = self._problem(eps, meter)
+        result = Outcome(attack, eps, broken_N, attacked=todo)
+        with _exact_float32():
+            rounds = attack.rounds(problem, notes.append)
+            notes += attack.examine(problem, *self._first_batch(broken_N))
+            label = f"{attack.name} {eps.text}"
+            with self.watch(label, todo * sum(item.passes for item in rounds)) as advance:
+                for number, item in enumerate(rounds):
+                    meter.show = advance
+                    result = self._round(result, number, item, problem, meter, notes)
+                    advance(
+                        (todo - int((~result.broken_N).sum())) * sum(later.passes for later in rounds[number + 1 :])
+                    )
+                    todo = int((~result.broken_N).sum())
+        return replace(result, notes=tuple(dict.fromkeys(notes)))
+
+    def _round(
+        self, result: Outcome, number: int, item: Round, problem: Problem, meter: _Meter, notes: list[str]
+    ) -> Outcome:
+        broken_N, strays, seconds = result.broken_N.clone(), result.strays, result.seconds
+        before = int(broken_N.sum())
+        key = (result.attack.name, result.eps.text, number)
+        for rows in self._split((~broken_N).nonzero().squeeze(1)):
+            index_B: list[int] = self.images.index_N[rows].tolist()
+            done = self.journal.find(key, index_B) if self.journal else None
+            with meter.batch(len(rows) * item.passes):
+                if done is None:
+                    noticed = len(notes)
+                    done = self._attack_batch(item, problem, rows, index_B)
+                    done = done._replace(notes=notes[noticed:])
+                    if self.journal:
+                        self.journal.record(key, index_B, done)
+                else:
+                    notes.extend(done.notes)
+            broken_N[rows] = torch.isin(torch.tensor(index_B), torch.tensor(done.broken, dtype=torch.int64))
+            strays, seconds = strays + done.strays, seconds + done.seconds
+        found = {**result.broken_by, item.name: int(broken_N.sum()) - before}
+        return replace(result, broken_N=broken_N, strays=strays, seconds=seconds, broken_by=found)
+
+    def _attack_batch(self, item: Round, problem: Problem, rows: Tensor, index_B: list[int]) -> Done:
+        started = time.perf_counter()
+        x_BCHW, y_B = self._batch(rows)
+        clean_BCHW = self.domain.encode(x_BCHW)
+        z_BCHW = item.perturb(clean_BCHW, y_B, index_B).detach()
+        allowed_B = allowed(z_BCHW, clean_BCHW, domain=self.domain, norm=self.norm, eps=problem.eps)
+        with torch.no_grad():
+            fooled_B = ~right(self.model(self.domain.pixels(z_BCHW)), y_B)
+        broken_B = (fooled_B & allowed_B).tolist()
+        broken = [index for index, lost in zip(index_B, broken_B, strict=True) if lost]
+        return Done(broken, int((~allowed_B).sum()), time.perf_counter() - started, [])
+
+    def _problem(self, eps: Epsilon, meter: _Meter) -> Problem:
+        def exact(z_BCHW: Tensor) -> Tensor:
+            meter.count(len(z_BCHW))
+            return self.model(self.domain.decode(z_BCHW))
+
+        def model(z_BCHW: Tensor) -> Tensor:
+            with self.autocast():
+                return exact(z_BCHW)
+
+        return Problem(
+            model=model,
+            exact=exact,
+            domain=self.domain,
+            norm=self.norm,
+            eps=eps.value,
+            num_classes=self.num_classes,
+            seed=self.seed,
+            streams=self.streams,
+            device=self.device,
+        )
+
+    def _first_batch(self, broken_N: Tensor) -> tuple[Tensor, Tensor]:
+        x_BCHW, y_B = self._batch((~broken_N).nonzero().squeeze(1)[: self.batch_size])
+        return self.domain.encode(x_BCHW), y_B
+
+    def _split(self, rows: Tensor) -> list[Tensor]:
+        return [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
+
+    def _batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        x_BCHW = self.images.images_NCHW[rows].to(self.device).float() / 255
+        return x_BCHW, self.images.labels_N[rows].to(self.device)
+
+
+class _Meter:
+    """Moves progress on with each forward pass, so that it moves inside long batches too."""
+
+    def __init__(self) -> None:
+        self.show: Advance = lambda steps: None
+        self._left = 0
+
+    def count(self, images: int) -> None:
+        """Take note of a forward pass; more passes than were planned for the batch do not show."""
+        steps = min(images, self._left)
+        self._left -= steps
+        if steps:
+            self.show(steps)
+
+    @contextlib.contextmanager
+    def batch(self, planned: int) -> Iterator[None]:
+        """Expect ``planned`` image passes, and count those not needed as made at the end."""
+        self._left = planned
+        yield
+        self.count(self._left)
+
+
+@contextlib.contextmanager
+def _exact_float32() -> Iterator[None]:
+    """Keep TF32, which rounds to ten bits on its way, out of the arithmetic for the while."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

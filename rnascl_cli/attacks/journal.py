@@ -1,0 +1,102 @@
+"""The batches an interrupted evaluation has finished, so that ``--resume`` goes on behind them.
+
+A file of JSON lines: the first says what the evaluation is of, each further one is a finished batch. Lines are
+appended and flushed, so a crash costs at most the batch it fell in; a last line that was cut short is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rnascl_cli.errors import UserError
+
+Key = tuple[str, str, int]
+"""Attack, eps as text, number of the round."""
+
+
+class Done(NamedTuple):
+    """A finished batch.
+
+    Attributes:
+        broken: Its images that the batch's attack broke, test-set indices.
+        strays: How many of its perturbed images had left the ball, and were not counted.
+        seconds: What it took.
+        notes: What the attack noticed about the model.
+    """
+
+    broken: list[int]
+    strays: int
+    seconds: float
+    notes: list[str]
+
+
+@dataclass
+class Journal:
+    """Finished batches of one evaluation.
+
+    Attributes:
+        path: The file.
+        header: What the evaluation is of: model and data hashes and every setting that verdicts depend on.
+    """
+
+    path: Path
+    header: Mapping[str, Any]
+    _done: dict[tuple[Key, tuple[int, ...]], Done] = field(default_factory=dict)
+
+    def start(self) -> None:
+        """Begin a new file."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.header, sort_keys=True) + "\n", encoding="utf-8")
+
+    def load(self) -> int:
+        """Read the finished batches of an earlier run, and return how many there are.
+
+        Raises:
+            UserError: There is no file, or it is of another evaluation.
+        """
+        try:
+            lines = self.path.read_bytes().split(b"\n")
+        except OSError as error:
+            raise UserError(f"--resume: {self.path}: {error.strerror}; start without --resume") from None
+        # What follows the last newline was cut short; the file goes on from there.
+        whole = lines[:-1]
+        try:
+            header, *entries = [json.loads(line) for line in whole]
+            if header != json.loads(json.dumps(self.header)):
+                raise UserError(f"--resume: {self.path} is of {self._difference(header)}; start without --resume")
+            for entry in entries:
+                key = (entry["attack"], entry["eps"], entry["round"])
+                done = Done(entry["broken"], entry["strays"], entry["seconds"], entry["notes"])
+                self._done[key, tuple(entry["images"])] = done
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"--resume: {self.path} is damaged; start without --resume") from None
+        os.truncate(self.path, sum(len(line) + 1 for line in whole))
+        return len(self._done)
+
+    def find(self, key: Key, images: Sequence[int]) -> Done | None:
+        """Return the outcome of a batch if it is finished."""
+        return self._done.get((key, tuple(images)))
+
+    def record(self, key: Key, images: Sequence[int], done: Done) -> None:
+        """Append a finished batch."""
+        attack, eps, number = key
+        entry = {"attack": attack, "eps": eps, "round": number, "images": list(images), **done._asdict()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def remove(self) -> None:
+        """Delete the file: the evaluation is complete."""
+        self.path.unlink(missing_ok=True)
+
+    def _difference(self, header: Mapping[str, Any]) -> str:
+        names = [name for name in self.header if header.get(name) != self.header[name]]
+        return f"an evaluation with another {', '.join(names) or 'header'}"

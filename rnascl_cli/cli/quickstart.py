@@ -1,0 +1,70 @@
+"""``rnascl quickstart``: the whole chain on scikit-learn's digits, by the commands one would type oneself."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rnascl_cli import console
+from rnascl_cli.cli import options
+from rnascl_cli.errors import RunError, UserError
+
+NAME = "quickstart"
+EPILOG = "Example: rnascl quickstart --out runs/quickstart"
+RECIPE = "smoke/quickstart"
+
+
+def command(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where everything goes.")] = Path("runs/quickstart"),
+    recipe: Annotated[str, typer.Option("--recipe", metavar="FILE", help="Another recipe for the chain.")] = RECIPE,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier quickstart in DIR.")] = False,
+) -> None:
+    """Run the chain on 8x8 digits, with a small robust teacher that it trains itself; ends in a report."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; name a folder")
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise UserError(f"--out {out}: already exists; use another name or --force")
+    for arguments in chain(out, recipe, seed=seed, device=device, force=force):
+        _run(arguments)
+    console.say(f"done: open {out / 'report' / 'report.html'}")
+    console.result(str(out / "report" / "report.html"))
+
+
+def chain(out: Path, recipe: str, *, seed: int | None, device: str | None, force: bool) -> list[list[str]]:
+    """Return the commands of the chain, each as its arguments."""
+    teacher, runs = str(out / "teacher.safetensors"), out / "runs"
+    search, derived = str(runs / "search"), str(runs / "search" / "derived.json")
+    trained, finetuned, plain = str(runs / "train"), str(runs / "trades"), str(runs / "train-standard")
+    computing = ["--recipe", recipe, *(["--device", device] if device else []), *(["--force"] if force else [])]
+    first = [*computing, *(["--seed", str(seed)] if seed is not None else [])]
+    return [
+        ["teacher", "train", *first, "--out", teacher],
+        ["search", *first, "--teacher", teacher, "--out", search],
+        ["derive", search, "--out", derived, *(["--force"] if force else [])],
+        ["train", derived, *computing, "--out", trained],
+        ["train", derived, "--paradigm", "standard", *computing, "--out", plain],
+        ["adv-finetune", trained, *computing, "--out", finetuned],
+        *(["attack", model, *computing] for model in (plain, trained, finetuned)),
+        ["report", str(runs), "--out", str(out / "report"), *(["--force"] if force else [])],
+    ]
+
+
+def _run(arguments: list[str]) -> None:
+    from rnascl_cli.cli.app import run
+    from rnascl_cli.engine.provenance import commanded_as
+
+    console.say(f"\n$ rnascl {shlex.join(arguments)}")
+    # What the steps print as their result is no result of quickstart's.
+    with commanded_as(arguments), contextlib.redirect_stdout(io.StringIO()):
+        code = run(arguments)
+    if code == 130:
+        raise KeyboardInterrupt
+    if code != 0:
+        raise RunError(f"quickstart stopped at 'rnascl {shlex.join(arguments)}' (exit {code}); see the line above")

@@ -1,0 +1,38 @@
+"""``rnascl report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rnascl_cli import console
+
+NAME = "report"
+EPILOG = "Example: rnascl report runs --out docs/results/first"
+
+
+def command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, or a folder of them.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="The report's folder; by default report/ beside the first RUN."),
+    ] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Print the paper's Tables 1 to 6 whole, measured rows among them.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write into an existing folder, replacing its report.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print what was reported as JSON on stdout.")] = False,
+) -> None:
+    """Turn runs into report.html (one self-contained file), report.md and figures/."""
+    from rnascl_cli.stages.report import report
+
+    summary = report(runs, out=out, force=force, paper=paper)
+    for warning in summary.warnings:
+        console.warn(warning)
+    missing = f"; {len(summary.gaps)} remarks on what is missing or kept apart" if summary.gaps else ""
+    console.say(f"reported {len(summary.models)} models{missing}; wrote {summary.out}/report.html")
+    console.result(summary.model_dump_json(indent=2) if json else summary.out)

@@ -1,0 +1,262 @@
+"""``rnascl teacher``: list, show, import, fetch and train teachers."""
+
+from __future__ import annotations
+
+import json as json_format
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rnascl_cli import console
+from rnascl_cli.cli import options
+from rnascl_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from rnascl_cli.stages.teacher_library import Imported
+
+app = typer.Typer(
+    help="List, show, import, fetch and train robust teachers.",
+    epilog="Example: rnascl teacher import Sehwag2021Proxy_R18.pt --arch r18 --public r18",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+SELF_TEST_IMAGES = 300
+
+Architecture = Annotated[
+    str | None,
+    typer.Option(
+        "--arch",
+        metavar="NAME",
+        help="r8, r18, r50, wrn-34-10, wrn-34-20, imagenet-r18, ...; else told from the tensors.",
+    ),
+]
+OutFile = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE", help="The teacher file; by default in the teacher cache.")
+]
+ForceFile = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
+
+
+@app.command("list", epilog="Example: rnascl teacher list")
+def list_command(json: options.Json = False) -> None:
+    """List the teachers in the cache, and the public ones that can be fetched."""
+    from rnascl_cli.stages.teacher_library import list_teachers
+
+    rows = list_teachers()
+    if json:
+        console.result(json_format.dumps(rows, indent=2))
+        return
+    lines = [("name", "architecture", "clean / robust published", "clean / PGD-20 here", "from")]
+    for row in rows:
+        if "problem" in row:
+            console.warn(row["problem"])
+            continue
+        where = row["source"] or row["path"]
+        lines.append(
+            (
+                row["name"],
+                row["architecture"],
+                _pair(row["published"], "clean", "autoattack"),
+                _pair(row["measured"], "clean", "pgd20"),
+                where if row["path"] else f"not here: rnascl teacher fetch {row['name']} ({where})",
+            )
+        )
+    console.result(_columns(lines))
+
+
+@app.command("show", epilog="Example: rnascl teacher show r18")
+def show_command(
+    source: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A teacher in the cache, or a file.")],
+    json: options.Json = False,
+) -> None:
+    """Show where a teacher came from, its size, and its convolutions with the sides of their maps."""
+    from rnascl_cli.stages.teacher_library import show_teacher
+
+    shown = show_teacher(source)
+    if json:
+        console.result(json_format.dumps(shown, indent=2))
+        return
+    facts = [(key, _plain(value)) for key, value in shown.items() if key != "layers" and value is not None]
+    layers = [("layer", "channels", "side")]
+    layers += [(row["layer"], str(row["channels"]), str(row["side"])) for row in shown["layers"]]
+    console.result(f"{_columns(facts)}\n\n{_columns(layers)}")
+
+
+@app.command("import", epilog="Example: rnascl teacher import Sehwag2021Proxy_R18.pt --arch r18 --public r18")
+def import_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint: .pt, .pth, .ckpt or .safetensors.")],
+    architecture: Architecture = None,
+    public: Annotated[
+        str | None,
+        typer.Option("--public", metavar="NAME", help="Which public checkpoint it is: r18, r50, wrt34, wrt50, ..."),
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option("--mean", metavar="R,G,B", help="Normalisation to put in, over the file's own.")
+    ] = None,
+    std: Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Given together with --mean.")] = None,
+    data: options.Data = None,
+    limit_test: options.LimitTest = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    out: OutFile = None,
+    force: ForceFile = False,
+    json: options.Json = False,
+) -> None:
+    """Read a public checkpoint and keep it as a teacher file; with --data, test it on a few hundred images."""
+    constants = _constants(mean, std)
+    recipe = options.build_recipe(
+        None,
+        recipe=None,
+        settings=None,
+        top={"seed": seed, "device": device},
+        data={"spec": data, "limit_test": limit_test or SELF_TEST_IMAGES},
+    )
+    from rnascl_cli.data import load_data
+    from rnascl_cli.stages.teacher_library import default_file, import_teacher
+
+    imported = import_teacher(
+        file,
+        out or default_file(public or file.stem),
+        architecture=architecture,
+        public=public,
+        constants=constants,
+        data=None if data is None else load_data(recipe.data, seed=recipe.seed, training=False),
+        device=recipe.device,
+        seed=recipe.seed,
+        force=force,
+    )
+    _finish_import(imported, json=json)
+
+
+@app.command("fetch", epilog="Example: rnascl teacher fetch wrt34")
+def fetch_command(
+    name: Annotated[str, typer.Argument(help="r18, r50, wrt34, wrt50, imagenet-r18 or imagenet-r50.")],
+    out: OutFile = None,
+    force: ForceFile = False,
+    json: options.Json = False,
+) -> None:
+    """Download a public robust checkpoint and import it."""
+    from rnascl_cli.stages.teacher_library import default_file, fetch_teacher
+
+    _finish_import(fetch_teacher(name, out or default_file(name), force=force), json=json)
+
+
+@app.command(
+    "train", epilog="Example: rnascl teacher train --arch r8 --data digits --epochs 10 --out teachers/r8.safetensors"
+)
+def train_command(
+    architecture: Architecture = None,
+    method: Annotated[
+        str | None,
+        typer.Option("--method", metavar="fgsm-rs|pgd-at", help="Adversarial training by one step, or by ten."),
+    ] = None,
+    eps: Annotated[
+        str | None, typer.Option("--eps", metavar="8/255", help="Size of the perturbation, L-inf, pixel units.")
+    ] = None,
+    data: options.Data = None,
+    limit_train: options.LimitTrain = None,
+    limit_test: options.LimitTest = None,
+    recipe: options.RecipeFile = None,
+    settings: options.Set = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    out: OutFile = None,
+    force: ForceFile = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint beside --out.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Train a robust teacher; held-out images choose the epoch, the test images are looked at once."""
+    resolved = options.build_recipe(
+        "teacher_train",
+        recipe=recipe,
+        settings=settings,
+        top={"seed": seed, "device": device, "precision": precision},
+        data={"spec": data, "limit_train": limit_train, "limit_test": limit_test},
+        own={
+            "architecture": architecture,
+            "method": method,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "perturbation": None if eps is None else {"eps": eps},
+        },
+    )
+    from rnascl_cli.engine.run_directory import RunDirectory
+    from rnascl_cli.stages.teacher import check_out, train_teacher, training_folder
+    from rnascl_cli.stages.teacher_library import default_file
+
+    stem = f"{resolved.teacher_train.architecture}-{resolved.data.spec.partition(':')[0]}"
+    path = check_out(out or default_file(stem), force=force)
+    run = RunDirectory.claim(training_folder(path), force=force, resume=resume)
+    trained = train_teacher(resolved, path, run)
+    measured = trained.measured
+    console.say(
+        f"epoch {trained.best_epoch} was best on the held-out images; on {measured.n} test images: clean "
+        f"{measured.clean:.4f}, PGD-20 at {measured.eps} {measured.pgd20:.4f}; wrote {path}"
+    )
+    shown = {**asdict(trained), "path": str(path)}
+    console.result(json_format.dumps(shown, indent=2) if json else str(path))
+
+
+def _finish_import(imported: Imported, *, json: bool) -> None:
+    console.say(
+        f"{imported.architecture}, {imported.num_classes} classes; {len(imported.renamed)} tensors renamed, "
+        f"{len(imported.dropped)} dropped, {len(imported.missed)} filled in; normalised by mean "
+        f"{_plain(imported.mean)}, std {_plain(imported.std)}"
+    )
+    for theirs, ours in list(imported.renamed.items())[:3]:
+        console.say(f"  renamed, e.g. {theirs} to {ours}")
+    for theirs, reason in list(imported.dropped.items())[:3]:
+        console.say(f"  dropped, e.g. {theirs}: {reason}")
+    for name in imported.missed[:3]:
+        console.say(f"  filled in, e.g. {name}")
+    if imported.measured is not None:
+        console.say(
+            f"self-test on {imported.measured.n} images: clean {imported.measured.clean:.4f}, PGD-20 at "
+            f"{imported.measured.eps} {imported.measured.pgd20:.4f}"
+        )
+    console.result(json_format.dumps(asdict(imported), indent=2) if json else imported.path)
+
+
+def _constants(mean: str | None, std: str | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        raise UserError("--mean and --std must be given together")
+    return _three(mean, "--mean", lowest=0.0), _three(std, "--std", lowest=1e-6)
+
+
+def _three(text: str, option: str, *, lowest: float) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != 3 or not all(lowest <= value <= 1 for value in values):
+        raise UserError(f"{option} {text}: write three numbers up to 1, e.g. 0.4914,0.4822,0.4465")
+    return values
+
+
+def _pair(numbers: dict[str, Any] | None, first: str, second: str) -> str:
+    if not numbers or numbers.get(first) is None:
+        return "-"
+    other = numbers.get(second)
+    return f"{numbers[first]:.4f} / {'-' if other is None else f'{other:.4f}'}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(f"{item:.4g}" for item in value)
+    return json_format.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

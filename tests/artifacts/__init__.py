@@ -1,0 +1,1 @@
+"""Tests of rnascl_cli.artifacts."""

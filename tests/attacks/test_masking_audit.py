@@ -1,0 +1,131 @@
+"""Signs of gradient masking, and the audit's card: a masked model is caught, an honest one passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rnascl_cli.artifacts.documents import AuditCheck
+from rnascl_cli.attacks.audit import audit_model
+from rnascl_cli.attacks.autoattack import AutoAttack
+from rnascl_cli.attacks.catalogue import Options, build_attacks
+from rnascl_cli.attacks.evaluate import Gradients, Outcome
+from rnascl_cli.attacks.masking import masking_signs
+from rnascl_cli.attacks.problem import Attack
+from rnascl_cli.units import parse_epsilon
+from tests.attacks import tiny
+
+FINE = Gradients(images=100, zero=0, not_finite=0)
+pytestmark = pytest.mark.unit
+
+
+def outcome(name: str, broken: int, *, n: int = 100, eps: str = "8/255", **details: object) -> Outcome:
+    attack: Attack = AutoAttack(name) if name in ("aa", "square") else _gradient(name)
+    return Outcome(attack, parse_epsilon(eps), torch.arange(n) < broken, **details)  # type: ignore[arg-type]
+
+
+def _gradient(name: str) -> Attack:
+    (attack,) = build_attacks([name], options=Options(), norm="Linf")
+    return attack
+
+
+def test_honest_results_give_no_sign() -> None:
+    results = [outcome("fgsm", 40), outcome("pgd20", 45), outcome("cw", 46), outcome("aa", 48), outcome("square", 30)]
+    assert masking_signs(results, FINE) == []
+
+
+@pytest.mark.parametrize(
+    ("results", "words"),
+    [
+        ([outcome("fgsm", 50), outcome("pgd20", 40)], "a single step should not beat many"),
+        ([outcome("pgd20", 60), outcome("aa", 95)], "35.0 points apart: gradient masking"),
+        ([outcome("pgd20", 40), outcome("square", 50)], "Square, which sees no gradients, leaves 50.0 %"),
+        ([outcome("aa", 50, broken_by={"apgd-ce": 10, "square": 9})], "broke 9 images"),
+        ([outcome("pgd20", 40, eps="4/255"), outcome("pgd20", 40)], "no fall from eps 4/255 to 8/255"),
+        ([outcome("aa", 10, strays=3)], "3 perturbed images left the ball"),
+        ([outcome("aa", 10, notes=("it seems to be randomized",))], "aa at eps 8/255: it seems to be randomized"),
+    ],
+)
+def test_each_sign_is_put_in_words(results: Sequence[Outcome], words: str) -> None:
+    (sign,) = masking_signs(results, FINE)
+    assert words in sign
+
+
+def test_gradients_that_are_zero_or_not_finite_are_named() -> None:
+    zero, not_finite = masking_signs([], Gradients(images=50, zero=7, not_finite=2))
+    assert zero.startswith("7 of 50 images have an all-zero loss gradient")
+    assert not_finite.startswith("2 of 50 images have a loss gradient that is not finite")
+
+
+def test_small_differences_say_nothing() -> None:
+    assert masking_signs([outcome("fgsm", 41), outcome("pgd20", 40)], FINE) == []
+    assert masking_signs([outcome("pgd20", 40), outcome("aa", 50)], FINE) == []
+
+
+class Scaled(nn.Module):
+    """Logits times 1000: the softmax saturates and its gradient underflows."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        logits: Tensor = self.model(x_BCHW)
+        return 1000 * logits
+
+
+class Rounded(Scaled):
+    """Input rounded to 20 levels: the gradient of rounding is zero."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        logits: Tensor = self.model((x_BCHW * 20).round() / 20)
+        return logits
+
+
+def card(model: nn.Module) -> dict[str, AuditCheck]:
+    evaluator = tiny.evaluator(model, tiny.images(60, seed=9))
+    checks = audit_model(evaluator, evaluator.clean(), parse_epsilon("8/255"), [], limit=40)
+    return {check.name: check for check in checks}
+
+
+def test_an_honest_adversarially_trained_model_passes(robust: nn.Module) -> None:
+    checks = card(robust)
+    assert len(checks) == 8
+    assert all(check.passed for check in checks.values()), checks
+
+
+@pytest.mark.parametrize("mask", [Scaled, Rounded])
+def test_a_masked_model_is_caught(plain: nn.Module, mask: type[Scaled]) -> None:
+    checks = card(mask(plain).eval())
+    failed = {name for name, check in checks.items() if not check.passed}
+    assert {
+        "gradients are there",
+        "accuracy reaches about 0 at a large eps",
+        "a black-box attack does not beat gradients",
+        "AutoAttack is close to PGD",
+    } <= failed
+    assert "gradient masking" in checks["AutoAttack is close to PGD"].detail
+
+
+def test_randomness_and_batch_dependence_are_caught(robust: nn.Module) -> None:
+    class Fickle(Scaled):
+        def forward(self, x_BCHW: Tensor) -> Tensor:
+            logits: Tensor = self.model(x_BCHW)
+            return logits + torch.randn_like(logits)
+
+    class Sociable(Scaled):
+        def forward(self, x_BCHW: Tensor) -> Tensor:
+            logits: Tensor = self.model(x_BCHW)
+            return logits - logits.mean(dim=0)
+
+    assert not card(Fickle(robust).eval())["the forward pass is deterministic"].passed
+    assert not card(Sociable(robust).eval())["an image's logits do not depend on its batch"].passed
+
+
+def test_nothing_right_is_no_pass(robust: nn.Module) -> None:
+    evaluator = tiny.evaluator(robust, tiny.images(4))
+    (check,) = audit_model(evaluator, torch.zeros(4).bool(), parse_epsilon("8/255"), [], limit=4)
+    assert not check.passed

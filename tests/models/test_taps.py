@@ -1,0 +1,184 @@
+"""Attention maps: what they are, in which order, at which size, and that nothing stays behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from rnascl_cli.models.normalise import Normalise
+from rnascl_cli.models.student import Student
+from rnascl_cli.models.taps import Tap, energy, recording_maps, tappable_layers, to_common_side
+from rnascl_cli.models.teachers import build_teacher
+from rnascl_cli.spaces import SPACES
+from tests.models.slimming import TINY, images
+
+pytestmark = pytest.mark.unit
+
+
+def hooks(model: nn.Module) -> int:
+    """How many forward hooks hang on a model."""
+    return sum(len(module._forward_hooks) for module in model.modules())
+
+
+def test_energy_by_hand() -> None:
+    # Two channels of 1x2 pixels: 1 + 9, 4 + 16.
+    activation_BCHW = torch.tensor([[[[1.0, -2.0]], [[3.0, 4.0]]]])
+    assert energy(activation_BCHW).tolist() == [[[10.0, 20.0]]]
+    # Under the mask (1, 1/2): 1 + 9/4, 4 + 16/4.
+    assert energy(activation_BCHW, torch.tensor([1.0, 0.5])).tolist() == [[[3.25, 8.0]]]
+
+
+def test_a_masked_energy_is_that_of_the_masked_activation(generator: torch.Generator) -> None:
+    activation_BCHW = torch.randn(2, 5, 3, 3, generator=generator)
+    mask_C = torch.tensor([1.0, 0.9, 0.3, 0.1, 0.0])
+    torch.testing.assert_close(energy(activation_BCHW, mask_C), energy(activation_BCHW * mask_C[:, None, None]))
+
+
+def test_energy_is_float32_whatever_the_activation() -> None:
+    activation_BCHW = torch.full((1, 4096, 1, 1), 0.0625, dtype=torch.bfloat16)
+    assert energy(activation_BCHW).dtype == torch.float32
+    assert energy(activation_BCHW).item() == 16.0
+    assert energy(activation_BCHW, torch.ones(4096, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+def test_larger_maps_are_area_averaged() -> None:
+    map_BHW = torch.arange(16.0).view(1, 4, 4)
+    # The corner of 0 1 4 5 has the mean 2.5.
+    assert to_common_side(map_BHW, 2).tolist() == [[[2.5, 4.5], [10.5, 12.5]]]
+    assert to_common_side(map_BHW, 1).tolist() == [[[7.5]]]
+
+
+def test_smaller_maps_are_interpolated_bilinearly() -> None:
+    # From 2 to 4 pixels, centres at -1/4, 1/4, 3/4 and 5/4 of the old ones, held at the edges.
+    row = [0.0, 1.0, 3.0, 4.0]
+    assert to_common_side(torch.tensor([[[0.0, 4.0], [0.0, 4.0]]]), 4).tolist() == [[row] * 4]
+
+
+def test_maps_of_the_right_side_stay_as_they_are() -> None:
+    map_BHW = torch.rand(2, 8, 8)
+    assert to_common_side(map_BHW, 8) is map_BHW
+
+
+def test_constant_maps_stay_constant_at_any_size() -> None:
+    for side in (3, 5, 7, 16):
+        torch.testing.assert_close(to_common_side(torch.full((1, 6, 6), 2.0), side), torch.full((1, side, side), 2.0))
+
+
+@pytest.mark.parametrize(
+    ("space", "tap", "count"),
+    [
+        ("S3", "conv", 28),
+        ("S3", "norm", 28),
+        ("S3", "block", 9),
+        ("S5", "conv", 46),
+        ("S7", "conv", 64),
+        ("IS", "conv", 29),
+    ],
+)
+def test_how_many_layers_a_student_has(space: str, tap: Tap, count: int) -> None:
+    with torch.device("meta"):
+        student = Student(SPACES[space], SPACES[space].smallest, num_classes=10)
+    assert len(tappable_layers(student, tap)) == count
+
+
+def test_layers_are_named_and_in_order() -> None:
+    student = Student(TINY, TINY.smallest, num_classes=3)
+    assert list(tappable_layers(student))[:5] == [
+        "stem.conv",
+        "blocks.0.expand.conv",
+        "blocks.0.depthwise.conv",
+        "blocks.0.project.conv",
+        "blocks.1.expand.conv",
+    ]
+    assert list(tappable_layers(student, "norm"))[:2] == ["stem.bn", "blocks.0.expand.bn"]
+    assert list(tappable_layers(student, "block")) == [f"blocks.{index}" for index in range(4)]
+
+
+@pytest.mark.parametrize("tap", ["conv", "norm", "block"])
+def test_every_teacher_has_layers_of_each_kind(tap: Tap) -> None:
+    with torch.device("meta"):
+        for architecture in ("r8", "r18", "r50", "wrt34", "wrt50"):
+            assert tappable_layers(build_teacher(architecture, num_classes=10), tap), architecture
+
+
+def test_recorded_maps_are_the_energies_in_order() -> None:
+    student = Student(TINY, TINY.largest, num_classes=3).eval()
+    outputs: dict[str, torch.Tensor] = {}
+    handles = [
+        module.register_forward_hook(lambda _m, _i, output, name=name: outputs.update({name: output.detach()}))
+        for name, module in tappable_layers(student).items()
+    ]
+    x_BCHW = images(TINY)
+    with torch.no_grad():
+        plain = student(x_BCHW)
+        with recording_maps(student, side=4) as recorder:
+            tapped = student(x_BCHW)
+    for handle in handles:
+        handle.remove()
+    maps_BLP = recorder.take()
+    assert torch.equal(plain, tapped)
+    assert recorder.layers == list(tappable_layers(student))
+    for index, name in enumerate(recorder.layers):
+        by_hand = to_common_side(outputs[name].square().sum(dim=1), 4).flatten(1)
+        torch.testing.assert_close(maps_BLP[:, index], by_hand)
+
+
+def test_chosen_layers_come_in_the_order_given() -> None:
+    student = Student(TINY, TINY.largest, num_classes=3).eval()
+    x_BCHW = images(TINY)
+    with torch.no_grad(), recording_maps(student, side=4) as every:
+        student(x_BCHW)
+    names = list(tappable_layers(student))
+    with torch.no_grad(), recording_maps(student, side=4, layers=[names[7], names[2]]) as two:
+        student(x_BCHW)
+    assert torch.equal(two.take(), every.take()[:, [7, 2]])
+
+
+def test_maps_carry_gradients() -> None:
+    student = Student(TINY, TINY.largest, num_classes=3)
+    with recording_maps(student, side=4) as recorder:
+        student(images(TINY))
+        recorder.take().sum().backward()  # type: ignore[no-untyped-call]
+    assert student.stem.conv.weight.grad is not None
+
+
+def test_hooks_are_gone_after_the_context() -> None:
+    student = Student(TINY, TINY.largest, num_classes=3)
+    with recording_maps(student, side=4):
+        assert hooks(student) == 13
+    assert hooks(student) == 0
+    with pytest.raises(RuntimeError, match="on purpose"), recording_maps(student, side=4):
+        raise RuntimeError("on purpose")
+    assert hooks(student) == 0
+
+
+def test_taking_forgets_and_a_missing_pass_is_said() -> None:
+    student = Student(TINY, TINY.largest, num_classes=3)
+    with recording_maps(student, side=4) as recorder:
+        with pytest.raises(ValueError, match=r"no forward pass reached stem\.conv"):
+            recorder.take()
+        student(images(TINY))
+        recorder.take()
+        with pytest.raises(ValueError, match="no forward pass reached"):
+            recorder.take()
+
+
+def test_an_unknown_layer_is_refused_before_any_hook() -> None:
+    student = Student(TINY, TINY.largest, num_classes=3)
+    with (
+        pytest.raises(ValueError, match=r"no layer 'head\.conv' among the 13 conv layers"),
+        recording_maps(student, side=4, layers=["stem.conv", "head.conv"]),
+    ):
+        pass
+    assert hooks(student) == 0
+
+
+def test_normalise_by_hand() -> None:
+    layer = Normalise((0.5, 0.25, 0.0), (0.5, 0.25, 2.0))
+    found = layer(torch.tensor([1.0, 0.5, 1.0]).view(1, 3, 1, 1))
+    assert found.flatten().tolist() == [1.0, 1.0, 0.5]
+    assert layer.constants() == {"mean": [0.5, 0.25, 0.0], "std": [0.5, 0.25, 2.0]}
+    assert not layer.state_dict()
+    with pytest.raises(ValueError, match="std must be positive"):
+        Normalise((0.0, 0.0, 0.0), (1.0, 0.0, 1.0))
