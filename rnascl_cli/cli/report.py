@@ -22,6 +22,10 @@ def command(
     paper: Annotated[
         bool, typer.Option("--paper", help="Print the paper's Tables 1 to 6 whole, measured rows among them.")
     ] = False,
+    image: Annotated[
+        Path | None,
+        typer.Option("--image", metavar="FILE", help="Show attention maps of students and tutors for this image."),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Write into an existing folder, replacing its report.")
     ] = False,
@@ -30,9 +34,11 @@ def command(
     """Turn runs into report.html (one self-contained file), report.md and figures/."""
     from rnascl_cli.stages.report import report
 
-    summary = report(runs, out=out, force=force, paper=paper)
+    summary = report(runs, out=out, force=force, paper=paper, image=image)
     for warning in summary.warnings:
         console.warn(warning)
-    missing = f"; {len(summary.gaps)} remarks on what is missing or kept apart" if summary.gaps else ""
-    console.say(f"reported {len(summary.models)} models{missing}; wrote {summary.out}/report.html")
+    remarks = f", remarks on what is missing or kept apart: {len(summary.gaps)}" if summary.gaps else ""
+    console.say(
+        f"models: {len(summary.models)}, warnings: {len(summary.warnings)}{remarks}; wrote {summary.out}/report.html"
+    )
     console.result(summary.model_dump_json(indent=2) if json else summary.out)

@@ -7,9 +7,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rnascl_cli.artifacts.documents import DerivedDocument, TutorMap
+from rnascl_cli.artifacts.documents import DerivedDocument, SearchDocument, TutorMap
 from rnascl_cli.reporting.collect import Artifact, RunSet
 from rnascl_cli.reporting.tables import Cell, Column, Table, number, text
+
+HARDLY_DECIDED = 0.9
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,74 @@ def _identity(document: DerivedDocument) -> str:
     """Return what tells two derivations apart: what they were derived from, else their whole text."""
     searched = document.provenance.inputs.get("search.json")
     return f"{searched}" if searched else document.model_dump_json()
+
+
+def entropy(logits: Sequence[float], temperature: float) -> float:
+    """Return the entropy of softmax(logits / temperature) over the log of its length: 1 undecided, 0 decided."""
+    if len(logits) < 2:
+        return 0.0
+    shares = softmax([logit / temperature for logit in logits])
+    return -sum(share * math.log(share) for share in shares if share > 0) / math.log(len(logits))
+
+
+def decidedness(search: SearchDocument) -> tuple[float | None, float | None]:
+    """Return the mean entropies of the width and the tutor choices at the last temperature; None without choices."""
+    widths = [row for row in search.width_logits if len(row) > 1]
+    means = []
+    for rows in (widths, search.tutor_logits):
+        means.append(sum(entropy(row, search.temperature) for row in rows) / len(rows) if rows else None)
+    return means[0], means[1]
+
+
+def decided_table(runs: RunSet) -> Table | None:
+    """Return how decided each search ended; None without a search."""
+    if not runs.searches:
+        return None
+    rows = []
+    for found in runs.searches:
+        search = found.document
+        widths, tutors = decidedness(search)
+        strongest = [max(softmax([x / search.temperature for x in row])) for row in search.tutor_logits]
+        rows.append(
+            [
+                text(found.run),
+                text(search.space),
+                number(found.document.provenance.seed, "d"),
+                number(search.temperature, ".3g"),
+                number(widths, ".3f"),
+                number(tutors, ".3f"),
+                number(sum(strongest) / len(strongest) if strongest else None, ".3f"),
+                number(1 / len(search.teacher_layers) if strongest else None, ".3f"),
+            ]
+        )
+    columns = [
+        Column("Search"),
+        Column("Space"),
+        Column("Seed", True),
+        Column("Last temperature", True),
+        Column("Entropy of widths", True),
+        Column("Entropy of tutors", True),
+        Column("Mean share of the chosen tutor", True),
+        Column("That share if undecided", True),
+    ]
+    return Table(
+        "decided",
+        "How decided the searches ended",
+        columns,
+        rows,
+        intro="Softmax of the logits over the last temperature, without noise; entropy 1 is undecided, 0 decided.",
+    )
+
+
+def undecided(runs: RunSet) -> list[str]:
+    """Name the searches whose tutors were hardly decided when they ended."""
+    return [
+        f"{found.run}: the tutors were hardly decided at the end of the search (entropy {tutors:.3f} of 1), so the "
+        "chosen ones are picks among nearly equal logits"
+        for found in runs.searches
+        for tutors in [decidedness(found.document)[1]]
+        if tutors is not None and tutors > HARDLY_DECIDED
+    ]
 
 
 def counts(tutors: TutorMap) -> list[int]:

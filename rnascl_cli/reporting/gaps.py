@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rnascl_cli.reporting.collect import RunSet
+from rnascl_cli.reporting.evidence import undecided
 from rnascl_cli.reporting.lineage import UNKNOWN_ORIGIN, Model
 from rnascl_cli.reporting.summary import Group, missing_results
 
@@ -16,6 +17,7 @@ def find_gaps(runs: RunSet, models: Sequence[Model], groups: Sequence[Group]) ->
         *_apart(runs, groups),
         *_missing_stages(runs, models),
         *_partial_attacks(groups),
+        *undecided(runs),
     ]
 
 

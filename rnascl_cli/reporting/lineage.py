@@ -146,9 +146,10 @@ def _attacks(runs: RunSet, sha256: str) -> tuple[Artifact[AttackDocument], ...]:
 def _input(
     candidates: list[Artifact[D]], of: Artifact[TrainDocument] | Artifact[DerivedDocument] | Made
 ) -> Artifact[D] | None:
-    """Return the candidate that ``of`` names among its inputs by hash."""
+    """Return the candidate that ``of`` names among its inputs by hash; of equal copies the one beside it."""
     hashes = set(of.document.provenance.inputs.values())
-    return next((found for found in candidates if found.sha256 in hashes), None)
+    found = [candidate for candidate in candidates if candidate.sha256 in hashes]
+    return min(found, key=lambda candidate: candidate.folder != of.folder, default=None)
 
 
 def _source(runs: RunSet, made: Made) -> Artifact[TrainDocument] | None:

@@ -16,10 +16,11 @@ from rnascl_cli.reporting import search_plots
 from rnascl_cli.reporting.collect import RunSet
 from rnascl_cli.reporting.compare import beside_published, paper_tables, unmatched
 from rnascl_cli.reporting.drawing import Plot, Rendered, render
-from rnascl_cli.reporting.evidence import agreement_table, control_table, tutored
+from rnascl_cli.reporting.evidence import agreement_table, control_table, decided_table, tutored
 from rnascl_cli.reporting.gaps import find_gaps, warnings
 from rnascl_cli.reporting.lineage import Model, models
 from rnascl_cli.reporting.making import Making, making
+from rnascl_cli.reporting.map_plots import MapSet, map_plot
 from rnascl_cli.reporting.plots import attack_plots
 from rnascl_cli.reporting.summary import Group, attack_tables, groups, model_tables
 from rnascl_cli.reporting.tables import Table
@@ -80,7 +81,12 @@ def render_all(plots: Iterable[Plot]) -> list[Rendered]:
     return [render(plot) for plot in plots]
 
 
-def build_page(runs: RunSet, *, paper: bool = False, draw: Draw = render_all) -> Page:
+ComputeMaps = Callable[[Sequence[Model]], tuple[list[MapSet], list[str]]]
+
+
+def build_page(
+    runs: RunSet, *, paper: bool = False, draw: Draw = render_all, compute_maps: ComputeMaps | None = None
+) -> Page:
     """Turn runs into a report.
 
     Args:
@@ -88,18 +94,20 @@ def build_page(runs: RunSet, *, paper: bool = False, draw: Draw = render_all) ->
         paper: Whether to print all six published tables, rather than only the rows that something was
             measured for.
         draw: Renders the figures; a caller may show progress.
+        compute_maps: Gives the attention maps of the models, and says in words what is missing; None for none.
     """
     found = models(runs)
     measured = groups(found)
+    maps, without_maps = compute_maps(found) if compute_maps else ([], [])
     sections = _unique_names(
-        [_summary(found, measured), _published(found, paper=paper), _runs(runs), _tutors(runs)],
+        [_summary(found, measured), _published(found, paper=paper), _runs(runs), _tutors(runs, maps)],
     )
     drawn = draw(plot for section in sections for plot in section.plots)
     return Page(
         models=found,
         overview=_overview(runs, found),
         warnings=warnings(measured),
-        gaps=find_gaps(runs, found, measured),
+        gaps=[*find_gaps(runs, found, measured), *without_maps],
         sections=sections,
         drawn={figure.plot.name: figure for figure in drawn},
         makings=[making(artifact) for artifact in runs.artifacts],
@@ -166,17 +174,19 @@ def _runs(runs: RunSet) -> Section:
     return Section("runs", "Search and training", words, plots=plots)
 
 
-def _tutors(runs: RunSet) -> Section:
+def _tutors(runs: RunSet, maps_of_image: Sequence[MapSet]) -> Section:
     maps = tutored(runs)
-    tables = [table for table in (control_table(maps), agreement_table(maps)) if table is not None]
+    agreement = agreement_table(maps)
+    tables = [table for table in (decided_table(runs), control_table(maps), agreement) if table is not None]
     plots = [
         *search_plots.tutor_counts(maps),
         *(plot for plot in map(search_plots.tutor_heatmap, runs.searches) if plot is not None),
+        *map(map_plot, maps_of_image),
     ]
     words = []
     if not maps:
         words.append("No derived document with tutors is given.")
-    elif len(tables) == 1:
+    elif agreement is None:
         words.append(
             "No two searches share student layers and teacher, so whether seeds agree on the tutors cannot be told."
         )

@@ -106,6 +106,8 @@ def _lines(axis: Any, history: History, keys: dict[str, str], scale: float, *, l
         )
     axis.set_xlabel("Epoch")
     axis.xaxis.get_major_locator().set_params(integer=True)
+    if len(history) == 1:
+        axis.set_xticks([1])  # a lone epoch would be given fractions around it
     if legend and keys:
         axis.legend()
 
@@ -195,7 +197,8 @@ def tutor_heatmap(found: Artifact[SearchDocument]) -> Plot | None:
     def draw(figure: Any, theme: Theme) -> None:
         axis = figure.subplots()
         shares = [softmax(row) for row in document.tutor_logits]
-        image = axis.imshow(shares, cmap=HEAT, vmin=0, aspect="auto", interpolation="nearest")
+        relative = [[teachers * share for share in row] for row in shares]
+        image = axis.imshow(relative, cmap=HEAT, aspect="auto", interpolation="nearest")
         axis.plot(
             [row.index(max(row)) for row in shares],
             range(students),
@@ -211,13 +214,15 @@ def tutor_heatmap(found: Artifact[SearchDocument]) -> Plot | None:
         axis.set_xlabel("Teacher layer")
         axis.set_ylabel("Student layer")
         axis.grid(visible=False)
-        figure.colorbar(image, ax=axis, label="Softmax of the logits", fraction=0.04)
+        # The scale spans what is there, however little: the ticks say how much that is.
+        figure.colorbar(image, ax=axis, label="Softmax over that of an undecided layer", fraction=0.04, format="%.5g")
 
     return Plot(
         f"tutors-{slug(found.run)}",
         f"{found.run}: tutors",
         "Softmax of the tutor logits at the end of the search (temperature 1, no noise), first layers at the top "
-        "left; a dot marks the tutor that derive takes for each student layer.",
+        f"left, over the 1/{teachers} of an undecided layer; mind the scale, which spans what is there. A dot marks "
+        "the tutor that derive takes for each student layer.",
         (min(14.0, 3.2 + 0.22 * teachers), min(14.0, 2.4 + 0.17 * students)),
         draw,
     )

@@ -130,7 +130,7 @@ def _heading(result: AttackResult, crowded: bool) -> Column:
 
 def usual_eps(group: Group) -> AttackResult | None:
     """Return a result of the eps that most attacks of the group were run with, 8/255 among equals."""
-    results = [result for found in group.measured for result in found.attack.document.results]
+    results = [result for found in group.measured for result in _perturbed(found)]
     times = Counter(result.eps_value for result in results)
     return max(results, key=lambda result: (times[result.eps_value], -abs(result.eps_value - PAPER_EPS)), default=None)
 
@@ -185,12 +185,17 @@ def _headings(group: Group) -> dict[Setting, Column]:
     """Return a column heading for each setting, by eps and then in the attacks' usual order."""
     by_setting: dict[Setting, AttackResult] = {}
     for measured in group.measured:
-        for result in measured.attack.document.results:
+        for result in _perturbed(measured):
             by_setting.setdefault(_setting(result), result)
     order = {name: index for index, name in enumerate(ATTACK_NAMES)}
     settings = sorted(by_setting, key=lambda key: (key[1], order.get(key[0], len(order)), repr(key)))
     labels = Counter(key[:3] for key in settings)
     return {key: _heading(by_setting[key], labels[key[:3]] > 1) for key in settings}
+
+
+def _perturbed(measured: Measured) -> list[AttackResult]:
+    """Return the results at any eps above zero; at zero an attack measures clean accuracy, which has its column."""
+    return [result for result in measured.attack.document.results if result.eps_value > 0]
 
 
 def _name_cell(measured: Measured) -> Cell:
@@ -313,6 +318,12 @@ def _model_table(index: int, models: Sequence[Model], of: int) -> Table:
     )
 
 
+def _teacher_cell(model: Model) -> Cell:
+    if model.teacher is None:
+        return Cell(NOTHING)
+    return text(f"{model.teacher.architecture} ({model.teacher.sha256[:12]})", note=teacher_words(model.teacher) or "")
+
+
 def _model_row(model: Model) -> list[Cell]:
     assert model.made is not None
     document = model.made.document
@@ -323,7 +334,7 @@ def _model_row(model: Model) -> list[Cell]:
         text(built.space),
         text(document.paradigm),
         text(model.finetuned),
-        text(teacher_words(model.teacher) if document.paradigm != "standard" else None),
+        _teacher_cell(model) if document.paradigm != "standard" else Cell(NOTHING),
         Cell(ranges(built.widths), float(sum(built.widths))),
         number(built.params / 1e6, ".3f"),
         number(built.macs / 1e6, ".2f"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,7 +17,14 @@ from rnascl_cli.reporting.page import MARK, Page, build_page, html, markdown
 MARKDOWN, HTML, FIGURES = "report.md", "report.html", "figures"
 
 
-def report(runs: Sequence[Path], *, out: Path | None = None, force: bool = False, paper: bool = False) -> ReportSummary:
+def report(
+    runs: Sequence[Path],
+    *,
+    out: Path | None = None,
+    force: bool = False,
+    paper: bool = False,
+    image: Path | None = None,
+) -> ReportSummary:
     """Write a report on ``runs``.
 
     Everything is read and rendered before anything is written, so an error leaves the disk as it was.
@@ -26,6 +34,7 @@ def report(runs: Sequence[Path], *, out: Path | None = None, force: bool = False
         out: Where to; ``report`` beside the first of ``runs`` by default.
         force: Replace an older report, or write beside other files, in a folder that is not empty.
         paper: Print the paper's tables whole.
+        image: Show the attention maps of students and tutors for this image. Without it no network is read.
 
     Raises:
         UserError: No run is found, a document is damaged, or ``out`` may not be written to.
@@ -33,7 +42,12 @@ def report(runs: Sequence[Path], *, out: Path | None = None, force: bool = False
     folder = out if out is not None else runs[0].resolve().parent / "report"
     shown = str(out) if out is not None else _beside(runs[0])
     _check(folder, shown, force=force)
-    page = build_page(collect(runs), paper=paper, draw=_draw)
+    compute = None
+    if image is not None:
+        from rnascl_cli.stages.attention_maps import attention_maps  # brings torch
+
+        compute = functools.partial(attention_maps, image=image)
+    page = build_page(collect(runs), paper=paper, draw=_draw, compute_maps=compute)
     texts = {MARKDOWN: markdown(page), HTML: html(page)}
     files = _write(folder, page, texts)
     return ReportSummary(

@@ -1,0 +1,116 @@
+"""Finding runs, and telling by sha256 what came from what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rnascl_cli.errors import UserError
+from rnascl_cli.reporting.collect import collect
+from rnascl_cli.reporting.lineage import models
+from tests.reporting import factories as make
+
+
+def test_runs_are_found_at_any_depth_and_named_without_machine_paths(tmp_path: Path) -> None:
+    make.write_chain(tmp_path / "runs" / "deep" / "er")
+    make.write_search(tmp_path / "runs" / "other")
+    runs = collect([tmp_path / "runs"])
+    assert {found.run for found in runs.artifacts} == {
+        "other",
+        "deep/er/s3",
+        "deep/er/s3-train",
+        "deep/er/s3-trades",
+    }
+
+
+def test_one_run_is_named_by_its_folder(tmp_path: Path) -> None:
+    make.write_search(tmp_path / "s3")
+    assert [found.run for found in collect([tmp_path / "s3"]).artifacts] == ["s3"]
+
+
+def test_overlapping_paths_count_once(tmp_path: Path) -> None:
+    make.write_chain(tmp_path / "runs")
+    once, twice = collect([tmp_path / "runs"]), collect([tmp_path / "runs" / "s3-train", tmp_path / "runs"])
+    assert len(once.artifacts) == len(twice.artifacts) == 6
+
+
+def test_hidden_folders_are_not_entered(tmp_path: Path) -> None:
+    make.write_search(tmp_path / "runs" / "s3")
+    make.write_search(tmp_path / "runs" / ".trash" / "old")
+    assert [found.run for found in collect([tmp_path / "runs"]).artifacts] == ["s3"]
+
+
+def test_unfinished_runs_are_named(tmp_path: Path) -> None:
+    searched = make.write_search(tmp_path / "runs" / "s3")
+    make.write_derived(tmp_path / "runs" / "died", searched)
+    (tmp_path / "runs" / "died" / "metrics.jsonl").write_text("{}\n", encoding="utf-8")
+    assert collect([tmp_path / "runs"]).unfinished == ("died",)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda folder: folder.mkdir(), "no run found"),
+        (lambda folder: None, "no such folder"),
+        (lambda folder: folder.write_text("{}"), "is a file"),
+    ],
+    ids=["empty", "absent", "file"],
+)
+def test_what_holds_no_run_is_a_user_error(tmp_path: Path, prepare, message: str) -> None:  # type: ignore[no-untyped-def]
+    prepare(tmp_path / "runs")
+    with pytest.raises(UserError, match=message):
+        collect([tmp_path / "runs"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"kind": "train"', "not a JSON document"),
+        ('{"kind": "search", "schema_version": 1}', "'train' document is needed"),
+        ('{"kind": "train", "schema_version": 99}', "schema_version"),
+        ("[]", "not an rnascl document"),
+    ],
+)
+def test_a_damaged_document_is_a_user_error_that_names_the_file(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "train.json").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message) as caught:
+        collect([tmp_path])
+    assert "run/train.json" in str(caught.value)
+
+
+def test_the_chain_is_linked_by_hash(tmp_path: Path) -> None:
+    found = {model.name: model for model in models(collect([make.write_chain(tmp_path / "runs")]))}
+    assert list(found) == ["s3-trades", "s3-train"]
+    robust = found["s3-trades"]
+    assert robust.origin == "search (s3) → derive (s3-train) → train (s3-train) → adv-finetune (s3-trades)"
+    assert robust.trained == "rnas-cl + trades"
+    assert [attack.run for attack in robust.attacks] == ["s3-trades"]
+    assert found["s3-train"].trained == "rnas-cl"
+
+
+def test_names_of_folders_do_not_link(tmp_path: Path) -> None:
+    """A derived document of another search in the neighbouring folder is not taken for this training's."""
+    make.write_search(tmp_path / "runs" / "s3", seed=0)
+    make.write_derived(tmp_path / "runs" / "s3-derived", make.sha256("a search that is not given"))
+    make.write_train(tmp_path / "runs" / "s3-train", student="student")
+    (model,) = models(collect([tmp_path / "runs"]))
+    assert model.origin == "search (unknown origin) → derive (unknown origin) → train (s3-train)"
+
+
+def test_an_attacked_file_is_a_teacher_by_hash_or_of_unknown_origin(tmp_path: Path) -> None:
+    make.write_train(tmp_path / "runs" / "s3-train", student="student")
+    make.write_attack(tmp_path / "runs" / "a", student="teacher", model="/somewhere/r18.safetensors")
+    make.write_attack(tmp_path / "runs" / "b", student="stranger", model="found.safetensors")
+    found = {model.name: model for model in models(collect([tmp_path / "runs"]))}
+    assert found["r18.safetensors"].kind == "teacher"
+    assert found["found.safetensors"].kind == "unknown"
+    assert "unknown origin" in found["found.safetensors"].origin
+
+
+def test_copies_of_a_document_are_one_model(tmp_path: Path) -> None:
+    make.write_train(tmp_path / "runs" / "one", student="student")
+    (tmp_path / "runs" / "copy").mkdir()
+    (tmp_path / "runs" / "copy" / "train.json").write_bytes((tmp_path / "runs" / "one" / "train.json").read_bytes())
+    assert [model.name for model in models(collect([tmp_path / "runs"]))] == ["copy"]

@@ -1,0 +1,291 @@
+"""What stands in the tables: unlike numbers apart, worst cases, intervals, comparisons with the paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rnascl_cli.artifacts.documents import DataReference, Verdicts
+from rnascl_cli.reporting.collect import collect
+from rnascl_cli.reporting.compare import beside_published, dataset_of, paper_tables, unmatched
+from rnascl_cli.reporting.evidence import (
+    agreement_table,
+    control_table,
+    decided_table,
+    entropy,
+    relative_depth,
+    softmax,
+    tutored,
+)
+from rnascl_cli.reporting.gaps import find_gaps
+from rnascl_cli.reporting.lineage import models
+from rnascl_cli.reporting.making import changed_settings, making
+from rnascl_cli.reporting.summary import Group, attack_tables, groups, model_tables
+from rnascl_cli.reporting.tables import Cell, Table, accuracy, number, points, ranges, short_spec, wilson
+from tests.reporting import factories as make
+
+
+def cell(table: Table, row: str, column: str) -> Cell:
+    """Return the cell in the first row that begins with ``row``."""
+    labels = [heading.label for heading in table.columns]
+    found = next(cells for cells in table.rows if cells[0].text == row)
+    return found[labels.index(column)]
+
+
+def grouped(folder: Path) -> list[Group]:
+    """Return the groups of the runs in a folder."""
+    return groups(models(collect([folder])))
+
+
+def gaps(folder: Path) -> str:
+    """Return what is said to be missing."""
+    runs = collect([folder])
+    found = models(runs)
+    return "\n".join(find_gaps(runs, found, groups(found)))
+
+
+def test_wilson_interval_by_hand() -> None:
+    """50 of 100: (0.5 + z^2/200) / (1 + z^2/100) -+ ... = 0.4038, 0.5962."""
+    assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    low, high = wilson(0.0, 500)
+    assert low == 0.0
+    assert high == pytest.approx(3.8415 / (500 + 3.8415), abs=1e-5)
+
+
+def test_how_numbers_are_written() -> None:
+    assert accuracy(0.41234, 10000).text == "41.23"
+    assert accuracy(0.41234, 500, interval=(0.37, 0.456)).text == "41.2 [37.0, 45.6]"
+    assert number(None, ".2f").value is None
+    assert [points(value).text for value in (1.26, -1.26, 0.01, None)] == ["+1.3", "−1.3", "±0.0", "–"]
+    assert ranges([16, 16, 16, 32, 64, 64]) == "16×3, 32, 64×2"
+    assert [short_spec(spec) for spec in ("digits", "folder:/a/b/cifar/")] == ["digits", "folder:cifar"]
+
+
+def test_accuracies_of_one_group(tmp_path: Path) -> None:
+    make.write_chain(tmp_path / "runs")
+    (group,) = grouped(tmp_path / "runs")
+    (table,) = attack_tables(group)
+    assert cell(table, "s3-trades", "PGD-20 8/255").text == "43.0 [39.0, 47.0]"
+    assert cell(table, "s3-trades", "Worst case 8/255").text == "38.0 [33.9, 42.3]"
+    assert cell(table, "s3-trades", "Params (M)").text == f"{make.architecture().params / 1e6:.3f}"
+    warned = cell(table, "s3-train", "Warnings")
+    assert warned.loud
+    assert "masked" in warned.note
+    assert "500 test images" in table.intro
+    assert "/images" not in table.intro  # where the images lie is of this machine alone
+
+
+@pytest.mark.parametrize("other", ["protocol", "data", "images"])
+def test_unlike_measurements_never_share_a_table(tmp_path: Path, other: str) -> None:
+    make.write_train(tmp_path / "runs" / "train", student="student")
+    make.write_attack(tmp_path / "runs" / "a", student="student")
+    folder = tmp_path / "runs" / "b"
+    if other == "protocol":
+        make.write_attack(folder, student="student", protocol="paper-code")
+    elif other == "data":
+        make.write_attack(folder, student="student", reference=make.data("others"))
+    else:
+        make.write_attack(folder, student="student", n=400)
+    found = grouped(tmp_path / "runs")
+    assert [len(group.measured) for group in found] == [1, 1]
+    assert found[0].protocol == "pixel"
+    assert "must not be compared" in gaps(tmp_path / "runs")
+
+
+def test_other_sizes_have_a_table_of_their_own(tmp_path: Path) -> None:
+    results = [make.result("pgd20", eps, 0.9 - eps / 10) for eps in (2, 4, 8)]
+    make.write_attack(tmp_path / "runs" / "swept", student="a", results=results, model="swept")
+    make.write_attack(tmp_path / "runs" / "single", student="b", results=[make.result("pgd20", 8, 0.2)], model="single")
+    (group,) = grouped(tmp_path / "runs")
+    usual, other = attack_tables(group)
+    assert [heading.label for heading in usual.columns][-1] == "PGD-20 8/255"
+    assert [heading.label for heading in other.columns] == ["Model", "PGD-20 2/255", "PGD-20 4/255"]
+    assert [row[0].text for row in other.rows] == ["swept"]
+
+
+def test_the_same_attack_with_other_settings_has_its_own_column(tmp_path: Path) -> None:
+    make.write_attack(tmp_path / "runs" / "a", student="a", results=[make.result("pgd20", 8, 0.4)], model="a")
+    make.write_attack(
+        tmp_path / "runs" / "b", student="b", results=[make.result("pgd20", 8, 0.5, step=0.8 / 255)], model="b"
+    )
+    (group,) = grouped(tmp_path / "runs")
+    labels = [heading.label for heading in attack_tables(group)[0].columns if heading.label.startswith("PGD")]
+    assert len(labels) == 2
+    assert any("step 0.003137" in label for label in labels)
+
+
+def test_worst_case_from_verdicts_when_not_recorded(tmp_path: Path) -> None:
+    """Ten images; FGSM breaks 0 and 1, PGD 1 and 2: three are broken, seven are left."""
+    verdicts = [
+        Verdicts(attack="fgsm", eps="8/255", broken=[0, 1]),
+        Verdicts(attack="pgd20", eps="8/255", broken=[1, 2]),
+        Verdicts(attack="pgd20", eps="4/255", broken=[5]),
+    ]
+    results = [make.result("fgsm", 8, 0.8), make.result("pgd20", 8, 0.8), make.result("pgd20", 4, 0.9)]
+    make.write_attack(
+        tmp_path / "runs", student="a", n=10, worst=None, clean=1.0, results=results, verdicts=verdicts, model="a"
+    )
+    (group,) = grouped(tmp_path)
+    assert group.measured[0].worst_case == pytest.approx(0.7)
+
+
+def test_partial_attacks_are_named_and_marked(tmp_path: Path) -> None:
+    asked = {"attacks": ["clean", "fgsm", "aa"], "eps": ["8/255"]}
+    make.write_attack(
+        tmp_path / "runs" / "a", student="a", results=[make.result("fgsm", 8, 0.4)], asked=asked, model="a"
+    )
+    make.write_attack(tmp_path / "runs" / "b", student="b", model="b")
+    (group,) = grouped(tmp_path / "runs")
+    missing = cell(attack_tables(group)[0], "a", "AutoAttack 8/255")
+    assert (missing.text, missing.loud) == ("no result", True)
+    assert "a: the attack run is partial; no result of AutoAttack at eps 0.03137" in gaps(tmp_path / "runs")
+
+
+def test_an_attack_without_results_is_said(tmp_path: Path) -> None:
+    make.write_attack(tmp_path / "runs" / "a", student="a", results=[], worst=None, model="a")
+    (group,) = grouped(tmp_path / "runs")
+    assert attack_tables(group)[0].rows
+    assert "holds no result" in gaps(tmp_path / "runs")
+
+
+def test_missing_stages_are_said(tmp_path: Path) -> None:
+    make.write_search(tmp_path / "runs" / "lonely")
+    make.write_train(tmp_path / "runs" / "train", student="student")
+    make.write_finetune(tmp_path / "runs" / "tuned", student="robust", source="not given")
+    said = gaps(tmp_path / "runs")
+    assert "lonely: searched only" in said
+    assert "tuned: unknown origin; the training it was fine-tuned from is not given" in said
+    assert "not attacked, so of unknown robust accuracy: train, tuned" in said
+    assert "train: no derived document is given" in said
+
+
+def test_students_on_different_data_have_different_tables(tmp_path: Path) -> None:
+    make.write_train(tmp_path / "runs" / "a", student="a")
+    make.write_train(tmp_path / "runs" / "b", student="b", reference=make.data("subset"))
+    tables = model_tables(models(collect([tmp_path / "runs"])))
+    assert [[row[0].text for row in table.rows] for table in tables] == [["a"], ["b"]]
+    assert "separate tables" in gaps(tmp_path / "runs")
+
+
+def test_measured_beside_the_published_row_of_the_same_teacher(tmp_path: Path) -> None:
+    make.write_chain(tmp_path / "runs")
+    tables = {table.title: table for table in beside_published(models(collect([tmp_path / "runs"])))}
+    second = next(table for title, table in tables.items() if title.startswith("Table 2"))
+    # Published RNAS-CL-S3-R18: 88.47 clean, 26.35 under PGD-20; measured 89.4 and 0.4.
+    assert second.rows[0][0].text == "RNAS-CL-S3-R18"
+    assert second.rows[1][0].text == "measured: s3-train"
+    assert [found.text for found in second.rows[2][-2:]] == ["+0.9", "−26.0"]
+    first = next(table for title, table in tables.items() if title.startswith("Table 1"))
+    assert "teacher r18, not wrt34" in first.rows[1][2].text
+    fourth = next(table for title, table in tables.items() if title.startswith("Table 4"))
+    assert [row[0].text for row in fourth.rows][1] == "measured: s3-trades"
+    assert "pixel, n = 500" in fourth.rows[1][3].text
+
+
+def test_protocols_are_compared_with_the_paper_apart(tmp_path: Path) -> None:
+    make.write_train(tmp_path / "runs" / "s3", student="student")
+    make.write_attack(tmp_path / "runs" / "a", student="student", results=[make.result("pgd20", 8, 0.1)])
+    make.write_attack(
+        tmp_path / "runs" / "b", student="student", results=[make.result("pgd20", 8, 0.3)], protocol="paper-code"
+    )
+    titles = [table.title for table in beside_published(models(collect([tmp_path / "runs"])))]
+    assert [title.rsplit(" ", 1)[1] for title in titles if title.startswith("Table 2")] == ["pixel", "paper-code"]
+
+
+def test_other_data_are_not_compared_with_the_paper(tmp_path: Path) -> None:
+    digits = DataReference(
+        spec="digits",
+        fingerprint=make.sha256("digits"),
+        classes=[str(digit) for digit in range(10)],
+        train_images=1400,
+        holdout_images=37,
+        test_images=360,
+    )
+    make.write_train(tmp_path / "runs" / "s3", student="student", reference=digits)
+    make.write_attack(tmp_path / "runs" / "s3", student="student", reference=digits)
+    found = models(collect([tmp_path / "runs"]))
+    assert dataset_of(digits) is None
+    assert beside_published(found) == []
+    assert unmatched(found) == ["s3: measured on digits, which the paper does not use"]
+
+
+def test_paper_tables_are_whole(tmp_path: Path) -> None:
+    make.write_chain(tmp_path / "runs")
+    tables = paper_tables(models(collect([tmp_path / "runs"])))
+    assert [table.title[:7] for table in tables] == [f"Table {number}" for number in range(1, 7)]
+    published = [row for row in tables[0].rows if "measured" not in row[0].text]
+    assert len(published) == 38
+    assert published[0][8].text == "3.3"
+    assert published[0][9].text == "500*"
+    assert published[5][5].text == "–"  # MVV2-ARD has no FGSM number
+
+
+def test_relative_depth_and_softmax_by_hand() -> None:
+    assert relative_depth(3, 5) == [0, 2, 4]
+    assert relative_depth(1, 5) == [4]
+    assert softmax([0.0, 0.0]) == [0.5, 0.5]
+    assert softmax([1000.0, 0.0]) == [1.0, 0.0]
+
+
+def test_agreement_between_seeds_by_hand(tmp_path: Path) -> None:
+    """Seeds 0 and 1 differ in the last three of nine layers, by two teacher layers each."""
+    for seed in (0, 1):
+        searched = make.write_search(tmp_path / "runs" / f"s{seed}", seed=seed)
+        make.write_derived(tmp_path / "runs" / f"d{seed}", searched, seed=seed)
+    maps = tutored(collect([tmp_path / "runs"]))
+    table = agreement_table(maps)
+    assert table is not None
+    assert [found.text for found in table.rows[0]] == [
+        "d0 (seed 0)",
+        "d1 (seed 1)",
+        "66.7",
+        "12.3",  # layers chosen by both: 1*1 + 2*2 + 2*2 + 1*1 = 10 of 81
+        "8.3",
+        "0.7",
+    ]
+    control = control_table(maps)
+    assert control is not None
+    # Relative depth gives 0, 1, 3, 4, 6, 7, 8, 10, 11 (halves to even), which agrees in layers 0, 5 and 8 of nine;
+    # the last three have the last teacher layer.
+    assert cell(control, "d0", "Same as last layer").text == "33.3"
+    assert cell(control, "d0", "Same as relative depth").text == "33.3"
+
+
+def test_how_decided_a_search_ended(tmp_path: Path) -> None:
+    """One logit of 3 among twelve near 0.1 at temperature 3.8 is hardly a choice."""
+    make.write_search(tmp_path / "s3")
+    runs = collect([tmp_path])
+    table = decided_table(runs)
+    assert table is not None
+    assert float(cell(table, "s3", "Entropy of tutors").text) > 0.9
+    assert "s3: the tutors were hardly decided" in gaps(tmp_path)
+    assert entropy([0.0, 0.0, 0.0], 2.0) == pytest.approx(1.0)
+    assert entropy([100.0, 0.0], 1.0) == pytest.approx(0.0, abs=1e-12)
+    assert entropy([5.0], 1.0) == 0.0
+
+
+def test_a_derived_document_copied_by_training_counts_once(tmp_path: Path) -> None:
+    searched = make.write_search(tmp_path / "runs" / "s3")
+    make.write_derived(tmp_path / "runs" / "one", searched)
+    make.write_derived(tmp_path / "runs" / "two", searched)
+    assert [found.run for found in tutored(collect([tmp_path / "runs"]))] == ["one"]
+
+
+def test_how_a_number_was_made(tmp_path: Path) -> None:
+    make.write_train(tmp_path / "run", student="student", epochs=8)
+    (found,) = collect([tmp_path / "run"]).artifacts
+    made = making(found)
+    facts = dict(made.facts)
+    assert made.command == "rnascl train --out 'runs/train 1'"
+    assert facts["teacher"] == f"r18 (r18.safetensors, sha256 {make.TEACHER_SHA256[:12]})"
+    assert facts["rnascl"] == "0.1.0, commit abcdef123456"
+    assert facts["settings away from the defaults"] == "train.epochs=8"
+    assert facts["fingerprint of the data"] == make.data().fingerprint
+    assert facts["data"].startswith("folder:cifar10, 10 classes; 49,000 to train on")
+
+
+def test_changed_settings_of_the_stage_alone() -> None:
+    recipe = {"train": {"kl": {"weight": 0.5}}, "search": {"epochs": 3}}
+    assert changed_settings(recipe, "train") == ["train.kl.weight=0.5"]
+    assert changed_settings({}, "attack") == []
