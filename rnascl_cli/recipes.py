@@ -283,7 +283,7 @@ def parse_setting(text: str, stage: str | None) -> dict[str, Any]:
 
     Args:
         text: ``search.attention.gamma=10``; inside a stage also ``attention.gamma=10``. VALUE is TOML
-            (numbers, true/false, lists), or else a plain string.
+            (numbers, true/false, lists), ``null``, or else a plain string.
         stage: The stage that is running, whose table a key without one is looked up in first.
 
     Raises:
@@ -294,8 +294,8 @@ def parse_setting(text: str, stage: str | None) -> dict[str, Any]:
         raise UserError(f"--set {text}: write KEY=VALUE, e.g. --set search.attention.gamma=10")
     try:
         parsed: Any = tomllib.loads(f"value = {value.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value.strip()
+    except (tomllib.TOMLDecodeError, RecursionError):
+        parsed = None if value.strip() == "null" else value.strip()
     names = key.strip().replace("-", "_").split(".")
     if stage is not None and names[0] not in Recipe.model_fields:
         names.insert(0, stage)
@@ -322,16 +322,18 @@ def resolve(layers: Sequence[Layer]) -> Recipe:
         raise UserError("; ".join(_explain(item) for item in error.errors())) from None
 
 
-def _merge(base: dict[str, Any], over: Layer) -> None:
+def _merge(base: dict[str, Any], over: Layer, *, under: str = "") -> None:
     for key, value in over.items():
+        inner = base.get(key)
         if isinstance(value, Mapping):
-            inner = base.get(key)
             # Another optimiser or schedule replaces the old one: its fields mean nothing to the new kind.
-            kinds = {value.get(tag) for tag in ("name", "kind") if tag in value}
-            if not isinstance(inner, dict) or (kinds and kinds.isdisjoint({inner.get("name"), inner.get("kind")})):
+            kinds = [value[tag] for tag in ("name", "kind") if tag in value]
+            if not isinstance(inner, dict) or (kinds and inner.get("name", inner.get("kind")) not in kinds):
                 inner = {}
             base[key] = inner
-            _merge(inner, value)
+            _merge(inner, value, under=f"{under}{key}.")
+        elif isinstance(inner, dict):
+            raise UserError(f"recipe key '{under}{key}': is a table; set its keys one by one, e.g. {key}.KEY=VALUE")
         else:
             base[key] = value
 
@@ -347,11 +349,21 @@ def _fields(annotation: Any) -> dict[str, Any]:
 
 
 def _explain(item: Any) -> str:
-    path = [str(part) for part in item["loc"]]
+    names: list[str] = []
+    fields: dict[str, Any] = dict(Recipe.model_fields)
+    tagged = False
+    for part in map(str, item["loc"]):
+        if tagged:  # pydantic puts the kind of an optimiser or schedule into the path; it is no key
+            tagged = False
+            continue
+        names.append(part)
+        field = fields.get(part)
+        if field is not None:
+            tagged = field.discriminator is not None
+            known, fields = fields, _fields(field.annotation)
+        else:
+            known = fields
+    key = ".".join(names)
     if item["type"] == "extra_forbidden":
-        fields: dict[str, Any] = dict(Recipe.model_fields)
-        for name in path[:-1]:
-            if name in fields:  # discriminator tags in the path are no fields
-                fields = _fields(fields[name].annotation)
-        return f"unknown recipe key '{'.'.join(path)}'{nearest(path[-1], fields)}"
-    return f"recipe key '{'.'.join(path)}': {item['msg']}"
+        return f"unknown recipe key '{key}'{nearest(names[-1], known)}"
+    return f"recipe key '{key}': {item['msg']}"

@@ -116,6 +116,7 @@ class Evaluator:
         norm: Of the ball.
         batch_size: Images a batch.
         autocast: Context of the attacks' own precision; verdicts are float32 whatever it is.
+        layout: How the model wants its input in memory; channels last is faster on CPUs and in bf16.
         watch: Shows progress.
         journal: Keeps finished batches; None keeps none.
     """
@@ -130,6 +131,7 @@ class Evaluator:
     norm: Norm = "Linf"
     batch_size: int = 250
     autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+    layout: torch.memory_format = torch.contiguous_format
     watch: Watch = _no_watch
     journal: Journal | None = None
 
@@ -241,7 +243,8 @@ class Evaluator:
     def _problem(self, eps: Epsilon, meter: _Meter) -> Problem:
         def exact(z_BCHW: Tensor) -> Tensor:
             meter.count(len(z_BCHW))
-            return self.model(self.domain.decode(z_BCHW))
+            # The attacks of pyautoattack insist on contiguous tensors of their own.
+            return self.model(self.domain.decode(z_BCHW).contiguous(memory_format=self.layout))
 
         def model(z_BCHW: Tensor) -> Tensor:
             with self.autocast():
@@ -268,7 +271,7 @@ class Evaluator:
 
     def _batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         x_BCHW = self.images.images_NCHW[rows].to(self.device).float() / 255
-        return x_BCHW, self.images.labels_N[rows].to(self.device)
+        return x_BCHW.contiguous(memory_format=self.layout), self.images.labels_N[rows].to(self.device)
 
 
 class _Meter:

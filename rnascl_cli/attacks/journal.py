@@ -1,7 +1,8 @@
 """The batches an interrupted evaluation has finished, so that ``--resume`` goes on behind them.
 
 A file of JSON lines: the first says what the evaluation is of, each further one is a finished batch. Lines are
-appended and flushed, so a crash costs at most the batch it fell in; a last line that was cut short is dropped.
+appended and the file closed each time, so Ctrl-C or a kill costs at most the batch it fell in; a last line that
+was cut short is dropped.
 """
 
 from __future__ import annotations
@@ -90,8 +91,6 @@ class Journal:
         entry = {"attack": attack, "eps": eps, "round": number, "images": list(images), **done._asdict()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
 
     def remove(self) -> None:
         """Delete the file: the evaluation is complete."""

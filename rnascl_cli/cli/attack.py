@@ -100,7 +100,8 @@ def _show(document: AttackDocument) -> None:
     table = Table(title=f"protocol {document.protocol} (eps in {units}), {document.n} images", title_justify="left")
     for heading in ("attack", "eps", "steps", "accuracy", "95 % interval", "seconds", "images/s"):
         table.add_column(heading, justify="left" if heading == "attack" else "right")
-    table.add_row("clean", "", "", _percent(document.clean_accuracy), "", "", "")
+    if all(result.attack != "clean" for result in document.results):
+        table.add_row("clean", "", "", _percent(document.clean_accuracy), "", "", "")
     for result in document.results:
         interval = result.confidence_interval
         table.add_row(

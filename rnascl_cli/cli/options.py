@@ -18,7 +18,10 @@ from rnascl_cli.recipes import Layer, Recipe, find_recipe, parse_setting, read_r
 Data = Annotated[
     str | None,
     typer.Option(
-        "--data", metavar="SPEC", help="digits, cifar10[:DIR], folder:DIR or imagenet100:DIR.", show_default=False
+        "--data",
+        metavar="SPEC",
+        help="digits, cifar10[:DIR], cifar100[:DIR], folder:DIR or imagenet100:DIR.",
+        show_default=False,
     ),
 ]
 LimitTrain = Annotated[

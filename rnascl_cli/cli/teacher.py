@@ -217,9 +217,11 @@ def _finish_import(imported: Imported, *, json: bool) -> None:
     for name in imported.missed[:3]:
         console.say(f"  filled in, e.g. {name}")
     if imported.measured is not None:
+        published = imported.published or {}
         console.say(
-            f"self-test on {imported.measured.n} images: clean {imported.measured.clean:.4f}, PGD-20 at "
-            f"{imported.measured.eps} {imported.measured.pgd20:.4f}"
+            f"self-test on {imported.measured.n} images: clean {imported.measured.clean:.4f}"
+            f"{_beside(published.get('clean'), 'published')}, PGD-20 at {imported.measured.eps} "
+            f"{imported.measured.pgd20:.4f}{_beside(published.get('autoattack'), 'AutoAttack published')}"
         )
     console.result(json_format.dumps(asdict(imported), indent=2) if json else imported.path)
 
@@ -240,6 +242,10 @@ def _three(text: str, option: str, *, lowest: float) -> tuple[float, ...]:
     if len(values) != 3 or not all(lowest <= value <= 1 for value in values):
         raise UserError(f"{option} {text}: write three numbers up to 1, e.g. 0.4914,0.4822,0.4465")
     return values
+
+
+def _beside(number: float | None, what: str) -> str:
+    return "" if number is None else f" ({what}: {number:.4f})"
 
 
 def _pair(numbers: dict[str, Any] | None, first: str, second: str) -> str:

@@ -42,7 +42,11 @@ def progress(label: str, total: int) -> Iterator[Advance]:
 
 def say_epoch(stage: str, entry: dict[str, Any], epochs: int) -> None:
     """Print one epoch's metrics as a line, with the time left at this pace."""
-    shown = ("loss", "ce", "kl", "attention", "adversarial", "train_accuracy", "holdout_accuracy", "expected_macs")
+    shown = (
+        *("loss", "ce", "kl", "attention", "adversarial"),
+        *("train_accuracy", "train_robust_accuracy", "holdout_accuracy", "holdout_robust_accuracy"),
+        "expected_macs",
+    )
     parts = [f"{name} {_short(entry[name])}" for name in shown if entry.get(name) is not None]
     done, seconds = entry["epoch"] + 1, entry["seconds"]
     left = _clock((epochs - done) * seconds)

@@ -14,7 +14,7 @@ from rnascl_cli.artifacts.documents import TeacherReference
 from rnascl_cli.artifacts.store import read_weights, sha256_file, write_weights
 from rnascl_cli.cache import cache_dir
 from rnascl_cli.console import warn
-from rnascl_cli.errors import UserError, nearest
+from rnascl_cli.errors import RunError, UserError, nearest
 from rnascl_cli.models.normalise import Normalise
 from rnascl_cli.models.teachers import ARCHITECTURES, architecture_named, network_of
 from rnascl_cli.models.teachers.dialects import Constants, Translation, translate, unwrap
@@ -70,6 +70,9 @@ def read_teacher(source: str, *, num_classes: int | None = None) -> Teacher:
     """
     path = find_teacher(source)
     checkpoint = read_checkpoint(path)
+    classes = checkpoint.translation.num_classes
+    if num_classes is not None and classes != num_classes:
+        raise UserError(f"teacher {source} has {classes} classes, the data has {num_classes}; choose another of them")
     constants = checkpoint.constants
     if constants is None:
         constants = default_constants(checkpoint.translation.architecture)
@@ -78,9 +81,6 @@ def read_teacher(source: str, *, num_classes: int | None = None) -> Teacher:
             f"{'as they are' if constants == IDENTITY else 'with the constants of ImageNet'}. "
             "If it was trained with another, import it with --mean and --std"
         )
-    classes = checkpoint.translation.num_classes
-    if num_classes is not None and classes != num_classes:
-        raise UserError(f"teacher {source} has {classes} classes, the data has {num_classes}; choose another of them")
     reference = TeacherReference(
         source=source,
         path=str(path.resolve()),
@@ -163,7 +163,7 @@ def read_checkpoint(path: Path, *, architecture: str | None = None) -> Checkpoin
     if header.get("kind") != "teacher":
         raise UserError(f"{path}: a teacher file is needed; this is a {str(header.get('kind'))[:40]!r}")
     named = header.get("architecture")
-    if named not in ARCHITECTURES:
+    if not isinstance(named, str) or named not in ARCHITECTURES:
         raise UserError(f"{path}: made for an architecture this rnascl does not know ({str(named)[:40]!r})")
     if architecture is not None and architecture_named(architecture).name != named:
         raise UserError(f"--arch {architecture}: {path} is a {named}")
@@ -198,8 +198,15 @@ def write_teacher(path: Path, module: nn.Module, *, architecture: str, num_class
 
     Returns:
         The sha256 of the file.
+
+    Raises:
+        RunError: A weight is NaN or infinite; nothing is written.
     """
     assert isinstance(module.normalise, Normalise)
+    state = dict(network_of(module).state_dict())
+    bad = [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]
+    if bad:
+        raise RunError(f"{path}: not written, because {bad[0]} holds NaN or infinity")
     header = {
         "kind": "teacher",
         "architecture": architecture,
@@ -207,7 +214,7 @@ def write_teacher(path: Path, module: nn.Module, *, architecture: str, num_class
         **module.normalise.constants(),
         **about,
     }
-    return write_weights(path, dict(network_of(module).state_dict()), header)
+    return write_weights(path, state, header)
 
 
 def default_constants(architecture: str) -> Constants:

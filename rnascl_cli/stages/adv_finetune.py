@@ -33,7 +33,7 @@ from rnascl_cli.engine.run_directory import STUDENT, RunDirectory
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.files import load_student, save_student
 from rnascl_cli.recipes import AdvFinetuneSettings, PerturbationSettings, Recipe
-from rnascl_cli.stages.apprentice import Apprentice, apprenticeship, paradigm_teacher
+from rnascl_cli.stages.apprentice import Apprentice, apprenticeship, check_student_layers, paradigm_teacher
 from rnascl_cli.stages.train import check_data_fits, holdout_accuracy
 
 TRADES_START_STD = 0.001  # of the Gaussian from which TRADES starts, as its authors do: the KL's gradient at x is 0
@@ -80,6 +80,8 @@ def adv_finetune(source: Path, recipe: Recipe, run: RunDirectory) -> AdvFinetune
         RunError: The loss became NaN or infinite.
     """
     settings = recipe.adv_finetune
+    if run.path.resolve() == source.resolve():
+        raise UserError(f"--out {run.path}: is the run that is to be fine-tuned, and would be lost; name another folder")
     before, derived = source_run(source)
     paradigm: Paradigm = settings.paradigm or before.paradigm
     compute = resolve_compute(recipe.device, recipe.precision)
@@ -87,10 +89,12 @@ def adv_finetune(source: Path, recipe: Recipe, run: RunDirectory) -> AdvFinetune
     data = load_data(recipe.data, seed=recipe.seed)
     check_data_fits(architecture, data)
     teacher = paradigm_teacher(recipe.teacher, paradigm, derived, data=data, attention=settings.attention)
+    check_student_layers(student, derived, paradigm=paradigm, attention=settings.attention)
     inputs = {STUDENT: before.student_sha256, f"{before.kind}.json": sha256_file(source / f"{before.kind}.json")}
 
     run.create()
-    write_document(run.path / "derived.json", derived)
+    if not run.resume:  # a checkpoint of another network is refused below, and must stay beside its own document
+        write_document(run.path / "derived.json", derived)
     with apprenticeship(
         student,
         teacher,
@@ -115,6 +119,7 @@ def adv_finetune(source: Path, recipe: Recipe, run: RunDirectory) -> AdvFinetune
                 "student": before.student_sha256,
                 "paradigm": paradigm,
                 "data": data.fingerprint,
+                "augment": recipe.data.augment,
                 "teacher": teacher.reference.sha256 if teacher else None,
                 "seed": recipe.seed,
             },

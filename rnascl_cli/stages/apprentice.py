@@ -124,6 +124,22 @@ def paradigm_teacher(
     return teacher
 
 
+def check_student_layers(
+    student: Student, derived: DerivedDocument, *, paradigm: Paradigm, attention: AttentionSettings
+) -> None:
+    """Refuse a tutor map for other student layers than the network has.
+
+    Raises:
+        UserError: They differ.
+    """
+    if derived.tutors is None or not uses_tutors(paradigm):
+        return
+    if list(tappable_layers(student, attention.tap)) != derived.tutors.student_layers:
+        raise UserError(
+            f"derived document: tutors.student_layers are not the {attention.tap} layers of the network; derive it again"
+        )
+
+
 @contextlib.contextmanager
 def apprenticeship(
     student: Student,

@@ -274,6 +274,7 @@ def _plan(recipe: Recipe, data: Data, compute: Compute, run: RunDirectory, teach
             "space": recipe.space,
             "settings": settings.model_dump(mode="json"),
             "data": data.fingerprint,
+            "augment": recipe.data.augment,
             "teacher": teacher_sha256,
             "seed": recipe.seed,
         },

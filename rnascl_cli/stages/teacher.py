@@ -35,7 +35,7 @@ from rnascl_cli.engine.seeds import generator
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.checkpoints import SUFFIX, write_teacher
 from rnascl_cli.models.teachers import TeacherArchitecture, architecture_named, build_teacher
-from rnascl_cli.recipes import DataSettings, Recipe, TeacherTrainSettings
+from rnascl_cli.recipes import Recipe, TeacherTrainSettings
 
 STAGE = "teacher-train"
 FGSM_RS_STEP = 1.25  # times eps: the step that Wong et al. recommend
@@ -349,15 +349,3 @@ def _about(recipe: Recipe, data: Data, best: Best, measured: Measured) -> dict[s
         },
         "measured": asdict(measured),
     }
-
-
-def data_for_measuring(settings: DataSettings, *, seed: int, num_classes: int) -> Data:
-    """Load the test images to measure a teacher on.
-
-    Raises:
-        UserError: They cannot be loaded or have another number of classes.
-    """
-    data = load_data(settings, seed=seed, training=False)
-    if data.num_classes != num_classes:
-        raise UserError(f"--data {data.spec}: has {data.num_classes} classes, the teacher {num_classes}")
-    return data

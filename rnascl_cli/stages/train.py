@@ -20,7 +20,7 @@ from rnascl_cli.engine.run_directory import STUDENT, RunDirectory
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.files import build_student, checked_architecture, save_student
 from rnascl_cli.recipes import Recipe, TrainSettings
-from rnascl_cli.stages.apprentice import Apprentice, apprenticeship, paradigm_teacher
+from rnascl_cli.stages.apprentice import Apprentice, apprenticeship, check_student_layers, paradigm_teacher
 
 
 def train(derived: DerivedDocument, recipe: Recipe, run: RunDirectory) -> TrainDocument:
@@ -48,8 +48,10 @@ def train(derived: DerivedDocument, recipe: Recipe, run: RunDirectory) -> TrainD
 
     torch.manual_seed(recipe.seed)
     student = build_student(architecture, mean=data.mean, std=data.std)
+    check_student_layers(student, derived, paradigm=paradigm, attention=settings.attention)
     run.create()
-    write_document(run.path / "derived.json", derived)
+    if not run.resume:  # a checkpoint of another network is refused below, and must stay beside its own document
+        write_document(run.path / "derived.json", derived)
     with apprenticeship(
         student,
         teacher,
@@ -75,6 +77,7 @@ def train(derived: DerivedDocument, recipe: Recipe, run: RunDirectory) -> TrainD
                 "tutors": derived.tutors.tutor if derived.tutors else None,
                 "paradigm": paradigm,
                 "data": data.fingerprint,
+                "augment": recipe.data.augment,
                 "teacher": teacher.reference.sha256 if teacher else None,
                 "seed": recipe.seed,
             },

@@ -1,0 +1,138 @@
+"""Batches and augmentation."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from rnascl_cli.data import ImageSet, augmentation, batch_count, batches, ordered_batches
+from rnascl_cli.data.augment import Crop, CropViews, ResizedCrop, unchanged
+from rnascl_cli.recipes import DataSettings
+
+CPU = torch.device("cpu")
+
+
+def image_set(count: int, side: int = 8) -> ImageSet:
+    pixels = torch.randint(0, 256, (count, 3, side, side), generator=seeded(5), dtype=torch.uint8)
+    return ImageSet(pixels, torch.arange(count) % 3, torch.arange(count))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_ordered_batches_are_the_images_over_255() -> None:
+    images = image_set(5)
+    got = list(ordered_batches(images, batch_size=2, device=CPU))
+    assert [len(y_B) for _, y_B in got] == [2, 2, 1]
+    assert torch.equal(torch.cat([x_BCHW for x_BCHW, _ in got]), images.images_NCHW.float() / 255)
+    assert torch.equal(torch.cat([y_B for _, y_B in got]), images.labels_N)
+
+
+def test_batches_shuffle_all_images_and_follow_the_generator() -> None:
+    images = image_set(10)
+
+    def run(seed: int) -> list[torch.Tensor]:
+        return [
+            x_BCHW for x_BCHW, _ in batches(images, batch_size=4, generator=seeded(seed), augment=Crop(), device=CPU)
+        ]
+
+    one, again, other = run(0), run(0), run(1)
+    assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    assert not torch.equal(one[0], other[0])
+    plain = torch.cat(
+        [x_BCHW for x_BCHW, _ in batches(images, batch_size=4, generator=seeded(), augment=unchanged, device=CPU)]
+    )
+    assert sorted(plain.flatten(1).sum(1).tolist()) == sorted((images.images_NCHW / 255).flatten(1).sum(1).tolist())
+    assert not torch.equal(plain, images.images_NCHW.float() / 255)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "sizes"),
+    [(8, 4, [4, 4]), (10, 4, [4, 4, 2]), (9, 4, [4, 4]), (1, 4, [1]), (2, 1, [1, 1]), (0, 4, [])],
+)
+def test_a_last_single_image_sits_out(count: int, size: int, sizes: list[int]) -> None:
+    images = image_set(count)
+    got = [len(y_B) for _, y_B in batches(images, batch_size=size, generator=seeded(), augment=unchanged, device=CPU)]
+    assert got == sizes
+    assert batch_count(images, size) == len(sizes)
+
+
+def test_crop_cuts_the_view_out_of_the_padded_image() -> None:
+    x_BCHW = torch.rand(4, 3, 8, 8, generator=seeded())
+    views = CropViews(torch.tensor([4, 0, 8, 3]), torch.tensor([4, 8, 1, 5]), torch.tensor([False, False, True, True]))
+    got = Crop().apply(x_BCHW, views)
+    padded = F.pad(x_BCHW, (4, 4, 4, 4))
+    assert torch.equal(got[0], x_BCHW[0])
+    assert torch.equal(got[1], padded[1, :, 0:8, 8:16])
+    assert torch.equal(got[2], padded[2, :, 8:16, 1:9].flip(2))
+    assert torch.equal(got[3], padded[3, :, 3:11, 5:13].flip(2))
+
+
+def test_crop_draws_every_offset_and_both_mirrors() -> None:
+    views = Crop().draw(2000, seeded())
+    for offsets in (views.top_B, views.left_B):
+        counts = offsets.bincount(minlength=9)
+        assert len(counts) == 9
+        assert 150 < int(counts.min()) <= int(counts.max()) < 300  # 222 expected
+    assert 900 < int(views.flip_B.sum()) < 1100
+    assert not Crop(flip=False).draw(100, seeded()).flip_B.any()
+
+
+def test_resized_crop_of_the_whole_image_changes_nothing_or_mirrors() -> None:
+    x_BCHW = torch.rand(64, 3, 12, 12, generator=seeded())
+    whole = ResizedCrop(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=False)
+    torch.testing.assert_close(whole(x_BCHW, seeded()), x_BCHW, atol=1e-5, rtol=0)
+    mirrored = ResizedCrop(scale=(1.0, 1.0), ratio=(1.0, 1.0))(x_BCHW, seeded())
+    same_B = (mirrored - x_BCHW).abs().amax(dim=(1, 2, 3)) < 1e-5
+    flipped_B = (mirrored - x_BCHW.flip(3)).abs().amax(dim=(1, 2, 3)) < 1e-5
+    assert bool((same_B ^ flipped_B).all())
+    assert 16 < int(same_B.sum()) < 48
+
+
+def test_resized_crop_takes_a_linear_ramp_to_a_linear_ramp() -> None:
+    """On an image whose value is its x position, a crop of width w is a ramp of slope w."""
+    ramp = torch.linspace(0, 1, 64).expand(200, 3, 64, 64)
+    got = ResizedCrop(flip=False)(ramp, seeded())
+    inner = got[:, 0, 32, 8:-8]
+    slopes = inner.diff(dim=1)
+    torch.testing.assert_close(slopes, slopes[:, :1].expand_as(slopes), atol=1e-4, rtol=0)
+    width_B = slopes[:, 0] * 63
+    assert float(width_B.min()) > 0.05
+    assert float(width_B.max()) < 1.001
+
+
+def test_resized_crop_boxes_have_the_asked_area_and_ratio_and_lie_inside() -> None:
+    width_B, height_B, x_B, y_B = ResizedCrop()._boxes(5000, seeded()).unbind(1)
+    area_B, ratio_B = width_B * height_B, width_B / height_B
+    assert 0.08 - 1e-6 <= float(area_B.min()) <= float(area_B.max()) <= 1 + 1e-6
+    assert 3 / 4 - 1e-5 <= float(ratio_B.min()) <= float(ratio_B.max()) <= 4 / 3 + 1e-5
+    assert abs(float(ratio_B.log().mean())) < 0.02
+    assert 0.45 < float(area_B.mean()) < 0.56
+    assert float((x_B.abs() + width_B).max()) <= 1 + 1e-6
+    assert float((y_B.abs() + height_B).max()) <= 1 + 1e-6
+
+
+def test_choice_of_augmentation() -> None:
+    def choose(side: int = 32, **settings: str) -> object:
+        return augmentation(DataSettings.model_validate({"spec": "cifar10", **settings}), side)
+
+    assert choose() == Crop()
+    assert choose(64) == Crop()
+    assert choose(224) == ResizedCrop()
+    assert choose(spec="digits") == Crop(flip=False)
+    assert choose(augment="none") is unchanged
+    assert choose(augment="crop-flip", spec="digits") == Crop()
+    assert choose(augment="resized-crop-flip") == ResizedCrop()
+
+
+def test_augmented_pixels_stay_in_range() -> None:
+    x_BCHW = torch.rand(32, 3, 16, 16, generator=seeded())
+    for augment in (Crop(), ResizedCrop()):
+        got = augment(x_BCHW, seeded())
+        assert got.shape == x_BCHW.shape
+        assert 0 <= float(got.min()) <= float(got.max()) <= 1
+        assert math.isfinite(float(got.sum()))

@@ -1,0 +1,206 @@
+"""``teacher train``: what is trained, what chooses, what is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rnascl_cli.attacks.gradient import Linf, cross_entropy, projected_gradient
+from rnascl_cli.data import ImageSet, load_data
+from rnascl_cli.engine.compute import Compute
+from rnascl_cli.engine.run_directory import RunDirectory
+from rnascl_cli.errors import RunError, UserError
+from rnascl_cli.models.checkpoints import read_teacher
+from rnascl_cli.models.files import resolve_model
+from rnascl_cli.recipes import DataSettings, PerturbationSettings, Recipe, TeacherTrainSettings, resolve
+from rnascl_cli.stages import teacher as stage
+from rnascl_cli.stages.teacher import AdversarialTraining, Best, as_fraction, robust_accuracy, train_teacher
+from tests.teachers.conftest import random_teacher
+
+CPU = Compute(torch.device("cpu"), "fp32", "fp32")
+
+
+def recipe(**own: object) -> Recipe:
+    return resolve(
+        [
+            {
+                "seed": 1,
+                "device": "cpu",
+                "precision": "fp32",
+                "data": {"spec": "digits", "limit_train": 60, "limit_test": 20, "holdout": 0.2},
+                "teacher_train": {"architecture": "r8", "epochs": 1, "batch_size": 24, **own},
+            }
+        ]
+    )
+
+
+@pytest.mark.parametrize("method", ["fgsm-rs", "pgd-at"])
+def test_a_trained_teacher_is_a_teacher(tmp_path: Path, method: str) -> None:
+    out = tmp_path / "r8.safetensors"
+    trained = train_teacher(recipe(method=method, perturbation={"steps": 2}), out, RunDirectory(tmp_path / "run"))
+    teacher = read_teacher(str(out), num_classes=10)
+    assert teacher.reference.sha256 == trained.sha256
+    assert resolve_model(out).kind == "teacher"
+    measured = teacher.header["measured"]
+    assert (measured["n"], measured["eps"], measured["data"]) == (20, "8/255", "digits")
+    assert measured["pgd20"] <= measured["clean"]
+    assert teacher.header["training"]["data"]["holdout_images"] == 10
+    data = load_data(recipe().data, seed=1)
+    assert teacher.header["mean"] == pytest.approx(data.mean)
+    (line,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert {"loss", "holdout_accuracy", "holdout_robust_accuracy", "lr"} <= set(json.loads(line))
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
+    hashes = [
+        train_teacher(recipe(), tmp_path / name / "t.safetensors", RunDirectory(tmp_path / name / "run")).sha256
+        for name in ("a", "b")
+    ]
+    assert hashes[0] == hashes[1]
+
+
+def training(**settings: Any) -> tuple[AdversarialTraining, nn.Module]:
+    data = load_data(DataSettings(spec="digits", limit_train=40, holdout=0.2), seed=0)
+    module = random_teacher("r8")
+    task = AdversarialTraining(
+        module, TeacherTrainSettings(architecture="r8", **settings), holdout=data.holdout, compute=CPU, seed=0
+    )
+    task.start_epoch(0, torch.Generator().manual_seed(0))
+    return task, module
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    data = load_data(DataSettings(spec="digits", limit_train=30, holdout=0.0), seed=0)
+    return data.train.images_NCHW / 255, data.train.labels_N
+
+
+@pytest.mark.parametrize("method", ["fgsm-rs", "pgd-at"])
+def test_a_step_trains_on_the_images_that_its_method_perturbs(method: str) -> None:
+    perturbation = PerturbationSettings(eps=0.1, step_size=0.03, steps=3)
+    task, module = training(method=method, perturbation=perturbation)
+    x_BCHW, y_B = batch()
+    twin = random_teacher("r8").train()
+    ball = Linf(0.1)
+    start = x_BCHW + ball.noise(x_BCHW, torch.Generator().manual_seed(0))
+    step_size, steps = (0.125, 1) if method == "fgsm-rs" else (0.03, 3)
+    adversarial = projected_gradient(
+        twin, x_BCHW, loss=cross_entropy(y_B), ball=ball, step_size=step_size, steps=steps, start_BCHW=start
+    )
+    expected = F.cross_entropy(twin(adversarial), y_B)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    metrics = task.step(x_BCHW, y_B)
+    torch.testing.assert_close(metrics["loss"], expected.detach(), atol=1e-5, rtol=1e-5)
+    after = module.state_dict()
+    assert not torch.equal(after["conv1.weight"], before["conv1.weight"])
+    # One pass in train mode has gone into the running statistics, whatever the number of attack steps.
+    assert int(after["bn1.num_batches_tracked"]) == int(before["bn1.num_batches_tracked"]) + 1
+
+
+def test_best_prefers_robust_then_clean_then_later() -> None:
+    best, module = Best(), nn.Linear(1, 1)
+    offers = [(0.3, 0.9), (0.5, 0.6), (0.5, 0.7), (0.5, 0.65), (0.4, 1.0), (0.5, 0.7), (0.1, 0.1)]
+    for epoch, (robust, clean) in enumerate(offers):
+        nn.init.constant_(module.weight, epoch)
+        best.offer(module, epoch, robust=robust, clean=clean)
+    assert (best.epoch, best.validation) == (5, {"robust": 0.5, "clean": 0.7})
+    assert best.weights["weight"].item() == 5
+
+
+def test_the_best_epoch_on_held_out_images_is_what_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first epoch is made to look best; the file must then hold its weights, not the last one's."""
+    seen: list[Tensor] = []
+    scores: Iterator[float] = iter([0.9, 0.2, 0.1])
+
+    def fake(module: nn.Module, images: ImageSet, **_: object) -> float:
+        if len(images) == 10:  # the held-out ones; the test images are 20
+            seen.append(module.state_dict()["conv1.weight"].clone())
+            return next(scores)
+        return 0.0
+
+    monkeypatch.setattr(stage, "robust_accuracy", fake)
+    trained = train_teacher(recipe(epochs=3), tmp_path / "t.safetensors", RunDirectory(tmp_path / "run"))
+    assert trained.best_epoch == 1
+    saved = read_teacher(str(tmp_path / "t.safetensors")).module.state_dict()["conv1.weight"]
+    assert torch.equal(saved, seen[0])
+    assert not torch.equal(saved, seen[2])
+
+
+def test_an_exploding_run_writes_no_teacher(tmp_path: Path) -> None:
+    wild = recipe(optimiser={"name": "sgd", "lr": 1e30}, epochs=2)
+    with pytest.raises(RunError, match=r"teacher-train: 'loss' is (nan|inf) at epoch 1, step \d"):
+        train_teacher(wild, tmp_path / "t.safetensors", RunDirectory(tmp_path / "run"))
+    assert not (tmp_path / "t.safetensors").exists()
+
+
+def test_what_cannot_be_trained_on(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    base = recipe()
+    without = base.model_copy(update={"data": base.data.model_copy(update={"holdout": 0.0})})
+    with pytest.raises(UserError, match=r"data\.holdout"):
+        train_teacher(without, tmp_path / "t.safetensors", run)
+    with pytest.raises(UserError, match=r"imagenet-r18: made for images of 224 pixels, --data digits has 32"):
+        train_teacher(recipe(architecture="imagenet-r18"), tmp_path / "t.safetensors", run)
+    assert not run.path.exists()
+
+
+class Brightness(nn.Module):
+    """Class 1 where the mean pixel is above one half; its robust accuracy can be worked out by hand."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        score_B = x_BCHW.mean(dim=(1, 2, 3)) - 0.5
+        return torch.stack([-score_B, score_B], dim=1)
+
+
+def test_robust_accuracy_by_hand() -> None:
+    # Means 0.4, 0.49, 0.51, 0.7 with labels 0, 0, 0, 1: the third is wrong already, and 0.05 turns the second.
+    levels = torch.tensor([102, 125, 130, 178], dtype=torch.uint8)
+    images = ImageSet(levels[:, None, None, None].expand(4, 3, 8, 8), torch.tensor([0, 0, 0, 1]), torch.arange(4))
+
+    def robust(eps: float, steps: int = 20) -> float:
+        return robust_accuracy(
+            Brightness(), images, eps=eps, steps=steps, compute=CPU, noise=torch.Generator().manual_seed(0)
+        )
+
+    assert robust(1e-4) == 0.75
+    assert robust(0.05) == 0.5
+    assert robust(0.25) == 0.0
+
+
+def test_modes_and_gradients_are_as_before() -> None:
+    module = random_teacher("r8").train()
+    data = load_data(DataSettings(spec="digits", limit_test=10), seed=0)
+    robust_accuracy(module, data.test, eps=0.1, steps=2, compute=CPU, noise=torch.Generator())
+    assert all(child.training for child in module.modules())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(("eps", "text"), [(8 / 255, "8/255"), (0.03, "0.03"), (16 / 255, "16/255"), (0.0, "0/255")])
+def test_eps_as_text(eps: float, text: str) -> None:
+    assert as_fraction(eps) == text
+
+
+def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train_teacher(recipe(epochs=2), tmp_path / "a" / "t.safetensors", RunDirectory(tmp_path / "a" / "run"))
+    ended = AdversarialTraining.end_epoch
+
+    def stop_in_the_second(self: AdversarialTraining) -> dict[str, Any]:
+        if self._epoch == 1:
+            raise KeyboardInterrupt
+        return ended(self)
+
+    out, run = tmp_path / "b" / "t.safetensors", RunDirectory(tmp_path / "b" / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(AdversarialTraining, "end_epoch", stop_in_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            train_teacher(recipe(epochs=2), out, run)
+    resumed = train_teacher(recipe(epochs=2), out, replace(run, resume=True))
+    assert resumed.sha256 == whole.sha256
