@@ -47,7 +47,7 @@ Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everyth
 Device = Annotated[str | None, typer.Option("--device", metavar="auto|cpu|cuda", help="Where to compute.")]
 Precision = Annotated[
     str | None,
-    typer.Option("--precision", metavar="auto|fp32|bf16", help="auto: bf16 where it is faster."),
+    typer.Option("--precision", metavar="auto|fp32|bf16", help="auto: bf16 where it is faster; attacks: fp32."),
 ]
 Out = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="The run directory; by default a new one under runs/.")

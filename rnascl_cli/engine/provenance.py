@@ -16,7 +16,6 @@ from rnascl_cli import __version__
 from rnascl_cli.artifacts.documents import DataReference, Provenance, TeacherReference
 from rnascl_cli.recipes import Recipe
 
-
 _arguments: ContextVar[tuple[str, ...] | None] = ContextVar("arguments", default=None)
 
 

@@ -81,7 +81,7 @@ def adv_finetune(source: Path, recipe: Recipe, run: RunDirectory) -> AdvFinetune
     """
     settings = recipe.adv_finetune
     if run.path.resolve() == source.resolve():
-        raise UserError(f"--out {run.path}: is the run that is to be fine-tuned, and would be lost; name another folder")
+        raise UserError(f"--out {run.path}: is the run to be fine-tuned, and would be lost; name another")
     before, derived = source_run(source)
     paradigm: Paradigm = settings.paradigm or before.paradigm
     compute = resolve_compute(recipe.device, recipe.precision)

@@ -136,7 +136,7 @@ def check_student_layers(
         return
     if list(tappable_layers(student, attention.tap)) != derived.tutors.student_layers:
         raise UserError(
-            f"derived document: tutors.student_layers are not the {attention.tap} layers of the network; derive it again"
+            f"derived document: tutors.student_layers are not the {attention.tap} layers of the network; derive again"
         )
 
 

@@ -35,6 +35,7 @@ from rnascl_cli.engine.compute import Compute, resolve_compute
 from rnascl_cli.engine.modes import evaluating, frozen
 from rnascl_cli.engine.progress import progress
 from rnascl_cli.engine.provenance import make_provenance
+from rnascl_cli.engine.run_directory import JOURNAL
 from rnascl_cli.engine.seeds import generator
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.files import LoadedModel, resolve_model
@@ -43,7 +44,6 @@ from rnascl_cli.recipes import AttackSettings, Recipe
 from rnascl_cli.units import Epsilon, parse_epsilon
 
 ATTACK_JSON = "attack.json"
-JOURNAL = "attack.partial.jsonl"
 SECONDS_BETWEEN_LINES = 60.0
 CUSTOMARY_EPS = {"Linf": 8 / 255, "L2": 0.5}
 
@@ -151,20 +151,12 @@ def attack(
         right_N = evaluator.clean()
         with _hint_at_resume(journal):
             outcomes = evaluator.sweep(attacks, epsilons, right_N)
-        signs = masking_signs(outcomes, evaluator.gradients(right_N))
-        card = None
-        if audit_eps is not None:
-            card = audit_model(evaluator, right_N, audit_eps, outcomes, limit=settings.audit_images)
-    warnings = [*_setting_warnings(attacks, epsilons, domain, data.num_classes), *signs]
+            signs = masking_signs(outcomes, evaluator.gradients(right_N))
+            card = None
+            if audit_eps is not None:
+                card = audit_model(evaluator, right_N, audit_eps, outcomes, limit=settings.audit_images)
     document = AttackDocument(
-        provenance=make_provenance(
-            recipe,
-            device=compute.device_name,
-            precision=compute.student,
-            data=data.reference(),
-            teacher=target.provenance.teacher if target.provenance else None,
-            inputs=target.inputs,
-        ),
+        provenance=_provenance(target, recipe, compute, data),
         model=target.name,
         model_sha256=target.loaded.sha256,
         protocol=settings.protocol,
@@ -174,12 +166,23 @@ def attack(
         worst_case_accuracy=_worst_case(outcomes),
         results=[_result(outcome, settings, data) for outcome in outcomes],
         verdicts=[_verdicts(outcome, data) for outcome in outcomes],
-        warnings=warnings,
+        warnings=[*_setting_warnings(attacks, epsilons, domain, data.num_classes), *signs],
         audit=card,
     )
     write_document(directory / ATTACK_JSON, document)
     journal.remove()
     return document
+
+
+def _provenance(target: Target, recipe: Recipe, compute: Compute, data: Data) -> Provenance:
+    return make_provenance(
+        recipe,
+        device=compute.device_name,
+        precision=compute.student,
+        data=data.reference(),
+        teacher=target.provenance.teacher if target.provenance else None,
+        inputs=target.inputs,
+    )
 
 
 def _attacks(settings: AttackSettings) -> list[Attack]:

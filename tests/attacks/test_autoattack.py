@@ -41,11 +41,13 @@ def adapted(name: str, model: nn.Module, data: tiny.Images, **settings: Any) -> 
     return evaluator.run(AutoAttack(name, iterations=10, queries=60), EPS, ~evaluator.clean())
 
 
-@pytest.mark.parametrize("batch_size", [7, 64])
-def test_verdicts_equal_pyautoattacks(robust: nn.Module, batch_size: int) -> None:
+@pytest.mark.parametrize(
+    ("batch_size", "layout"), [(7, torch.contiguous_format), (64, torch.contiguous_format), (64, torch.channels_last)]
+)
+def test_verdicts_equal_pyautoattacks(robust: nn.Module, batch_size: int, layout: torch.memory_format) -> None:
     data = tiny.images(24, seed=7, noise=0.16)
     theirs_N = directly(robust, data, batch_size=batch_size, version="standard", norm="Linf", eps=EPS.value)
-    ours = adapted("aa", robust, data, batch_size=batch_size)
+    ours = adapted("aa", robust, data, batch_size=batch_size, layout=layout)
     assert torch.equal(ours.broken_N, theirs_N)
     assert 0 < int(theirs_N.sum()) < 24  # the comparison would say little otherwise
     assert ours.strays == 0
@@ -54,7 +56,7 @@ def test_verdicts_equal_pyautoattacks(robust: nn.Module, batch_size: int) -> Non
 def test_verdicts_equal_pyautoattacks_in_l2_and_rand(robust: nn.Module) -> None:
     data = tiny.images(16, seed=8)
     theirs_N = directly(robust, data, batch_size=16, version="standard", norm="L2", eps=EPS.value)
-    assert torch.equal(adapted("aa", robust, data, norm="L2").broken_N, theirs_N)
+    assert torch.equal(adapted("aa", robust, data, norm="L2", layout=torch.channels_last).broken_N, theirs_N)
     theirs_N = directly(robust, data, batch_size=16, version="rand", norm="Linf", eps=EPS.value)
     assert torch.equal(adapted("aa-rand", robust, data).broken_N, theirs_N)
 
@@ -123,7 +125,7 @@ def test_a_model_that_optimises_while_it_runs_is_noticed_and_the_next_one_is_not
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             with torch.enable_grad():
                 shift = torch.zeros_like(x, requires_grad=True)
-                ((x.detach() + shift) ** 2).sum().backward()
+                torch.autograd.backward(((x.detach() + shift) ** 2).sum())
             logits: torch.Tensor = robust(x)
             return logits
 

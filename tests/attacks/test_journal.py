@@ -36,7 +36,7 @@ class Interrupting(nn.Module):
         return logits
 
 
-@pytest.mark.parametrize("passes", [3, 25, 60, 130, 300])
+@pytest.mark.parametrize("passes", [3, 60, 300])
 def test_an_interrupted_evaluation_goes_on_to_the_same_verdicts(robust: nn.Module, tmp_path: Path, passes: int) -> None:
     data = tiny.images(30, seed=3, noise=0.18)
     attacks: list[Attack] = [

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rnascl_cli.artifacts.documents import AuditCheck
-from rnascl_cli.attacks.audit import audit_model
+from rnascl_cli.attacks import audit
 from rnascl_cli.attacks.autoattack import AutoAttack
 from rnascl_cli.attacks.catalogue import Options, build_attacks
 from rnascl_cli.attacks.evaluate import Gradients, Outcome
@@ -85,18 +85,26 @@ class Rounded(Scaled):
         return logits
 
 
-def card(model: nn.Module) -> dict[str, AuditCheck]:
+@pytest.fixture
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of the iterations: enough for the small network."""
+    monkeypatch.setattr(audit, "AutoAttack", lambda name, **_: AutoAttack(name, iterations=20, queries=300))
+
+
+def card(model: nn.Module, *, limit: int = 40) -> dict[str, AuditCheck]:
     evaluator = tiny.evaluator(model, tiny.images(60, seed=9))
-    checks = audit_model(evaluator, evaluator.clean(), parse_epsilon("8/255"), [], limit=40)
+    checks = audit.audit_model(evaluator, evaluator.clean(), parse_epsilon("8/255"), [], limit=limit)
     return {check.name: check for check in checks}
 
 
+@pytest.mark.usefixtures("_short")
 def test_an_honest_adversarially_trained_model_passes(robust: nn.Module) -> None:
     checks = card(robust)
     assert len(checks) == 8
     assert all(check.passed for check in checks.values()), checks
 
 
+@pytest.mark.usefixtures("_short")
 @pytest.mark.parametrize("mask", [Scaled, Rounded])
 def test_a_masked_model_is_caught(plain: nn.Module, mask: type[Scaled]) -> None:
     checks = card(mask(plain).eval())
@@ -110,6 +118,7 @@ def test_a_masked_model_is_caught(plain: nn.Module, mask: type[Scaled]) -> None:
     assert "gradient masking" in checks["AutoAttack is close to PGD"].detail
 
 
+@pytest.mark.usefixtures("_short")
 def test_randomness_and_batch_dependence_are_caught(robust: nn.Module) -> None:
     class Fickle(Scaled):
         def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -121,11 +130,11 @@ def test_randomness_and_batch_dependence_are_caught(robust: nn.Module) -> None:
             logits: Tensor = self.model(x_BCHW)
             return logits - logits.mean(dim=0)
 
-    assert not card(Fickle(robust).eval())["the forward pass is deterministic"].passed
-    assert not card(Sociable(robust).eval())["an image's logits do not depend on its batch"].passed
+    assert not card(Fickle(robust).eval(), limit=5)["the forward pass is deterministic"].passed
+    assert not card(Sociable(robust).eval(), limit=5)["an image's logits do not depend on its batch"].passed
 
 
 def test_nothing_right_is_no_pass(robust: nn.Module) -> None:
     evaluator = tiny.evaluator(robust, tiny.images(4))
-    (check,) = audit_model(evaluator, torch.zeros(4).bool(), parse_epsilon("8/255"), [], limit=4)
+    (check,) = audit.audit_model(evaluator, torch.zeros(4).bool(), parse_epsilon("8/255"), [], limit=4)
     assert not check.passed

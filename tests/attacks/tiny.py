@@ -74,7 +74,7 @@ def trained(*, adversarial: bool, epochs: int = 12, eps: float = 8 / 255) -> nn.
                     start_BCHW=x_BCHW + Linf(eps).noise(x_BCHW, order),
                 )
             optimiser.zero_grad()
-            F.cross_entropy(model(x_BCHW), y_B).backward()
+            torch.autograd.backward(F.cross_entropy(model(x_BCHW), y_B))
             optimiser.step()
     return model.eval().requires_grad_(False)
 
