@@ -13,16 +13,9 @@ from rnascl_cli.errors import UserError
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.pt"
 STUDENT = "student.safetensors"
-ARTIFACTS = (
-    "search.json",
-    "derived.json",
-    "train.json",
-    "adv-finetune.json",
-    "attack.json",
-    STUDENT,
-    METRICS,
-    CHECKPOINT,
-)
+JOURNAL = "attack.partial.jsonl"
+DOCUMENTS = ("search.json", "derived.json", "train.json", "adv-finetune.json", "attack.json")
+ARTIFACTS = (*DOCUMENTS, STUDENT, METRICS, CHECKPOINT, JOURNAL)
 
 
 @dataclass(frozen=True)
