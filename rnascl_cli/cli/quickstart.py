@@ -41,7 +41,7 @@ def chain(out: Path, recipe: str, *, seed: int | None, device: str | None, force
     """Return the commands of the chain, each as its arguments."""
     teacher, runs = str(out / "teacher.safetensors"), out / "runs"
     search, derived = str(runs / "search"), str(runs / "search" / "derived.json")
-    trained, finetuned, plain = str(runs / "train"), str(runs / "trades"), str(runs / "train-standard")
+    trained, finetuned = str(runs / "train"), str(runs / "trades")
     computing = ["--recipe", recipe, *(["--device", device] if device else []), *(["--force"] if force else [])]
     first = [*computing, *(["--seed", str(seed)] if seed is not None else [])]
     return [
@@ -49,9 +49,8 @@ def chain(out: Path, recipe: str, *, seed: int | None, device: str | None, force
         ["search", *first, "--teacher", teacher, "--out", search],
         ["derive", search, "--out", derived, *(["--force"] if force else [])],
         ["train", derived, *computing, "--out", trained],
-        ["train", derived, "--paradigm", "standard", *computing, "--out", plain],
         ["adv-finetune", trained, *computing, "--out", finetuned],
-        *(["attack", model, *computing] for model in (plain, trained, finetuned)),
+        *(["attack", model, *computing] for model in (trained, finetuned)),
         ["report", str(runs), "--out", str(out / "report"), *(["--force"] if force else [])],
     ]
 
