@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,24 @@ from PIL import Image
 from rnascl_cli.artifacts.documents import DataReference, Provenance, TeacherReference
 from rnascl_cli.models.checkpoints import write_teacher
 from rnascl_cli.models.teachers import build_teacher
+from tests.command import done
 
 TINY_CLASSES = ("ant", "bee", "cat")
 TINY_TRAIN, TINY_TEST = 8, 4  # images a class
+PARADIGMS = ("rnas-cl", "icc", "kl", "standard")
+FAST = ("--batch-size", 16, "--device", "cpu", "--precision", "fp32")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(cache_folder: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:  # for what runs outside any one test
+        patch.setenv("RNASCL_CACHE", str(cache_folder))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +75,32 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 image = Image.fromarray(pixels.integers(0, 256, (32, 32, 3), dtype=np.uint8))
                 image.save(root / split / name / f"{index}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def small() -> list[object]:
+    """Options that make a stage a matter of a second: forty digits, CPU, float32."""
+    return ["--limit-train", 40, "--limit-test", 20, *FAST]
+
+
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, small: list[object]) -> dict[str, Path]:
+    """A two-epoch search of each paradigm, by paradigm."""
+    root = tmp_path_factory.mktemp("searched")
+    for paradigm in PARADIGMS:
+        teacher = [] if paradigm == "standard" else ["--teacher", tiny_teacher]
+        common = ["--space", "S3", "--data", "digits", "--epochs", 2, "--seed", 3, *small]
+        done("search", *common, *teacher, "--paradigm", paradigm, "--out", root / paradigm)
+    return {paradigm: root / paradigm for paradigm in PARADIGMS}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, searched: dict[str, Path]) -> dict[str, Path]:
+    """A two-epoch training of each paradigm's network, by paradigm."""
+    root = tmp_path_factory.mktemp("trained")
+    for paradigm, source in searched.items():
+        done("train", source, "--epochs", 2, *FAST, "--out", root / paradigm)
+    return {paradigm: root / paradigm for paradigm in PARADIGMS}
 
 
 @pytest.fixture

@@ -74,6 +74,12 @@ def test_each_epoch_is_shuffled_anew_and_whole(tmp_path: Path) -> None:
     assert first != second
 
 
+def test_each_epoch_has_its_own_noise(tmp_path: Path) -> None:
+    task = ToyTask()
+    fit(task, toy_plan(tmp_path / "run", epochs=3))
+    assert len(set(task.draws)) == len(task.draws) == 9
+
+
 @pytest.mark.parametrize("step", [4, 8, 13], ids=["epoch 2 begins", "in epoch 3", "epoch 5 begins"])
 def test_resuming_gives_what_the_uninterrupted_run_gives(tmp_path: Path, step: int) -> None:
     whole = ToyTask()

@@ -45,7 +45,7 @@ class ToyTask:
         self.steps = 0
         self.epochs: list[int] = []
         self.rates: list[float] = []
-        self.sizes: list[int] = []
+        self.draws: list[float] = []
         self.labels: list[list[int]] = []
 
     def start_epoch(self, epoch: int, noise: torch.Generator) -> None:
@@ -57,8 +57,8 @@ class ToyTask:
         self.before_step(self.steps)
         optimiser = self.optimisers[0].optimiser
         self.rates.append(optimiser.param_groups[0]["lr"])
-        self.sizes.append(len(y_B))
         self.labels.append(y_B.tolist())
+        self.draws.append(torch.rand((), generator=self.noise).item())
         penalty = (torch.randn((), generator=self.noise) * self.last.bias).sum()
         ce = nn.functional.cross_entropy(self.model(x_BCHW), y_B)
         loss = ce + 0.1 * penalty

@@ -152,7 +152,7 @@ def test_the_skip_is_weighted_by_the_chance_that_widths_agree() -> None:
         torch.tensor([0.5, 0.5, 0]),
     ]
     with torch.no_grad():
-        supernet(images(TINY), [torch.tensor(row) for row in rows])
+        supernet(images(TINY), g)
     # Stem 16 -> (16, 12): g_16. (16, 12) -> (16, 12): .25 * .4 + .75 * .6. Stride 2: none. Then .2 * .5 + .3 * .5.
     assert found[2] is None
     assert [found[0], found[1], found[3]] == pytest.approx([0.25, 0.55, 0.25])

@@ -1,0 +1,68 @@
+"""The command line's surface, pinned: a name that changes here changes for every script that uses it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cli.test_help_pages import COMMANDS
+
+pytestmark = pytest.mark.unit
+
+STAGE = (
+    "--teacher --paradigm --data --limit-train --limit-test --recipe --set --epochs --batch-size --seed --device "
+    "--precision --out --force --resume --json"
+)
+SURFACE = {
+    "": "--version",
+    "search": f"--space {STAGE}",
+    "derive": "RUN_OR_SEARCH_JSON --out --force --json",
+    "train": f"DERIVED|- {STAGE}",
+    "adv-finetune": f"RUN --method {STAGE}",
+    "attack": "MODEL --attack --eps --norm --protocol --step-size --restarts --audit --data --limit-test --recipe "
+    "--set --batch-size --seed --device --precision --out --force --resume --json",
+    "report": "RUN... --out --paper --image --force --json",
+    "quickstart": "--out --recipe --seed --device --force",
+    "teacher": "",
+    "teacher list": "--json",
+    "teacher show": "NAME|FILE --json",
+    "teacher import": "FILE --arch --public --mean --std --data --limit-test --seed --device --out --force --json",
+    "teacher fetch": "name --out --force --json",
+    "teacher train": "--arch --method --eps --data --limit-train --limit-test --recipe --set --epochs --batch-size "
+    "--seed --device --precision --out --force --resume --json",
+}
+# CONTRACT.md: what scripts rely on.
+CONTRACT = {
+    "search": "--space --teacher --paradigm --out --data --limit-train --limit-test --recipe --set --epochs --seed",
+    "derive": "--out --json",
+    "train": "--teacher --data --limit-train --limit-test --recipe --set --epochs --batch-size --seed --device --out",
+    "adv-finetune": "--method --epochs --precision --force --resume --json",
+    "attack": "--attack --eps --protocol --audit --data --limit-test",
+    "report": "--out",
+    "teacher import": "--arch --out",
+    "quickstart": "--out",
+}
+
+
+def names(path: tuple[str, ...]) -> list[str]:
+    """A command's arguments and options, as one would write them."""
+    found: list[str] = []
+    for parameter in COMMANDS[path].params:
+        if parameter.name == "help":
+            continue
+        is_option = parameter.param_type_name == "option"
+        found += parameter.opts if is_option else [parameter.metavar or parameter.name]
+    return found
+
+
+def test_all_commands() -> None:
+    assert {" ".join(path) for path in COMMANDS} == set(SURFACE)
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_arguments_and_options(path: tuple[str, ...]) -> None:
+    assert sorted(names(path)) == sorted(SURFACE[" ".join(path)].split())
+
+
+@pytest.mark.parametrize("command", CONTRACT)
+def test_the_contract_is_kept(command: str) -> None:
+    assert set(CONTRACT[command].split()) <= set(names(tuple(command.split())))

@@ -1,0 +1,170 @@
+"""Adversarial fine-tuning by hand: where the perturbed images lie, and which terms they enter.
+
+Shape suffixes: B images, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rnascl_cli.artifacts.documents import Architecture, DerivedDocument, Provenance
+from rnascl_cli.engine.modes import fixed_statistics
+from rnascl_cli.models.files import build_student
+from rnascl_cli.recipes import SGD, AdvFinetuneSettings, AttentionSettings, KLSettings, PerturbationSettings
+from rnascl_cli.spaces import SPACES, network_cost
+from rnascl_cli.stages import adv_finetune as stage
+from rnascl_cli.stages.adv_finetune import FAST_STEP, AdvFinetuneTask, perturb
+from rnascl_cli.stages.apprentice import apprenticeship
+from tests.engine.toy import CPU, image_set
+from tests.models.slimming import shaken
+
+pytestmark = pytest.mark.unit
+
+METHODS = ("trades", "pgd-at", "fast-at")
+
+
+class Tiny(nn.Module):
+    """A model with BatchNorm and three classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.linear = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 3)
+        self.seen: list[bool] = []
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        self.seen.append(self.training)
+        logits: Tensor = self.linear(F.relu(self.bn(self.conv(x_BCHW))).mean(dim=(2, 3)))
+        return logits
+
+
+@pytest.fixture
+def tiny() -> Tiny:
+    """The model in eval mode, with strong weights."""
+    torch.manual_seed(0)
+    model = Tiny().eval()
+    nn.init.normal_(model.linear.weight, std=3.0)
+    return model
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("eps", [2 / 255, 8 / 255, 0.5])
+def test_perturbed_images_lie_in_the_ball_and_in_range(tiny: Tiny, method: Any, eps: float) -> None:
+    settings = AdvFinetuneSettings(
+        method=method, perturbation=PerturbationSettings(eps=eps, step_size=eps / 2, steps=4)
+    )
+    x_BCHW, y_B = torch.rand(16, 3, 8, 8), torch.arange(16) % 3
+    x_BCHW[0], x_BCHW[1] = 0.0, 1.0
+    found = perturb(tiny, x_BCHW, y_B, settings, noise=torch.Generator().manual_seed(0))
+    assert (found - x_BCHW).abs().max() <= eps + 1e-6
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert not found.requires_grad
+    # It is worth its steps: the loss it climbs is larger there than at random points of the ball.
+    with torch.no_grad():
+        log_p = tiny(x_BCHW).log_softmax(1)
+
+        def climbed(x: Tensor) -> float:
+            logits = tiny(x)
+            if method == "trades":
+                return F.kl_div(logits.log_softmax(1), log_p, reduction="batchmean", log_target=True).item()
+            return F.cross_entropy(logits, y_B).item()
+
+        random = (x_BCHW + (2 * torch.rand_like(x_BCHW) - 1) * eps).clamp(0, 1)
+        assert climbed(found) > climbed(random)
+
+
+def test_fast_at_is_one_step_of_five_quarters_eps(tiny: Tiny) -> None:
+    settings = AdvFinetuneSettings(method="fast-at", perturbation=PerturbationSettings(eps=0.1, step_size=0.3, steps=7))
+    x_BCHW, y_B = torch.rand(4, 3, 8, 8) * 0.4 + 0.3, torch.tensor([0, 1, 2, 0])
+    found = perturb(tiny, x_BCHW, y_B, settings, noise=torch.Generator().manual_seed(5))
+    start = x_BCHW + (2 * torch.rand(x_BCHW.shape, generator=torch.Generator().manual_seed(5)) - 1) * 0.1
+    start.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(F.cross_entropy(tiny(start), y_B, reduction="sum"), start)
+    by_hand = x_BCHW + (start.detach() + 0.125 * gradient.sign() - x_BCHW).clamp(-0.1, 0.1)
+    torch.testing.assert_close(found, by_hand)
+    assert FAST_STEP == 1.25
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_where_each_method_starts(tiny: Tiny, method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[Tensor] = []
+
+    def noted(_model: nn.Module, x_BCHW: Tensor, *, start_BCHW: Tensor, **_rest: Any) -> Tensor:
+        starts.append(start_BCHW - x_BCHW)
+        return x_BCHW
+
+    monkeypatch.setattr(stage, "projected_gradient", noted)
+    settings = AdvFinetuneSettings(method=method, perturbation=PerturbationSettings(eps=0.1))
+    for seed in (0, 0, 1):
+        noise = torch.Generator().manual_seed(seed)
+        perturb(tiny, torch.full((16, 3, 16, 16), 0.5), torch.zeros(16, dtype=torch.int64), settings, noise=noise)
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
+    # TRADES: a Gaussian of 0.001, since the KL's gradient at x itself is zero. The others: uniform over the ball.
+    expected = 0.001 if method == "trades" else 0.2 / math.sqrt(12)
+    assert starts[0].std().item() == pytest.approx(expected, rel=0.03)
+    assert starts[0].mean().item() == pytest.approx(0.0, abs=expected / 20)
+
+
+def test_the_student_is_attacked_in_eval_mode_and_left_as_it_was(
+    tiny: Tiny, provenance: Provenance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, student, x_BCHW, y_B = fine_tuning("pgd-at", provenance)
+    seen: list[tuple[bool, bool]] = []
+
+    def noted(model: nn.Module, x_BCHW: Tensor, *_: Any, **__: Any) -> Tensor:
+        seen.append((model.training, any(parameter.requires_grad for parameter in model.parameters())))
+        return x_BCHW
+
+    monkeypatch.setattr(stage, "perturb", noted)
+    task.step(x_BCHW, y_B)
+    assert seen == [(False, False)]
+    assert student.training
+    assert all(parameter.requires_grad for parameter in student.parameters())
+
+
+def fine_tuning(method: Any, provenance: Provenance) -> tuple[AdvFinetuneTask, nn.Module, Tensor, Tensor]:
+    """A step without a teacher, its student, and a batch."""
+    space = SPACES["S3"]
+    cost = network_cost(space, space.smallest, num_classes=3)
+    architecture = Architecture(
+        space="S3", widths=space.smallest, num_classes=3, input_size=16, params=cost.params, macs=cost.macs
+    )
+    derived = DerivedDocument(provenance=provenance, paradigm="standard", architecture=architecture, tutors=None)
+    student = build_student(architecture)
+    nn.init.normal_(student.classifier.weight, std=0.3)
+    shaken(student, 2)
+    settings = AdvFinetuneSettings(method=method, optimiser=SGD(lr=1e-9))
+    with apprenticeship(
+        student, None, derived, paradigm="standard", attention=AttentionSettings(), kl=KLSettings(), compute=CPU
+    ) as apprentice:
+        task = AdvFinetuneTask(settings, apprentice, holdout=image_set(0), compute=CPU)
+    return task, student, torch.rand(6, 3, 16, 16), torch.arange(6) % 3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_terms_by_hand(method: Any, provenance: Provenance, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, student, x_BCHW, y_B = fine_tuning(method, provenance)
+    perturbed_BCHW = (x_BCHW + 0.2 * torch.randn_like(x_BCHW)).clamp(0, 1)
+    student.train()
+    with torch.no_grad(), fixed_statistics(student):
+        p_BK, r_BK = (student(x).double().softmax(1) for x in (x_BCHW, perturbed_BCHW))
+    monkeypatch.setattr(stage, "perturb", lambda *_, **__: perturbed_BCHW)
+    found = {name: value.item() for name, value in task.step(x_BCHW, y_B).items()}
+    clean_ce, perturbed_ce = (-sum(math.log(q[b, y_B[b]].item()) for b in range(6)) / 6 for q in (p_BK, r_BK))
+    assert abs(clean_ce - perturbed_ce) > 0.01
+    if method == "trades":
+        kl = sum((p_BK[b] * (p_BK[b] / r_BK[b]).log()).sum().item() for b in range(6)) / 6
+        assert (found["ce"], found["adversarial"]) == pytest.approx((clean_ce, kl), rel=1e-4)
+        assert found["loss"] == pytest.approx(clean_ce + 6.0 * kl, rel=1e-4)
+    else:
+        assert "ce" not in found
+        assert (found["adversarial"], found["loss"]) == pytest.approx((perturbed_ce, perturbed_ce), rel=1e-4)
+    right = [(q.argmax(1) == y_B).double().mean().item() for q in (p_BK, r_BK)]
+    assert [found["train_accuracy"], found["train_robust_accuracy"]] == pytest.approx(right)

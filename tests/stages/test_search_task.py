@@ -1,0 +1,255 @@
+"""One search step: which half of the batch moves which numbers, and what eq. (2) comes to.
+
+Shape suffixes: B images, S student layers, T teacher layers, P pixels of a map.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rnascl_cli.artifacts.documents import Paradigm
+from rnascl_cli.data import Data, load_data
+from rnascl_cli.distill.choices import Choices, Sample
+from rnascl_cli.engine.modes import fixed_statistics
+from rnascl_cli.models.checkpoints import read_teacher
+from rnascl_cli.models.supernet import Supernet
+from rnascl_cli.models.taps import recording_maps, tappable_layers
+from rnascl_cli.recipes import AttentionSettings, CostSettings, DataSettings, KLSettings, SearchSettings
+from rnascl_cli.spaces import SPACES, network_cost
+from rnascl_cli.stages.search import SearchTask, split_batch
+from rnascl_cli.stages.teaching import Lesson, on_duty, uses_kl, uses_tutors
+from tests.engine.toy import CPU
+
+pytestmark = pytest.mark.unit
+
+SPACE = SPACES["S3"]
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    """Forty digits to train on."""
+    return load_data(DataSettings(spec="digits", limit_train=40, limit_test=10), seed=0)
+
+
+@contextlib.contextmanager
+def task_for(settings: SearchSettings, data: Data, teacher_file: Path) -> Iterator[SearchTask]:
+    """A search step ready to go, as the stage builds it."""
+    teacher = None if settings.paradigm == "standard" else read_teacher(str(teacher_file))
+    tutoring = uses_tutors(settings.paradigm)
+    torch.manual_seed(0)
+    supernet = Supernet(SPACE, num_classes=10, mean=data.mean, std=data.std)
+    layers = list(tappable_layers(teacher.module)) if teacher is not None and tutoring else []
+    count = len(tappable_layers(supernet)) if tutoring else 0
+    choices = Choices(SPACE.block_choices, student_layers=count, teacher_layers=len(layers))
+    with contextlib.ExitStack() as stack:
+        duty = recorder = None
+        if teacher is not None:
+            duty = stack.enter_context(on_duty(teacher, attention=settings.attention, compute=CPU, layers=layers))
+        if tutoring:
+            recorder = stack.enter_context(recording_maps(supernet, side=settings.attention.map_size))
+        task = SearchTask(settings, supernet, choices, data=data, teacher=duty, recorder=recorder, compute=CPU)
+        task.start_epoch(0, torch.Generator().manual_seed(1))
+        yield task
+
+
+def batch(data: Data, count: int) -> tuple[Tensor, Tensor]:
+    return data.train.images_NCHW[:count].float() / 255, data.train.labels_N[:count]
+
+
+def copied(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and all buffers, also those outside the state dict."""
+    every = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: tensor.detach().clone() for name, tensor in every.items()}
+
+
+def moved(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
+    return {name for name, tensor in copied(module).items() if not torch.equal(tensor, before[name])}
+
+
+@pytest.mark.parametrize("paradigm", ["rnas-cl", "icc", "kl", "standard"])
+def test_each_half_moves_its_own_numbers_only(data: Data, tiny_teacher: Path, paradigm: Paradigm) -> None:
+    with task_for(SearchSettings(paradigm=paradigm), data, tiny_teacher) as task:
+        x_BCHW, y_B = batch(data, 8)
+        # Twice, so that momentum is there.
+        for _ in range(2):
+            supernet, choices = copied(task._supernet), copied(task._choices)
+            lesson = None if task._teacher is None else task._teacher.look(x_BCHW)
+            task._weight_step(x_BCHW, y_B, lesson)
+            assert moved(task._choices, choices) == set()
+            assert all(parameter.grad is None for parameter in task._choices.parameters())
+            weights = {name for name, _ in task._supernet.named_parameters()}
+            statistics = {name for name in supernet if name.rpartition(".")[2].startswith(("running", "num_batches"))}
+            assert moved(task._supernet, supernet) >= weights | statistics
+            task.optimisers[0].optimiser.zero_grad()
+
+            supernet, choices = copied(task._supernet), copied(task._choices)
+            task._gumbel_step(x_BCHW, y_B, lesson)
+            assert moved(task._supernet, supernet) == set()
+            assert all(parameter.grad is None for parameter in task._supernet.parameters())
+            assert moved(task._choices, choices) == set(choices)
+            task.optimisers[1].optimiser.zero_grad()
+        assert all(parameter.requires_grad for parameter in task._supernet.parameters())
+        assert all(parameter.requires_grad for parameter in task._choices.parameters())
+
+
+@pytest.mark.parametrize(("size", "first"), [(128, 102), (256, 205), (10, 8), (3, 2), (2, 1)])
+def test_split_of_80_and_20_per_cent(size: int, first: int) -> None:
+    assert split_batch(size, 0.8) == first
+    assert split_batch(size, 0.001) == 1
+    assert split_batch(size, 0.999) == size - 1
+
+
+def test_the_batch_is_split_and_the_teacher_looks_once(
+    data: Data, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with task_for(SearchSettings(), data, tiny_teacher) as task:
+        seen: list[Tensor] = []
+        looked: list[int] = []
+        parts: list[Lesson | None] = []
+        assert task._teacher is not None
+        look, objective = task._teacher.look, task._objective
+        lessons: list[Lesson] = []
+
+        def noted_look(x_BCHW: Tensor) -> Lesson:
+            looked.append(len(x_BCHW))
+            lessons.append(look(x_BCHW))
+            return lessons[-1]
+
+        def noted_objective(x_bCHW: Tensor, y_b: Tensor, lesson: Lesson | None, sample: Any) -> Any:
+            seen.append(x_bCHW)
+            parts.append(lesson)
+            return objective(x_bCHW, y_b, lesson, sample)
+
+        monkeypatch.setattr(task._teacher, "look", noted_look)
+        monkeypatch.setattr(task, "_objective", noted_objective)
+        x_BCHW, y_B = batch(data, 10)
+        metrics = task.step(x_BCHW, y_B)
+    assert looked == [10]
+    assert torch.equal(seen[0], x_BCHW[:8])
+    assert torch.equal(seen[1], x_BCHW[8:])
+    assert parts[0] is not None
+    assert parts[1] is not None
+    for part, rows in ((parts[0], slice(0, 8)), (parts[1], slice(8, 10))):
+        assert torch.equal(part.logits_BK, lessons[0].logits_BK[rows])
+        assert part.maps_BTP is not None
+        assert lessons[0].maps_BTP is not None
+        assert torch.equal(part.maps_BTP, lessons[0].maps_BTP[rows])
+    assert {"loss", "ce", "kl", "attention", "n_f", "train_accuracy", "gumbel_loss"} == set(metrics)
+    assert all(not value.requires_grad for value in metrics.values())
+
+
+def test_the_second_half_draws_afresh(data: Data, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with task_for(SearchSettings(), data, tiny_teacher) as task:
+        samples: list[Sample] = []
+        sample = task._sample
+
+        def noted() -> Sample:
+            samples.append(sample())
+            return samples[-1]
+
+        monkeypatch.setattr(task, "_sample", noted)
+        task.step(*batch(data, 10))
+    assert len(samples) == 2
+    for one, two in zip(samples[0].widths, samples[1].widths, strict=True):
+        assert not torch.equal(one, two)
+    tutors = [drawn.tutors for drawn in samples]
+    assert tutors[0] is not None
+    assert tutors[1] is not None
+    assert not torch.equal(tutors[0], tutors[1])
+
+
+def test_a_batch_of_one_image_moves_the_weights_only(data: Data, tiny_teacher: Path) -> None:
+    with task_for(SearchSettings(), data, tiny_teacher) as task:
+        before = copied(task._choices)
+        metrics = task.step(*batch(data, 1))
+        assert moved(task._choices, before) == set()
+    assert "gumbel_loss" not in metrics
+
+
+def test_equation_2_by_hand(data: Data, tiny_teacher: Path) -> None:
+    settings = SearchSettings(
+        attention=AttentionSettings(gamma=3.0, map_size=4), kl=KLSettings(weight=0.5), cost=CostSettings(exponent=2.0)
+    )
+    x_BCHW, y_B = batch(data, 6)
+    with task_for(settings, data, tiny_teacher) as task:
+        sample = task._sample()
+        assert task._teacher is not None
+        lesson = task._teacher.look(x_BCHW)
+        task._supernet.train()
+        with fixed_statistics(task._supernet):
+            loss, metrics = task._objective(x_BCHW, y_B, lesson, sample)
+        supernet = task._supernet
+        with fixed_statistics(supernet), torch.no_grad():
+            outputs: list[Tensor] = []
+            handles = [
+                module.register_forward_hook(
+                    lambda module, _i, output: outputs.append(
+                        output
+                        if getattr(module, "channel_mask", None) is None
+                        else output * module.channel_mask[:, None, None]
+                    )
+                )
+                for module in tappable_layers(supernet).values()
+            ]
+            logits = supernet(x_BCHW, sample.widths)
+            for handle in handles:
+                handle.remove()
+    assert lesson.maps_BTP is not None
+    assert sample.tutors is not None
+    p, q = logits.softmax(1), lesson.logits_BK.softmax(1)
+    ce = sum(-math.log(p[b, y_B[b]].item()) for b in range(6)) / 6
+    kl = sum((p[b] * (p[b] / q[b]).log()).sum().item() for b in range(6)) / 6
+    attention = 0.0
+    for i, output in enumerate(outputs):
+        energy_B1HW = output.square().sum(dim=1, keepdim=True)
+        if energy_B1HW.shape[-1] > 4:
+            energy_B1HW = nn.functional.avg_pool2d(energy_B1HW, energy_B1HW.shape[-1] // 4)
+        s_BP = nn.functional.normalize(energy_B1HW.flatten(1))
+        for j in range(lesson.maps_BTP.shape[1]):
+            distance = (s_BP - lesson.maps_BTP[:, j]).norm(dim=1).mean().item()
+            attention += sample.tutors[i, j].item() * distance
+    attention /= sample.tutors.numel()
+    cost = task._cost(sample.widths).item() / network_cost(SPACE, SPACE.largest, num_classes=10).macs
+    found = {name: value.item() for name, value in metrics.items()}
+    assert found["ce"] == pytest.approx(ce, rel=1e-4)
+    assert found["kl"] == pytest.approx(kl, rel=1e-3)
+    assert found["attention"] == pytest.approx(attention, rel=1e-3)
+    assert found["n_f"] == pytest.approx(cost**2, rel=1e-4)
+    assert loss.item() == pytest.approx((ce + 0.5 * kl + 3.0 * attention) * cost**2, rel=1e-3)
+
+
+def test_the_temperature_falls_with_the_epochs(data: Data, tiny_teacher: Path) -> None:
+    with task_for(SearchSettings(epochs=10, paradigm="standard"), data, tiny_teacher) as task:
+        found = []
+        for epoch in range(3):
+            task.start_epoch(epoch, torch.Generator())
+            found.append(task.end_epoch()["temperature"])
+    assert found == pytest.approx([5.0 * math.exp(-0.045 * 10 * epoch) for epoch in range(3)])
+
+
+def test_the_epochs_entry(data: Data, tiny_teacher: Path) -> None:
+    with task_for(SearchSettings(), data, tiny_teacher) as task:
+        before = copied(task._supernet)
+        entry = task.end_epoch()
+        assert moved(task._supernet, before) == set()
+        assert task._supernet.training
+    # Undecided: every choice is as likely, and the entropies are 1.
+    assert (entry["width_entropy"], entry["tutor_entropy"]) == pytest.approx((1.0, 1.0))
+    equal = [torch.full((len(choices),), 1 / len(choices)) for choices in SPACE.block_choices]
+    assert entry["expected_macs"] == pytest.approx(task._macs(equal).item())
+    right = entry["holdout_accuracy"] * len(data.holdout)
+    assert right == pytest.approx(round(right))
+
+
+@pytest.mark.parametrize("paradigm", ["rnas-cl", "icc", "kl", "standard"])
+def test_which_terms_a_paradigm_has(paradigm: Paradigm) -> None:
+    expected = {"rnas-cl": (True, True), "icc": (False, True), "kl": (True, False), "standard": (False, False)}
+    assert (uses_kl(paradigm), uses_tutors(paradigm)) == expected[paradigm]
