@@ -20,7 +20,7 @@ from rnascl_cli.recipes import SGD, AdvFinetuneSettings, AttentionSettings, KLSe
 from rnascl_cli.spaces import SPACES, network_cost
 from rnascl_cli.stages import adv_finetune as stage
 from rnascl_cli.stages.adv_finetune import FAST_STEP, AdvFinetuneTask, perturb
-from rnascl_cli.stages.apprentice import apprenticeship
+from rnascl_cli.stages.apprentice import Answer, apprenticeship
 from tests.engine.toy import CPU, image_set
 from tests.models.slimming import shaken
 
@@ -138,7 +138,7 @@ def fine_tuning(method: Any, provenance: Provenance) -> tuple[AdvFinetuneTask, n
     )
     derived = DerivedDocument(provenance=provenance, paradigm="standard", architecture=architecture, tutors=None)
     student = build_student(architecture)
-    nn.init.normal_(student.classifier.weight, std=0.3)
+    nn.init.normal_(student.classifier.weight, std=0.1)
     shaken(student, 2)
     settings = AdvFinetuneSettings(method=method, optimiser=SGD(lr=1e-9))
     with apprenticeship(
@@ -149,9 +149,31 @@ def fine_tuning(method: Any, provenance: Provenance) -> tuple[AdvFinetuneTask, n
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_the_teachers_terms_are_on_the_clean_images(
+    method: Any, provenance: Provenance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, student, x_BCHW, y_B = fine_tuning(method, provenance)
+    monkeypatch.setattr(stage, "perturb", lambda *_, **__: 1 - x_BCHW)
+    student.train()
+    with torch.no_grad(), fixed_statistics(student):
+        clean_BK = student(x_BCHW)
+
+    def terms(images_BCHW: Tensor, answer: Answer) -> dict[str, Tensor]:
+        assert torch.equal(images_BCHW, x_BCHW)
+        torch.testing.assert_close(answer.logits_BK, clean_BK)
+        return {"kl": answer.logits_BK.square().mean(), "attention": torch.tensor(0.25)}
+
+    without = task.step(x_BCHW, y_B)["loss"]
+    monkeypatch.setattr(task._apprentice, "teacher_terms", terms)
+    found = task.step(x_BCHW, y_B)
+    stay = clean_BK.square().mean() + 0.25
+    torch.testing.assert_close(found["loss"], without + stay, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_the_terms_by_hand(method: Any, provenance: Provenance, monkeypatch: pytest.MonkeyPatch) -> None:
     task, student, x_BCHW, y_B = fine_tuning(method, provenance)
-    perturbed_BCHW = (x_BCHW + 0.2 * torch.randn_like(x_BCHW)).clamp(0, 1)
+    perturbed_BCHW = 1 - x_BCHW
     student.train()
     with torch.no_grad(), fixed_statistics(student):
         p_BK, r_BK = (student(x).double().softmax(1) for x in (x_BCHW, perturbed_BCHW))
@@ -161,6 +183,7 @@ def test_the_terms_by_hand(method: Any, provenance: Provenance, monkeypatch: pyt
     assert abs(clean_ce - perturbed_ce) > 0.01
     if method == "trades":
         kl = sum((p_BK[b] * (p_BK[b] / r_BK[b]).log()).sum().item() for b in range(6)) / 6
+        assert kl > 0.01
         assert (found["ce"], found["adversarial"]) == pytest.approx((clean_ce, kl), rel=1e-4)
         assert found["loss"] == pytest.approx(clean_ce + 6.0 * kl, rel=1e-4)
     else:

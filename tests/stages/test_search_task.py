@@ -100,6 +100,15 @@ def test_each_half_moves_its_own_numbers_only(data: Data, tiny_teacher: Path, pa
         assert all(parameter.requires_grad for parameter in task._choices.parameters())
 
 
+def test_weights_learn_in_train_mode_whatever_came_before(data: Data, tiny_teacher: Path) -> None:
+    with task_for(SearchSettings(paradigm="standard"), data, tiny_teacher) as task:
+        task._supernet.eval()
+        before = copied(task._supernet)
+        task.step(*batch(data, 8))
+        assert task._supernet.training
+        assert "stem.bn.running_mean" in moved(task._supernet, before)
+
+
 @pytest.mark.parametrize(("size", "first"), [(128, 102), (256, 205), (10, 8), (3, 2), (2, 1)])
 def test_split_of_80_and_20_per_cent(size: int, first: int) -> None:
     assert split_batch(size, 0.8) == first
