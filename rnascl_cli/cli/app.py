@@ -15,7 +15,7 @@ import typer
 
 from rnascl_cli import __version__
 from rnascl_cli.cli import adv_finetune, attack, derive, quickstart, report, search, teacher, train
-from rnascl_cli.errors import UserError
+from rnascl_cli.errors import RunError, UserError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -59,8 +59,7 @@ def run(arguments: list[str]) -> int:
     try:
         outcome: Any = app(args=arguments, prog_name="rnascl", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted")
-        return EXIT_INTERRUPTED
+        return _interrupted()
     except UserError as error:
         return _complain(str(error), EXIT_USAGE)
     except BrokenPipeError:
@@ -70,10 +69,24 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         # Usage errors of typer (and of click, which it wraps or carries) know their message and exit code.
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            message = error.format_message()
-            return _complain(message, int(error.exit_code)) if message else int(error.exit_code)
-        return _complain(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__, EXIT_FAILED)
+            return _usage_error(error)
+        kind = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
+        return _complain(f"{kind}{error}" if str(error) else type(error).__name__, EXIT_FAILED)
+    if outcome == EXIT_INTERRUPTED:  # typer turns Ctrl-C into this code without a word
+        return _interrupted()
     return outcome if isinstance(outcome, int) else 0
+
+
+def _usage_error(error: Any) -> int:
+    message, code = error.format_message(), int(error.exit_code)
+    if type(error).__name__ == "NoArgsIsHelpError":  # the message is the help page: shown as it is
+        print(message, file=sys.stderr)
+        return code
+    return _complain(message, code) if message else code
+
+
+def _interrupted() -> int:
+    return _complain("interrupted; where a checkpoint was written, --resume goes on from it", EXIT_INTERRUPTED)
 
 
 def _complain(message: str, code: int = EXIT_FAILED) -> int:

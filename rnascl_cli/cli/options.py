@@ -93,6 +93,11 @@ def build_recipe(
     if stage is not None and (given := _given(own)):
         options[stage] = given
     layers.append(options)
+    if inherited is not None and inherited.data is not None:
+        # Limits and augmentation of one data set mean nothing to another.
+        specs = [layer["data"]["spec"] for layer in layers[1:] if "spec" in layer.get("data", {})]
+        if specs and specs[-1] != inherited.data.spec:
+            layers[0] = {key: value for key, value in layers[0].items() if key != "data"}
     return resolve(layers)
 
 
@@ -109,12 +114,13 @@ def _given(options: Layer | None) -> dict[str, Any]:
 def _from_artifact(provenance: Provenance) -> Layer:
     layer: dict[str, Any] = {"seed": provenance.seed}
     if provenance.data is not None:
+        settings = provenance.recipe.get("data")
+        kept = settings if isinstance(settings, dict) else {}
         layer["data"] = {
             "spec": provenance.data.spec,
             "limit_train": provenance.data.limit_train,
             "limit_test": provenance.data.limit_test,
-            "holdout": provenance.recipe.get("data", {}).get("holdout", 0.02),
-            "augment": provenance.recipe.get("data", {}).get("augment", "auto"),
+            **{key: kept[key] for key in ("holdout", "augment") if key in kept},
         }
     if provenance.teacher is not None:
         layer["teacher"] = provenance.teacher.path
