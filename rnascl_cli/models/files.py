@@ -11,7 +11,7 @@ from torch import nn
 
 from rnascl_cli.artifacts.documents import Architecture
 from rnascl_cli.artifacts.store import first_problem, read_weights, sha256_file, write_weights
-from rnascl_cli.errors import UserError
+from rnascl_cli.errors import RunError, UserError
 from rnascl_cli.models.student import Student
 from rnascl_cli.spaces import network_cost, space_named
 
@@ -76,7 +76,14 @@ def build_student(
 
 
 def save_student(path: Path, student: Student, architecture: Architecture) -> str:
-    """Write a student as safetensors with its architecture and normalisation in the header; return its sha256."""
+    """Write a student as safetensors with its architecture and normalisation in the header; return its sha256.
+
+    Raises:
+        RunError: A weight is NaN or infinite; nothing is written.
+    """
+    bad = [name for name, tensor in student.state_dict().items() if not bool(tensor.isfinite().all())]
+    if bad:
+        raise RunError(f"{path}: not written, because {bad[0]} holds NaN or infinity")
     header: dict[str, Any] = {
         "kind": "student",
         "architecture": architecture.model_dump(),

@@ -20,12 +20,12 @@ from torch.nn import functional as F
 from rnascl_cli.artifacts.documents import AdvFinetuneDocument, DerivedDocument, Paradigm, Provenance, TrainDocument
 from rnascl_cli.artifacts.store import read_document, sha256_file, write_document
 from rnascl_cli.attacks.gradient import Linf, LossB, cross_entropy, projected_gradient
-from rnascl_cli.data import ImageSet, augmentation, load_data
+from rnascl_cli.data import ImageSet, load_data
 from rnascl_cli.distill import objectives
 from rnascl_cli.distill.objectives import add_up, trades_kl
 from rnascl_cli.engine.compute import Compute, resolve_compute
 from rnascl_cli.engine.evaluate import accuracy
-from rnascl_cli.engine.fit import Plan, ScheduledOptimiser, Stateful, fit
+from rnascl_cli.engine.fit import ScheduledOptimiser, Stateful, fit
 from rnascl_cli.engine.modes import evaluating, frozen
 from rnascl_cli.engine.optimise import build_optimiser
 from rnascl_cli.engine.provenance import make_provenance
@@ -34,6 +34,7 @@ from rnascl_cli.errors import UserError
 from rnascl_cli.models.files import load_student, save_student
 from rnascl_cli.recipes import AdvFinetuneSettings, PerturbationSettings, Recipe
 from rnascl_cli.stages.apprentice import Apprentice, apprenticeship, check_student_layers, paradigm_teacher
+from rnascl_cli.stages.planning import plan_training
 from rnascl_cli.stages.train import check_data_fits, holdout_accuracy
 
 TRADES_START_STD = 0.001  # of the Gaussian from which TRADES starts, as its authors do: the KL's gradient at x is 0
@@ -87,7 +88,7 @@ def adv_finetune(source: Path, recipe: Recipe, run: RunDirectory) -> AdvFinetune
     compute = resolve_compute(recipe.device, recipe.precision)
     student, architecture = load_student(source / STUDENT)
     data = load_data(recipe.data, seed=recipe.seed)
-    check_data_fits(architecture, data)
+    check_data_fits(architecture, data, before=before.provenance.data)
     teacher = paradigm_teacher(recipe.teacher, paradigm, derived, data=data, attention=settings.attention)
     check_student_layers(student, derived, paradigm=paradigm, attention=settings.attention)
     inputs = {STUDENT: before.student_sha256, f"{before.kind}.json": sha256_file(source / f"{before.kind}.json")}
@@ -105,24 +106,16 @@ def adv_finetune(source: Path, recipe: Recipe, run: RunDirectory) -> AdvFinetune
         compute=compute,
     ) as apprentice:
         task = AdvFinetuneTask(settings, apprentice, holdout=data.holdout, compute=compute)
-        plan = Plan(
-            stage="adv-finetune",
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            seed=recipe.seed,
-            images=data.train,
-            augment=augmentation(recipe.data, data.input_size),
+        plan = plan_training(
+            "adv-finetune",
+            recipe,
+            settings,
+            data=data,
             compute=compute,
             run=run,
-            identity={
-                "settings": settings.model_dump(mode="json"),
-                "student": before.student_sha256,
-                "paradigm": paradigm,
-                "data": data.fingerprint,
-                "augment": recipe.data.augment,
-                "teacher": teacher.reference.sha256 if teacher else None,
-                "seed": recipe.seed,
-            },
+            teacher=teacher,
+            student=before.student_sha256,
+            paradigm=paradigm,
         )
         history = fit(task, plan)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rnascl_cli.artifacts.documents import SearchDocument
 from rnascl_cli.artifacts.store import write_document
-from rnascl_cli.data import Data, ImageSet, augmentation, load_data
+from rnascl_cli.data import Data, ImageSet, load_data
 from rnascl_cli.distill.attention import attention_loss, pairwise_distances, unit_maps
 from rnascl_cli.distill.choices import Choices, Sample
 from rnascl_cli.distill.expected_cost import ExpectedCost
@@ -27,7 +27,7 @@ from rnascl_cli.distill.gumbel import mean_entropy, temperature_at
 from rnascl_cli.distill.objectives import add_up, cross_entropy, kl_divergence
 from rnascl_cli.engine.compute import Compute, resolve_compute
 from rnascl_cli.engine.evaluate import accuracy
-from rnascl_cli.engine.fit import Plan, ScheduledOptimiser, Stateful, fit
+from rnascl_cli.engine.fit import ScheduledOptimiser, Stateful, fit
 from rnascl_cli.engine.modes import fixed_statistics, frozen
 from rnascl_cli.engine.optimise import build_optimiser
 from rnascl_cli.engine.provenance import make_provenance
@@ -36,6 +36,7 @@ from rnascl_cli.models.supernet import Supernet
 from rnascl_cli.models.taps import MapRecorder, recording_maps, tappable_layers
 from rnascl_cli.recipes import Recipe, SearchSettings
 from rnascl_cli.spaces import space_named
+from rnascl_cli.stages.planning import plan_training
 from rnascl_cli.stages.teaching import Lesson, TeacherOnDuty, on_duty, require_teacher, uses_kl, uses_tutors
 
 
@@ -80,7 +81,10 @@ def search(recipe: Recipe, run: RunDirectory) -> SearchDocument:
         task = SearchTask(
             settings, supernet, choices, data=data, teacher=on_duty_teacher, recorder=recorder, compute=compute
         )
-        history = fit(task, _plan(recipe, data, compute, run, teacher.reference.sha256 if teacher else None))
+        plan = plan_training(
+            "search", recipe, settings, data=data, compute=compute, run=run, teacher=teacher, space=space.name
+        )
+        history = fit(task, plan)
 
     document = SearchDocument(
         provenance=make_provenance(
@@ -257,25 +261,3 @@ class _Mixture(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         logits: Tensor = self.supernet(x_BCHW, self.widths)
         return logits
-
-
-def _plan(recipe: Recipe, data: Data, compute: Compute, run: RunDirectory, teacher_sha256: str | None) -> Plan:
-    settings = recipe.search
-    return Plan(
-        stage="search",
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        seed=recipe.seed,
-        images=data.train,
-        augment=augmentation(recipe.data, data.input_size),
-        compute=compute,
-        run=run,
-        identity={
-            "space": recipe.space,
-            "settings": settings.model_dump(mode="json"),
-            "data": data.fingerprint,
-            "augment": recipe.data.augment,
-            "teacher": teacher_sha256,
-            "seed": recipe.seed,
-        },
-    )

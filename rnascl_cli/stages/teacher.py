@@ -22,11 +22,11 @@ from torch.nn import functional as F
 from rnascl_cli import __version__
 from rnascl_cli.attacks.gradient import Linf, cross_entropy, projected_gradient
 from rnascl_cli.console import say, warn
-from rnascl_cli.data import Data, ImageSet, augmentation, load_data, ordered_batches
+from rnascl_cli.data import Data, ImageSet, load_data, ordered_batches
 from rnascl_cli.data.augment import LARGEST_CIFAR_LIKE
 from rnascl_cli.engine.compute import Compute, resolve_compute
 from rnascl_cli.engine.evaluate import accuracy
-from rnascl_cli.engine.fit import Plan, ScheduledOptimiser, Stateful, fit
+from rnascl_cli.engine.fit import ScheduledOptimiser, Stateful, fit
 from rnascl_cli.engine.modes import evaluating, fixed_statistics, frozen
 from rnascl_cli.engine.optimise import build_optimiser
 from rnascl_cli.engine.progress import progress
@@ -36,6 +36,7 @@ from rnascl_cli.errors import UserError
 from rnascl_cli.models.checkpoints import SUFFIX, write_teacher
 from rnascl_cli.models.teachers import TeacherArchitecture, architecture_named, build_teacher
 from rnascl_cli.recipes import Recipe, TeacherTrainSettings
+from rnascl_cli.stages.planning import plan_training
 
 STAGE = "teacher-train"
 FGSM_RS_STEP = 1.25  # times eps: the step that Wong et al. recommend
@@ -128,7 +129,7 @@ def train_teacher(recipe: Recipe, out: Path, run: RunDirectory) -> Trained:
 
     run.create()
     task = AdversarialTraining(module, settings, holdout=data.holdout, compute=compute, seed=recipe.seed)
-    fit(task, _plan(recipe, data, compute, run))
+    fit(task, plan_training(STAGE, recipe, settings, data=data, compute=compute, run=run))
     module.load_state_dict(task.best.weights)
     measured = measure(module, data, eps=settings.perturbation.eps, compute=compute, seed=recipe.seed)
     if measured.pgd20 <= 1 / data.num_classes:
@@ -310,26 +311,6 @@ def as_fraction(eps: float) -> str:
     share = Fraction(eps * 255).limit_denominator(2)
     whole = abs(float(share) - eps * 255) < 1e-6 and share.denominator == 1
     return f"{share}/255" if whole else f"{eps:g}"
-
-
-def _plan(recipe: Recipe, data: Data, compute: Compute, run: RunDirectory) -> Plan:
-    settings = recipe.teacher_train
-    return Plan(
-        stage=STAGE,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        seed=recipe.seed,
-        images=data.train,
-        augment=augmentation(recipe.data, data.input_size),
-        compute=compute,
-        run=run,
-        identity={
-            "settings": settings.model_dump(mode="json"),
-            "data": data.fingerprint,
-            "augment": recipe.data.augment,
-            "seed": recipe.seed,
-        },
-    )
 
 
 def _about(recipe: Recipe, data: Data, best: Best, measured: Measured) -> dict[str, Any]:

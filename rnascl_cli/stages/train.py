@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnascl_cli.artifacts.documents import Architecture, DerivedDocument, TrainDocument
+from rnascl_cli.artifacts.documents import Architecture, DataReference, DerivedDocument, TrainDocument
 from rnascl_cli.artifacts.store import sha256_file, write_document
-from rnascl_cli.data import Data, ImageSet, augmentation, load_data
+from rnascl_cli.console import warn
+from rnascl_cli.data import Data, ImageSet, load_data
 from rnascl_cli.distill.objectives import add_up, cross_entropy
 from rnascl_cli.engine.compute import Compute, resolve_compute
 from rnascl_cli.engine.evaluate import accuracy
-from rnascl_cli.engine.fit import Plan, ScheduledOptimiser, Stateful, fit
+from rnascl_cli.engine.fit import ScheduledOptimiser, Stateful, fit
 from rnascl_cli.engine.optimise import build_optimiser
 from rnascl_cli.engine.provenance import make_provenance
 from rnascl_cli.engine.run_directory import STUDENT, RunDirectory
@@ -21,6 +22,7 @@ from rnascl_cli.errors import UserError
 from rnascl_cli.models.files import build_student, checked_architecture, save_student
 from rnascl_cli.recipes import Recipe, TrainSettings
 from rnascl_cli.stages.apprentice import Apprentice, apprenticeship, check_student_layers, paradigm_teacher
+from rnascl_cli.stages.planning import plan_training
 
 
 def train(derived: DerivedDocument, recipe: Recipe, run: RunDirectory) -> TrainDocument:
@@ -43,7 +45,7 @@ def train(derived: DerivedDocument, recipe: Recipe, run: RunDirectory) -> TrainD
     architecture = checked_architecture(derived.architecture, where="derived document")
     compute = resolve_compute(recipe.device, recipe.precision)
     data = load_data(recipe.data, seed=recipe.seed)
-    check_data_fits(architecture, data)
+    check_data_fits(architecture, data, before=derived.provenance.data)
     teacher = paradigm_teacher(recipe.teacher, paradigm, derived, data=data, attention=settings.attention)
 
     torch.manual_seed(recipe.seed)
@@ -62,25 +64,17 @@ def train(derived: DerivedDocument, recipe: Recipe, run: RunDirectory) -> TrainD
         compute=compute,
     ) as apprentice:
         task = TrainTask(settings, apprentice, holdout=data.holdout, compute=compute)
-        plan = Plan(
-            stage="train",
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            seed=recipe.seed,
-            images=data.train,
-            augment=augmentation(recipe.data, data.input_size),
+        plan = plan_training(
+            "train",
+            recipe,
+            settings,
+            data=data,
             compute=compute,
             run=run,
-            identity={
-                "settings": settings.model_dump(mode="json"),
-                "architecture": architecture.model_dump(),
-                "tutors": derived.tutors.tutor if derived.tutors else None,
-                "paradigm": paradigm,
-                "data": data.fingerprint,
-                "augment": recipe.data.augment,
-                "teacher": teacher.reference.sha256 if teacher else None,
-                "seed": recipe.seed,
-            },
+            teacher=teacher,
+            architecture=architecture.model_dump(),
+            tutors=derived.tutors.tutor if derived.tutors else None,
+            paradigm=paradigm,
         )
         history = fit(task, plan)
 
@@ -106,8 +100,10 @@ def train(derived: DerivedDocument, recipe: Recipe, run: RunDirectory) -> TrainD
     return document
 
 
-def check_data_fits(architecture: Architecture, data: Data) -> None:
+def check_data_fits(architecture: Architecture, data: Data, *, before: DataReference | None) -> None:
     """Refuse data with other classes or another image size than the architecture was derived for.
+
+    Says so where the same data set holds other images than it did ``before``.
 
     Raises:
         UserError: They differ.
@@ -122,6 +118,10 @@ def check_data_fits(architecture: Architecture, data: Data) -> None:
             f"--data {data.spec}: images are {data.input_size} pixels wide, the network's {architecture.input_size}; "
             "give the data of the search"
         )
+    now = data.reference()
+    same_set = before is not None and before.model_copy(update={"fingerprint": now.fingerprint}) == now
+    if before is not None and same_set and before.fingerprint != now.fingerprint:
+        warn(f"--data {data.spec}: the images have changed since the artifact given was made")
 
 
 class TrainTask:

@@ -1,0 +1,55 @@
+"""From a recipe to the loop's plan, the same way for every training stage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rnascl_cli.data import Data, augmentation
+from rnascl_cli.engine.compute import Compute
+from rnascl_cli.engine.fit import Plan
+from rnascl_cli.engine.run_directory import RunDirectory
+from rnascl_cli.models.checkpoints import Teacher
+from rnascl_cli.recipes import AdvFinetuneSettings, Recipe, SearchSettings, TeacherTrainSettings, TrainSettings
+
+
+def plan_training(
+    stage: str,
+    recipe: Recipe,
+    settings: SearchSettings | TrainSettings | AdvFinetuneSettings | TeacherTrainSettings,
+    *,
+    data: Data,
+    compute: Compute,
+    run: RunDirectory,
+    teacher: Teacher | None = None,
+    **own: Any,
+) -> Plan:
+    """Return the plan of a training stage.
+
+    Args:
+        stage: Its name.
+        recipe: For seed and augmentation.
+        settings: The stage's own table.
+        data: Its training images are trained on.
+        compute: Device and precision.
+        run: Where metrics and checkpoints go.
+        teacher: Whose outputs the loss depends on.
+        own: What else must be the same for a checkpoint to fit, as JSON-able values.
+    """
+    return Plan(
+        stage=stage,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        seed=recipe.seed,
+        images=data.train,
+        augment=augmentation(recipe.data, data.input_size),
+        compute=compute,
+        run=run,
+        identity={
+            "settings": settings.model_dump(mode="json"),
+            "data": data.fingerprint,
+            "augment": recipe.data.augment,
+            "teacher": teacher.reference.sha256 if teacher else None,
+            "seed": recipe.seed,
+            **own,
+        },
+    )
