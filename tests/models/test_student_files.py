@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import rnascl_cli
 from rnascl_cli.artifacts.documents import Architecture
 from rnascl_cli.artifacts.store import sha256_file, write_weights
-from rnascl_cli.errors import UserError
+from rnascl_cli.errors import RunError, UserError
 from rnascl_cli.models.files import (
     build_student,
     checked_architecture,
@@ -229,3 +229,11 @@ def test_widths_of_another_student(saved: Path) -> None:
 
 def test_a_good_architecture_passes() -> None:
     assert checked_architecture(architecture(), where="here") == architecture()
+
+
+def test_a_student_of_nans_is_never_written(student: Student, tmp_path: Path) -> None:
+    with torch.no_grad():
+        student.classifier.bias[1] = float("nan")
+    with pytest.raises(RunError, match=r"classifier\.bias holds NaN or infinity"):
+        save_student(tmp_path / "student.safetensors", student, architecture())
+    assert list(tmp_path.iterdir()) == []

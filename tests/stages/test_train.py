@@ -200,3 +200,15 @@ def test_data_of_other_classes_or_sizes(searched: dict[str, Path], tiny_folder: 
     line = refused("train", searched["standard"], "--data", f"folder:{tiny_folder}", "--out", tmp_path / "run")
     assert "has 3 classes, the network 10; give the data of the search" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_images_that_have_changed_are_noticed(searched: dict[str, Path], tmp_path: Path) -> None:
+    document = derive(searched["standard"])
+    assert "have changed" not in done("train", searched["standard"], "--epochs", 1, *FAST, "--out", tmp_path / "a").err
+    assert document.provenance.data is not None
+    other = document.provenance.data.model_copy(update={"fingerprint": "0" * 64})
+    changed = document.model_copy(update={"provenance": document.provenance.model_copy(update={"data": other})})
+    path = tmp_path / "derived.json"
+    path.write_text(document_json(changed))
+    outcome = done("train", path, "--epochs", 1, *FAST, "--out", tmp_path / "b")
+    assert "the images have changed since the artifact given was made" in outcome.err
