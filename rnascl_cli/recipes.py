@@ -19,7 +19,6 @@ from rnascl_cli.errors import UserError, nearest
 from rnascl_cli.units import PixelSize
 
 Layer = Mapping[str, Any]
-STAGES = ("search", "train", "adv_finetune", "attack", "teacher_train")
 
 
 class Settings(BaseModel):
@@ -98,7 +97,7 @@ class AttentionSettings(Settings):
     """Attention maps and the loss on them (section 3.1, eq. 1)."""
 
     gamma: float = Field(default=1.0, ge=0.0, description="gamma_s in the search, gamma_t in training")
-    map_size: int = Field(default=8, ge=1, description="side of the common map, pixels")
+    map_size: int = Field(default=8, ge=1, le=256, description="side of the common map, pixels")
     tap: Literal["conv", "norm", "block"] = Field(
         default="conv", description="maps of every conv's raw output, of every BatchNorm's, or of every block's"
     )
@@ -123,6 +122,9 @@ class CostSettings(Settings):
     measure: Literal["macs", "params"] = "macs"
     exponent: float = Field(default=1.0, ge=0.0)
     scale: float = Field(default=1.0, gt=0.0)
+    target: float | None = Field(
+        default=None, gt=0.0, description="MACs or params below which smaller is no better, e.g. 10e6; null: none"
+    )
 
 
 class SearchSettings(Settings):

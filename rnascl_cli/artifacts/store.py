@@ -159,7 +159,7 @@ def _read(path: Path) -> bytes:
             raise UserError(f"{path}: larger than any rnascl document ({MAX_DOCUMENT_BYTES} bytes)")
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
+        raise UserError(f"{path}: {error.strerror or error}; name an artifact of rnascl") from None
 
 
 def write_weights(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> str:

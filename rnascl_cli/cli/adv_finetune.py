@@ -55,6 +55,8 @@ def command(
     from rnascl_cli.engine.run_directory import RunDirectory
 
     path = out or options.new_run_directory(f"{resolved.adv_finetune.method}-{before.architecture.space}")
-    document = adv_finetune(source, resolved, RunDirectory.claim(path, force=force, resume=resume))
+    document = adv_finetune(
+        source, resolved, RunDirectory.claim(path, own="adv-finetune.json", force=force, resume=resume)
+    )
     console.say(f"fine-tuned by {document.method}: clean accuracy {document.clean_accuracy:.2%}; wrote {path}")
     console.finish(document, out=str(path), json=json)

@@ -26,6 +26,8 @@ def command(
     """Derive the slim network and its tutor map: argmax of the logits, one JSON document on stdout."""
     if out is not None and out.exists() and not force:
         raise UserError(f"--out {out}: already exists; use another name or --force")
+    if out is not None and out.resolve() in (source.resolve(), (source / "search.json").resolve()):
+        raise UserError(f"--out {out}: is the search to derive from; name another file")
     document = derive(source)
     architecture = document.architecture
     console.say(

@@ -113,6 +113,8 @@ def _given(options: Layer | None) -> dict[str, Any]:
 
 def _from_artifact(provenance: Provenance) -> Layer:
     layer: dict[str, Any] = {"seed": provenance.seed}
+    if isinstance(space := provenance.recipe.get("space"), str):
+        layer["space"] = space
     if provenance.data is not None:
         settings = provenance.recipe.get("data")
         kept = settings if isinstance(settings, dict) else {}

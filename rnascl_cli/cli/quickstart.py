@@ -12,7 +12,7 @@ import typer
 
 from rnascl_cli import console
 from rnascl_cli.cli import options
-from rnascl_cli.errors import RunError, UserError
+from rnascl_cli.errors import UserError
 
 NAME = "quickstart"
 EPILOG = "Example: rnascl quickstart --out runs/quickstart"
@@ -31,6 +31,9 @@ def command(
         raise UserError(f"--out {out}: is a file; name a folder")
     if out.is_dir() and any(out.iterdir()) and not force:
         raise UserError(f"--out {out}: already exists; use another name or --force")
+    options.build_recipe(
+        None, recipe=recipe, settings=None, top={"seed": seed, "device": device}
+    )  # refused before the start
     for arguments in chain(out, recipe, seed=seed, device=device, force=force):
         _run(arguments)
     console.say(f"done: open {out / 'report' / 'report.html'}")
@@ -65,5 +68,5 @@ def _run(arguments: list[str]) -> None:
         code = run(arguments)
     if code == 130:
         raise KeyboardInterrupt
-    if code != 0:
-        raise RunError(f"quickstart stopped at 'rnascl {shlex.join(arguments)}' (exit {code}); see the line above")
+    if code != 0:  # the step has said why
+        raise typer.Exit(code)

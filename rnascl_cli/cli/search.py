@@ -49,6 +49,6 @@ def command(
     from rnascl_cli.stages.search import search
 
     path = out or options.new_run_directory(f"search-{resolved.space}")
-    document = search(resolved, RunDirectory.claim(path, force=force, resume=resume))
+    document = search(resolved, RunDirectory.claim(path, own="search.json", force=force, resume=resume))
     console.say(f"searched space {document.space}: expected MACs {document.expected_macs / 1e6:.2f} M; wrote {path}")
     console.finish(document, out=str(path), json=json)

@@ -59,9 +59,7 @@ def command(
     from rnascl_cli.stages.train import train
 
     path = out or options.new_run_directory(f"train-{document.architecture.space}")
-    if derived != "-" and not resume and path.resolve() == Path(derived).resolve():
-        raise UserError(f"--out {path}: is the run that the network comes from, and would be lost; name another")
-    trained = train(document, resolved, RunDirectory.claim(path, force=force, resume=resume))
+    trained = train(document, resolved, RunDirectory.claim(path, own="train.json", force=force, resume=resume))
     console.say(f"trained {trained.architecture.space}: clean accuracy {trained.clean_accuracy:.2%}; wrote {path}")
     console.finish(trained, out=str(path), json=json)
 

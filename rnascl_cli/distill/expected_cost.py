@@ -60,7 +60,15 @@ class ExpectedCost(nn.Module):
             g_in = g_out
         return total
 
-    def relative(self, width_weights: Sequence[Tensor], *, exponent: float = 1.0) -> Tensor:
-        """Return n_f = (expected cost / cost of the widest path)^exponent, in (0, 1], float32."""
+    def relative(
+        self, width_weights: Sequence[Tensor], *, exponent: float = 1.0, target: float | None = None
+    ) -> Tensor:
+        """Return n_f = (expected cost / cost of the widest path)^exponent, in (0, 1], float32.
+
+        With a ``target``, in MACs or params, cost below it is worth nothing: the expected cost counts as at
+        least the target, and pulls no further once it is there.
+        """
         expected: Tensor = self(width_weights)
+        if target is not None:
+            expected = expected.clamp(min=target)
         return (expected / self.largest).pow(exponent).float()

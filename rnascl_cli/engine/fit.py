@@ -177,7 +177,7 @@ def _means(seen: dict[str, list[Tensor]], sizes: list[int], *, stage: str, epoch
         step, _, name = min(bad)
         raise RunError(
             f"{stage}: '{name}' is {stacked[name][step].item()} at epoch {epoch + 1}, step {step + 1}; "
-            "lower the learning rate or use --precision fp32. The last checkpoint is kept"
+            "lower the learning rate or use --precision fp32. The last checkpoint, if there is one, is kept"
         )
     return {
         name: float((values * weights[: len(values)]).sum() / weights[: len(values)].sum())

@@ -45,6 +45,7 @@ def say_epoch(stage: str, entry: dict[str, Any], epochs: int) -> None:
     shown = (
         *("loss", "ce", "kl", "attention", "adversarial"),
         *("train_accuracy", "train_robust_accuracy", "holdout_accuracy", "holdout_robust_accuracy"),
+        "n_f",
         "expected_macs",
     )
     parts = [f"{name} {_short(entry[name])}" for name in shown if entry.get(name) is not None]

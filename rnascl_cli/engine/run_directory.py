@@ -14,7 +14,8 @@ METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.pt"
 STUDENT = "student.safetensors"
 JOURNAL = "attack.partial.jsonl"
-DOCUMENTS = ("search.json", "derived.json", "train.json", "adv-finetune.json", "attack.json")
+STAGE_DOCUMENTS = ("search.json", "train.json", "adv-finetune.json")
+DOCUMENTS = (*STAGE_DOCUMENTS, "derived.json", "attack.json")
 ARTIFACTS = (*DOCUMENTS, STUDENT, METRICS, CHECKPOINT, JOURNAL)
 
 
@@ -31,12 +32,18 @@ class RunDirectory:
     resume: bool = False
 
     @classmethod
-    def claim(cls, path: Path, *, force: bool = False, resume: bool = False) -> RunDirectory:
+    def claim(cls, path: Path, *, own: str | None = None, force: bool = False, resume: bool = False) -> RunDirectory:
         """Check that ``path`` may be written to, without touching it.
 
+        Args:
+            path: The folder.
+            own: The document that the stage ends with: with ``force`` it replaces a run of its own kind only.
+            force: Replace an older run.
+            resume: Go on from the checkpoint.
+
         Raises:
-            UserError: It exists and neither ``force`` nor ``resume`` is given, it is no folder, or there is
-                nothing to resume.
+            UserError: It exists and neither ``force`` nor ``resume`` is given, it is no folder, it holds another
+                stage's run, or there is nothing to resume.
         """
         if force and resume:
             raise UserError("--force and --resume exclude each other")
@@ -47,6 +54,9 @@ class RunDirectory:
                 raise UserError(f"--resume: no checkpoint in {path}; start without --resume")
         elif not force and path.is_dir() and any(path.iterdir()):
             raise UserError(f"--out {path}: already exists; use another name, --force or --resume")
+        foreign = [name for name in STAGE_DOCUMENTS if name != own and (path / name).exists()]
+        if foreign and own is not None:
+            raise UserError(f"--out {path}: holds {foreign[0]}, the run of another stage; name another folder")
         return cls(path, resume)
 
     def create(self) -> None:

@@ -71,7 +71,17 @@ class MapRecorder:
 
     def __init__(self, layers: Sequence[str]) -> None:
         self.layers = list(layers)
+        self.paused = False
         self._maps: dict[str, Tensor] = {}
+
+    @contextlib.contextmanager
+    def pausing(self) -> Iterator[None]:
+        """Take no maps for the while: forward passes cost what they cost without taps."""
+        self.paused = True
+        try:
+            yield
+        finally:
+            self.paused = False
 
     def put(self, layer: str, map_BP: Tensor) -> None:
         """Keep the map of ``layer``."""
@@ -118,6 +128,8 @@ def recording_maps(
 
     def hook_for(name: str) -> Any:
         def hook(module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            if recorder.paused:
+                return
             map_BHW = energy(output, getattr(module, "channel_mask", None))
             recorder.put(name, to_common_side(map_BHW, side).flatten(1))
 

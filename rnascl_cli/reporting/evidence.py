@@ -49,20 +49,23 @@ def _identity(document: DerivedDocument) -> str:
     return f"{searched}" if searched else document.model_dump_json()
 
 
-def entropy(logits: Sequence[float], temperature: float) -> float:
-    """Return the entropy of softmax(logits / temperature) over the log of its length: 1 undecided, 0 decided."""
+def entropy(logits: Sequence[float]) -> float:
+    """Return the entropy of softmax(logits) over the log of its length: 1 undecided, 0 decided.
+
+    softmax(logits) is the chance of each choice to win under Gumbel noise, whatever the temperature.
+    """
     if len(logits) < 2:
         return 0.0
-    shares = softmax([logit / temperature for logit in logits])
+    shares = softmax(logits)
     return -sum(share * math.log(share) for share in shares if share > 0) / math.log(len(logits))
 
 
 def decidedness(search: SearchDocument) -> tuple[float | None, float | None]:
-    """Return the mean entropies of the width and the tutor choices at the last temperature; None without choices."""
+    """Return the mean entropies of the width and the tutor choices; None without choices."""
     widths = [row for row in search.width_logits if len(row) > 1]
     means = []
     for rows in (widths, search.tutor_logits):
-        means.append(sum(entropy(row, search.temperature) for row in rows) / len(rows) if rows else None)
+        means.append(sum(entropy(row) for row in rows) / len(rows) if rows else None)
     return means[0], means[1]
 
 
@@ -74,7 +77,7 @@ def decided_table(runs: RunSet) -> Table | None:
     for found in runs.searches:
         search = found.document
         widths, tutors = decidedness(search)
-        strongest = [max(softmax([x / search.temperature for x in row])) for row in search.tutor_logits]
+        strongest = [max(softmax(row)) for row in search.tutor_logits]
         rows.append(
             [
                 text(found.run),
@@ -102,7 +105,7 @@ def decided_table(runs: RunSet) -> Table | None:
         "How decided the searches ended",
         columns,
         rows,
-        intro="Softmax of the logits over the last temperature, without noise; entropy 1 is undecided, 0 decided.",
+        intro="Softmax of the logits: each choice's chance to win under Gumbel noise. Entropy: 1 undecided, 0 decided.",
     )
 
 
@@ -110,7 +113,7 @@ def undecided(runs: RunSet) -> list[str]:
     """Name the searches whose tutors were hardly decided when they ended."""
     return [
         f"{found.run}: the tutors were hardly decided at the end of the search (entropy {tutors:.3f} of 1), so the "
-        "chosen ones are picks among nearly equal logits"
+        "chosen ones are picks among nearly equal logits; compare searches of several seeds"
         for found in runs.searches
         for tutors in [decidedness(found.document)[1]]
         if tutors is not None and tutors > HARDLY_DECIDED

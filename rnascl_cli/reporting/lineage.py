@@ -16,6 +16,7 @@ from rnascl_cli.artifacts.documents import (
     TrainDocument,
 )
 from rnascl_cli.reporting.collect import Artifact, D, RunSet
+from rnascl_cli.reporting.merging import merged_attacks
 
 UNKNOWN_ORIGIN = "unknown origin"
 
@@ -140,7 +141,7 @@ def _teachers(runs: RunSet) -> list[TeacherReference]:
 
 def _attacks(runs: RunSet, sha256: str) -> tuple[Artifact[AttackDocument], ...]:
     found = {attack.sha256: attack for attack in reversed(runs.attacks) if attack.document.model_sha256 == sha256}
-    return tuple(sorted(found.values(), key=lambda attack: attack.run))
+    return merged_attacks(sorted(found.values(), key=lambda attack: attack.run))
 
 
 def _input(

@@ -298,7 +298,7 @@ def _model_table(index: int, models: Sequence[Model], of: int) -> Table:
         Column("MACs (M)", True),
         Column("Epochs", True),
         Column("Seed", True),
-        Column("Clean, all test images", True),
+        Column("Clean, the run's test images", True),
         Column("Made from"),
     ]
     first = models[0].made

@@ -25,7 +25,7 @@ from rnascl_cli.distill import objectives
 from rnascl_cli.distill.objectives import add_up, trades_kl
 from rnascl_cli.engine.compute import Compute, resolve_compute
 from rnascl_cli.engine.evaluate import accuracy
-from rnascl_cli.engine.fit import ScheduledOptimiser, Stateful, fit
+from rnascl_cli.engine.fit import ScheduledOptimiser, Stateful
 from rnascl_cli.engine.modes import evaluating, frozen
 from rnascl_cli.engine.optimise import build_optimiser
 from rnascl_cli.engine.provenance import make_provenance
@@ -33,9 +33,9 @@ from rnascl_cli.engine.run_directory import STUDENT, RunDirectory
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.files import load_student, save_student
 from rnascl_cli.recipes import AdvFinetuneSettings, PerturbationSettings, Recipe
-from rnascl_cli.stages.apprentice import Apprentice, apprenticeship, check_student_layers, paradigm_teacher
-from rnascl_cli.stages.planning import plan_training
-from rnascl_cli.stages.train import check_data_fits, holdout_accuracy
+from rnascl_cli.stages.apprentice import Apprentice
+from rnascl_cli.stages.schooling import school
+from rnascl_cli.stages.train import check_fits, holdout_accuracy
 
 TRADES_START_STD = 0.001  # of the Gaussian from which TRADES starts, as its authors do: the KL's gradient at x is 0
 FAST_STEP = 1.25  # times eps: the step of FGSM-RS that its authors recommend
@@ -88,37 +88,22 @@ def adv_finetune(source: Path, recipe: Recipe, run: RunDirectory) -> AdvFinetune
     compute = resolve_compute(recipe.device, recipe.precision)
     student, architecture = load_student(source / STUDENT)
     data = load_data(recipe.data, seed=recipe.seed)
-    check_data_fits(architecture, data, before=before.provenance.data)
-    teacher = paradigm_teacher(recipe.teacher, paradigm, derived, data=data, attention=settings.attention)
-    check_student_layers(student, derived, paradigm=paradigm, attention=settings.attention)
+    check_fits(recipe, architecture, data, before=before.provenance.data)
     inputs = {STUDENT: before.student_sha256, f"{before.kind}.json": sha256_file(source / f"{before.kind}.json")}
 
-    run.create()
-    if not run.resume:  # a checkpoint of another network is refused below, and must stay beside its own document
-        write_document(run.path / "derived.json", derived)
-    with apprenticeship(
+    history, teacher = school(
+        "adv-finetune",
         student,
-        teacher,
         derived,
+        recipe,
+        settings,
+        lambda apprentice: AdvFinetuneTask(settings, apprentice, holdout=data.holdout, compute=compute),
         paradigm=paradigm,
-        attention=settings.attention,
-        kl=settings.kl,
+        data=data,
         compute=compute,
-    ) as apprentice:
-        task = AdvFinetuneTask(settings, apprentice, holdout=data.holdout, compute=compute)
-        plan = plan_training(
-            "adv-finetune",
-            recipe,
-            settings,
-            data=data,
-            compute=compute,
-            run=run,
-            teacher=teacher,
-            student=before.student_sha256,
-            paradigm=paradigm,
-        )
-        history = fit(task, plan)
-
+        run=run,
+        student_sha256=before.student_sha256,
+    )
     provenance: Provenance = make_provenance(
         recipe,
         device=compute.device_name,
@@ -193,7 +178,7 @@ class AdvFinetuneTask:
     def _perturb(self, x_BCHW: Tensor, y_B: Tensor) -> Tensor:
         student = self._apprentice.student
         # Eval mode, as TRADES's authors do: the point looked for is one of the network that will be attacked.
-        with evaluating(student), frozen(student.parameters()):
+        with evaluating(student), frozen(student.parameters()), self._apprentice.unwatched():
             return perturb(student, x_BCHW, y_B, self._settings, noise=self._noise)
 
     def end_epoch(self) -> dict[str, Any]:

@@ -69,6 +69,10 @@ class Apprentice:
         maps = None if self._recorder is None else unit_maps(self._recorder.take(), over=self._attention.norm)
         return Answer(logits_BK.float(), maps)
 
+    def unwatched(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the student's maps are not taken, for passes that have no attention term."""
+        return contextlib.nullcontext() if self._recorder is None else self._recorder.pausing()
+
     def teacher_terms(self, x_BCHW: Tensor, answer: Answer) -> dict[str, Tensor]:
         """Return the KL and attention terms that the paradigm has, for the student's answer to ``x``."""
         if self._teacher is None:

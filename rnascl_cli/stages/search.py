@@ -35,7 +35,7 @@ from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.models.supernet import Supernet
 from rnascl_cli.models.taps import MapRecorder, recording_maps, tappable_layers
 from rnascl_cli.recipes import Recipe, SearchSettings
-from rnascl_cli.spaces import space_named
+from rnascl_cli.spaces import final_side, space_named
 from rnascl_cli.stages.planning import plan_training
 from rnascl_cli.stages.teaching import Lesson, TeacherOnDuty, on_duty, require_teacher, uses_kl, uses_tutors
 
@@ -160,6 +160,8 @@ class SearchTask:
             "weights_optimiser": weights,
             "gumbel_optimiser": gumbel,
         }
+        # BatchNorm takes no statistics of a single number.
+        self._smallest_part = 2 if final_side(supernet.space, data.input_size) == 1 else 1
         self._temperature = settings.gumbel.temperature
         self._noise = torch.Generator()
 
@@ -178,10 +180,10 @@ class SearchTask:
     def step(self, x_BCHW: Tensor, y_B: Tensor) -> dict[str, Tensor]:
         """Teacher once; weights on the first part of the batch, Gumbel parameters on the rest."""
         lesson = None if self._teacher is None else self._teacher.look(x_BCHW)
-        if len(y_B) == 1:  # an epoch's last batch may hold one image: nothing to split
+        cut = split_batch(len(y_B), self._settings.weight_share)
+        if min(cut, len(y_B) - cut) < self._smallest_part:  # an epoch's last batch may be too small to split
             metrics, _ = self._weight_step(x_BCHW, y_B, lesson)
             return metrics
-        cut = split_batch(len(y_B), self._settings.weight_share)
         first, second = slice(None, cut), slice(cut, None)
         metrics, _ = self._weight_step(x_BCHW[first], y_B[first], lesson.part(first) if lesson else None)
         gumbel_loss = self._gumbel_step(x_BCHW[second], y_B[second], lesson.part(second) if lesson else None)
@@ -228,25 +230,25 @@ class SearchTask:
             assert sample.tutors is not None
             student_bSP = unit_maps(self._recorder.take(), over=settings.attention.norm)
             terms["attention"] = attention_loss(sample.tutors, pairwise_distances(student_bSP, lesson.maps_BTP))
-        n_f = settings.cost.scale * self._cost.relative(sample.widths, exponent=settings.cost.exponent)
+        n_f = settings.cost.scale * self._cost.relative(
+            sample.widths, exponent=settings.cost.exponent, target=settings.cost.target
+        )
         loss = add_up(terms, {"kl": settings.kl.weight, "attention": settings.attention.gamma}) * n_f
         right = (logits_bK.argmax(dim=1) == y_b).float().mean()
-        named = {"loss": loss, **terms, "n_f": n_f, "train_accuracy": right}
+        macs = self._macs(sample.widths)
+        named = {"loss": loss, **terms, "n_f": n_f, "expected_macs": macs, "train_accuracy": right}
         return loss, {name: value.detach() for name, value in named.items()}
 
     @torch.no_grad()
     def end_epoch(self) -> dict[str, Any]:
         """Measure how far the choices have hardened, and the mixture's accuracy on the held-out images."""
-        likely = self._choices.expected(temperature=self._temperature)
-        entry: dict[str, Any] = {
-            "temperature": self._temperature,
-            "expected_macs": float(self._macs(likely.widths)),
-            "width_entropy": mean_entropy(likely.widths),
-        }
+        # softmax(v) is the chance of each choice to win under Gumbel noise, whatever the temperature.
+        likely = self._choices.expected()
+        entry: dict[str, Any] = {"temperature": self._temperature, "width_entropy": mean_entropy(likely.widths)}
         if likely.tutors is not None:
             entry["tutor_entropy"] = mean_entropy([likely.tutors])
         if len(self._holdout):
-            view = _Mixture(self._supernet, likely.widths)
+            view = _Mixture(self._supernet, self._choices.expected(temperature=self._temperature).widths)
             entry["holdout_accuracy"] = accuracy(view, self._holdout, compute=self._compute)
         return entry
 

@@ -14,15 +14,15 @@ from rnascl_cli.data import Data, ImageSet, load_data
 from rnascl_cli.distill.objectives import add_up, cross_entropy
 from rnascl_cli.engine.compute import Compute, resolve_compute
 from rnascl_cli.engine.evaluate import accuracy
-from rnascl_cli.engine.fit import ScheduledOptimiser, Stateful, fit
+from rnascl_cli.engine.fit import ScheduledOptimiser, Stateful
 from rnascl_cli.engine.optimise import build_optimiser
 from rnascl_cli.engine.provenance import make_provenance
 from rnascl_cli.engine.run_directory import STUDENT, RunDirectory
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.files import build_student, checked_architecture, save_student
 from rnascl_cli.recipes import Recipe, TrainSettings
-from rnascl_cli.stages.apprentice import Apprentice, apprenticeship, check_student_layers, paradigm_teacher
-from rnascl_cli.stages.planning import plan_training
+from rnascl_cli.stages.apprentice import Apprentice
+from rnascl_cli.stages.schooling import school
 
 
 def train(derived: DerivedDocument, recipe: Recipe, run: RunDirectory) -> TrainDocument:
@@ -45,39 +45,24 @@ def train(derived: DerivedDocument, recipe: Recipe, run: RunDirectory) -> TrainD
     architecture = checked_architecture(derived.architecture, where="derived document")
     compute = resolve_compute(recipe.device, recipe.precision)
     data = load_data(recipe.data, seed=recipe.seed)
-    check_data_fits(architecture, data, before=derived.provenance.data)
-    teacher = paradigm_teacher(recipe.teacher, paradigm, derived, data=data, attention=settings.attention)
+    check_fits(recipe, architecture, data, before=derived.provenance.data)
 
     torch.manual_seed(recipe.seed)
     student = build_student(architecture, mean=data.mean, std=data.std)
-    check_student_layers(student, derived, paradigm=paradigm, attention=settings.attention)
-    run.create()
-    if not run.resume:  # a checkpoint of another network is refused below, and must stay beside its own document
-        write_document(run.path / "derived.json", derived)
-    with apprenticeship(
+    history, teacher = school(
+        "train",
         student,
-        teacher,
         derived,
+        recipe,
+        settings,
+        lambda apprentice: TrainTask(settings, apprentice, holdout=data.holdout, compute=compute),
         paradigm=paradigm,
-        attention=settings.attention,
-        kl=settings.kl,
+        data=data,
         compute=compute,
-    ) as apprentice:
-        task = TrainTask(settings, apprentice, holdout=data.holdout, compute=compute)
-        plan = plan_training(
-            "train",
-            recipe,
-            settings,
-            data=data,
-            compute=compute,
-            run=run,
-            teacher=teacher,
-            architecture=architecture.model_dump(),
-            tutors=derived.tutors.tutor if derived.tutors else None,
-            paradigm=paradigm,
-        )
-        history = fit(task, plan)
-
+        run=run,
+        architecture=architecture.model_dump(),
+        tutors=derived.tutors.tutor if derived.tutors else None,
+    )
     sha256 = save_student(run.path / STUDENT, student, architecture)
     document = TrainDocument(
         provenance=make_provenance(
@@ -100,14 +85,19 @@ def train(derived: DerivedDocument, recipe: Recipe, run: RunDirectory) -> TrainD
     return document
 
 
-def check_data_fits(architecture: Architecture, data: Data, *, before: DataReference | None) -> None:
-    """Refuse data with other classes or another image size than the architecture was derived for.
+def check_fits(recipe: Recipe, architecture: Architecture, data: Data, *, before: DataReference | None) -> None:
+    """Refuse a recipe of another space, and data with other classes or image size, than the network's.
 
     Says so where the same data set holds other images than it did ``before``.
 
     Raises:
         UserError: They differ.
     """
+    if recipe.space != architecture.space:
+        raise UserError(
+            f"recipe key 'space': is {recipe.space}, the network is of space {architecture.space}; "
+            "give a recipe for that space"
+        )
     if data.num_classes != architecture.num_classes:
         raise UserError(
             f"--data {data.spec}: has {data.num_classes} classes, the network {architecture.num_classes}; "

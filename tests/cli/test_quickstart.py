@@ -47,3 +47,10 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
     path.write_text("mine")
     assert "is a file; name a folder" in refused("quickstart", "--out", path)
     assert path.read_text() == "mine"
+
+
+@pytest.mark.unit
+def test_bad_options_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    assert "no recipe of that name" in refused("quickstart", "--recipe", "nope", "--out", tmp_path / "q")
+    assert "recipe key 'device'" in refused("quickstart", "--device", "gpu", "--out", tmp_path / "q")
+    assert not (tmp_path / "q").exists()

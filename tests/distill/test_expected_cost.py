@@ -122,3 +122,18 @@ def test_it_holds_nothing_to_learn_or_save() -> None:
     cost = ExpectedCost(SPACES["S3"], num_classes=10, input_size=32)
     assert not list(cost.parameters())
     assert not cost.state_dict()
+
+
+def test_below_the_target_smaller_is_no_better() -> None:
+    space = SPACES["S3"]
+    cost = ExpectedCost(space, num_classes=10, input_size=32)
+    small, large = one_hot(space, space.smallest), one_hot(space, space.largest)
+    target = 6e6  # S3 spans 4.74 to 7.87 M MACs
+    assert cost.relative(small, target=target).item() == pytest.approx(target / cost.largest, rel=1e-6)
+    assert cost.relative(large, target=target).item() == 1.0
+    for weights in (small, large):
+        for row in weights:
+            row.requires_grad_(True)
+        cost.relative(weights, target=target).backward()  # type: ignore[no-untyped-call]
+    assert all(row.grad is None or not row.grad.any() for row in small)
+    assert all(row.grad is not None and row.grad.any() for row in large)

@@ -117,8 +117,10 @@ def write(folder: Path, name: str, document: Document) -> str:
     return sha256_file(folder / name)
 
 
-def write_search(folder: Path, *, seed: int = 0, paradigm: Paradigm = "rnas-cl", epochs: int = 6) -> str:
-    """Write ``search.json`` of S3 and return its sha256."""
+def write_search(
+    folder: Path, *, seed: int = 0, paradigm: Paradigm = "rnas-cl", epochs: int = 6, tutor_logit: float = 3.0
+) -> str:
+    """Write ``search.json`` of S3 and return its sha256; ``tutor_logit`` is that of the chosen tutors."""
     space = space_named("S3")
     choices = [list(block) for block in space.block_choices]
     tutored = paradigm in ("rnas-cl", "icc")
@@ -136,7 +138,7 @@ def write_search(folder: Path, *, seed: int = 0, paradigm: Paradigm = "rnas-cl",
         student_layers=STUDENT_LAYERS,
         teacher_layers=TEACHER_LAYERS if tutored else [],
         tutor_logits=[
-            [3.0 if column == tutor else 0.1 * (column % 3) for column in range(len(TEACHER_LAYERS))]
+            [tutor_logit if column == tutor else 0.1 * (column % 3) for column in range(len(TEACHER_LAYERS))]
             for tutor in tutors(seed)
         ]
         if tutored

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -253,16 +255,20 @@ def test_agreement_between_seeds_by_hand(tmp_path: Path) -> None:
 
 
 def test_how_decided_a_search_ended(tmp_path: Path) -> None:
-    """One logit of 3 among twelve near 0.1 at temperature 3.8 is hardly a choice."""
-    make.write_search(tmp_path / "s3")
-    runs = collect([tmp_path])
-    table = decided_table(runs)
+    """One logit of 0.5 among twelve near 0.1 is hardly a choice; one of 3 is, whatever the temperature."""
+    make.write_search(tmp_path / "s3", tutor_logit=0.5)
+    make.write_search(tmp_path / "firm")
+    table = decided_table(collect([tmp_path]))
     assert table is not None
     assert float(cell(table, "s3", "Entropy of tutors").text) > 0.9
-    assert "s3: the tutors were hardly decided" in gaps(tmp_path)
-    assert entropy([0.0, 0.0, 0.0], 2.0) == pytest.approx(1.0)
-    assert entropy([100.0, 0.0], 1.0) == pytest.approx(0.0, abs=1e-12)
-    assert entropy([5.0], 1.0) == 0.0
+    assert 0.5 < float(cell(table, "firm", "Entropy of tutors").text) < 0.7
+    said = gaps(tmp_path)
+    assert "s3: the tutors were hardly decided" in said
+    assert "firm: the tutors" not in said
+    assert entropy([0.0, 0.0, 0.0]) == pytest.approx(1.0)
+    # p = (3/4, 1/4): H = ln 4 - (3/4) ln 3, over ln 2
+    assert entropy([math.log(3), 0.0]) == pytest.approx((math.log(4) - 0.75 * math.log(3)) / math.log(2))
+    assert entropy([5.0]) == 0.0
 
 
 def test_a_derived_document_copied_by_training_counts_once(tmp_path: Path) -> None:
@@ -289,3 +295,27 @@ def test_changed_settings_of_the_stage_alone() -> None:
     recipe = {"train": {"kl": {"weight": 0.5}}, "search": {"epochs": 3}}
     assert changed_settings(recipe, "train") == ["train.kl.weight=0.5"]
     assert changed_settings({}, "attack") == []
+
+
+def test_attack_runs_of_one_model_on_the_same_images_are_one_row(tmp_path: Path) -> None:
+    """PGD-20 breaks images 0-2 in one run, FGSM at another eps is in a second; the worst case sees both runs."""
+    derived = make.write_derived(tmp_path / "m", make.write_search(tmp_path / "s3"))
+    make.write_train(tmp_path / "m", student="student", derived_sha256=derived)
+    broken = [Verdicts(attack="pgd20", eps="8/255", broken=[0, 1, 2])]
+    more = [
+        Verdicts(attack="fgsm", eps="8/255", broken=[2, 3]),
+        Verdicts(attack="fgsm", eps="2/255", broken=[3]),
+    ]
+    write = partial(make.write_attack, student="student", n=10, clean=1.0)
+    write(tmp_path / "m", results=[make.result("pgd20", 8, 0.7)], verdicts=broken, worst=0.7)
+    sweep = [make.result("fgsm", 2, 0.9), make.result("fgsm", 8, 0.8), make.result("pgd20", 8, 0.1)]
+    write(tmp_path / "m-sweep", results=sweep, verdicts=more, worst=0.8, warnings=["masked"])
+    (model,) = [model for model in models(collect([tmp_path])) if model.attacks]
+    (merged,) = model.attacks
+    assert [(item.attack, item.eps, item.accuracy) for item in merged.document.results] == [
+        *(("pgd20", "8/255", 0.7), ("fgsm", "2/255", 0.9), ("fgsm", "8/255", 0.8)),  # the earlier run's PGD-20 is shown
+    ]
+    assert merged.document.warnings == ["masked"]
+    (group,) = groups([model])
+    (measured,) = group.measured
+    assert measured.worst_case == pytest.approx(0.6)

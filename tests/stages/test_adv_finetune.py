@@ -143,5 +143,5 @@ def test_a_run_cannot_be_its_own_source(trained: dict[str, Path], tmp_path: Path
     shutil.copytree(trained["standard"], source)
     before = files(source)
     line = refused("adv-finetune", source, *SHORT, option, "--out", tmp_path / "." / "source" / ".." / "source")
-    assert "and would be lost; name another" in line
+    assert "holds train.json, the run of another stage; name another folder" in line
     assert files(source) == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,12 @@ def test_tutors_without_a_teacher(searched: dict[str, Path], tmp_path: Path) -> 
 def test_no_search_there(tmp_path: Path) -> None:
     for source in (tmp_path, tmp_path / "gone"):
         assert "no search.json there; name a run directory of 'rnascl search'" in refused("derive", source)
+
+
+def test_a_search_is_never_replaced_by_what_is_derived_from_it(searched: dict[str, Path], tmp_path: Path) -> None:
+    source = tmp_path / "run"
+    shutil.copytree(searched["standard"], source)
+    before = files(source)
+    for given in (source, source / "search.json"):
+        assert "is the search to derive from" in refused("derive", given, "--out", source / "search.json", "--force")
+    assert files(source) == before

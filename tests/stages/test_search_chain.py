@@ -18,7 +18,7 @@ from rnascl_cli.models.student import Student
 from rnascl_cli.models.taps import tappable_layers
 from rnascl_cli.spaces import SPACES, network_cost
 from rnascl_cli.stages import search as stage
-from tests.command import done, files, rnascl
+from tests.command import done, files, refused, rnascl
 
 pytestmark = pytest.mark.pipeline
 
@@ -186,7 +186,17 @@ def test_resume_with_other_options_is_refused(
 def test_force_replaces_the_run(tmp_path: Path, tiny_teacher: Path, small: list[object]) -> None:
     out = tmp_path / "run"
     out.mkdir()
-    (out / "train.json").write_text("old")
+    (out / "search.json").write_text("old")
+    (out / "attack.json").write_text("of what was here before")
     (out / "notes.txt").write_text("mine")
     done(*options(tiny_teacher, small, out), "--epochs", 1, "--force")
     assert set(files(out)) == {"search.json", "metrics.jsonl", "checkpoint.pt", "notes.txt"}
+
+
+def test_force_never_replaces_the_run_of_another_stage(tmp_path: Path, tiny_teacher: Path, small: list[object]) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "train.json").write_text("hours of work")
+    line = refused(*options(tiny_teacher, small, out), "--epochs", 1, "--force")
+    assert "holds train.json, the run of another stage; name another folder" in line
+    assert set(files(out)) == {"train.json"}

@@ -151,7 +151,7 @@ def test_the_batch_is_split_and_the_teacher_looks_once(
         assert part.maps_BTP is not None
         assert lessons[0].maps_BTP is not None
         assert torch.equal(part.maps_BTP, lessons[0].maps_BTP[rows])
-    assert {"loss", "ce", "kl", "attention", "n_f", "train_accuracy", "gumbel_loss"} == set(metrics)
+    assert {"loss", "ce", "kl", "attention", "n_f", "expected_macs", "train_accuracy", "gumbel_loss"} == set(metrics)
     assert all(not value.requires_grad for value in metrics.values())
 
 
@@ -252,8 +252,6 @@ def test_the_epochs_entry(data: Data, tiny_teacher: Path) -> None:
         assert task._supernet.training
     # Undecided: every choice is as likely, and the entropies are 1.
     assert (entry["width_entropy"], entry["tutor_entropy"]) == pytest.approx((1.0, 1.0))
-    equal = [torch.full((len(choices),), 1 / len(choices)) for choices in SPACE.block_choices]
-    assert entry["expected_macs"] == pytest.approx(task._macs(equal).item())
     right = entry["holdout_accuracy"] * len(data.holdout)
     assert right == pytest.approx(round(right))
 
@@ -262,3 +260,23 @@ def test_the_epochs_entry(data: Data, tiny_teacher: Path) -> None:
 def test_which_terms_a_paradigm_has(paradigm: Paradigm) -> None:
     expected = {"rnas-cl": (True, True), "icc": (False, True), "kl": (True, False), "standard": (False, False)}
     assert (uses_kl(paradigm), uses_tutors(paradigm)) == expected[paradigm]
+
+
+def test_expected_macs_are_those_of_the_sampled_weights(data: Data, tiny_teacher: Path) -> None:
+    with task_for(SearchSettings(), data, tiny_teacher) as task:
+        samples = []
+        drawn = task._sample
+        task._sample = lambda: samples.append(drawn()) or samples[-1]  # type: ignore[func-returns-value, method-assign]
+        metrics = task.step(*batch(data, 10))
+    assert len(samples) == 2  # fresh for either part of the batch
+    assert metrics["expected_macs"].item() == pytest.approx(task._macs(samples[0].widths).item())
+
+
+def test_a_part_too_small_for_batch_norm_is_not_split_off(data: Data, tiny_teacher: Path) -> None:
+    with task_for(SearchSettings(), data, tiny_teacher) as task:
+        task._smallest_part = 2
+        before = copied(task._choices)
+        task.step(*batch(data, 4))  # 3 and 1
+        assert moved(task._choices, before) == set()
+        task.step(*batch(data, 10))  # 8 and 2
+        assert moved(task._choices, before) != set()

@@ -24,6 +24,7 @@ from tests.stages.test_search_chain import TERMS, numbers
 
 pytestmark = pytest.mark.pipeline
 
+DIGITS = ("--data", "digits", "--limit-train", 40, "--limit-test", 20, "--set", "train.paradigm=standard")
 PARADIGMS = ("rnas-cl", "icc", "kl", "standard")
 
 
@@ -212,3 +213,24 @@ def test_images_that_have_changed_are_noticed(searched: dict[str, Path], tmp_pat
     path.write_text(document_json(changed))
     outcome = done("train", path, "--epochs", 1, *FAST, "--out", tmp_path / "b")
     assert "the images have changed since the artifact given was made" in outcome.err
+
+
+def test_the_space_is_that_of_the_network(trained: dict[str, Path], searched: dict[str, Path], tmp_path: Path) -> None:
+    document = read_document(trained["standard"] / "train.json", TrainDocument)
+    assert document.provenance.recipe["space"] == "S3"
+    line = refused(
+        "train", searched["standard"], "--recipe", "cifar10/rnas-cl-s5-wrt34", *DIGITS, "--out", tmp_path / "x"
+    )
+    assert "is S5, the network is of space S3" in line
+    assert not (tmp_path / "x").exists()
+
+
+def test_another_run_is_never_deleted(searched: dict[str, Path], tmp_path: Path) -> None:
+    source = tmp_path / "run"
+    shutil.copytree(searched["standard"], source)
+    done("derive", source, "--out", source / "derived.json")
+    before = files(source)
+    text = (source / "derived.json").read_text()
+    assert "holds search.json" in refused("train", source / "derived.json", "--out", source, "--force")
+    assert "holds search.json" in refused("train", "-", "--out", source, "--force", stdin=text)
+    assert files(source) == before

@@ -1,0 +1,77 @@
+"""What ``train`` and ``adv-finetune`` do alike: a student under its teacher, from the first epoch to the last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rnascl_cli.artifacts.documents import DerivedDocument, Paradigm
+from rnascl_cli.artifacts.store import write_document
+from rnascl_cli.data import Data
+from rnascl_cli.engine.compute import Compute
+from rnascl_cli.engine.fit import History, Task, fit
+from rnascl_cli.engine.run_directory import RunDirectory
+from rnascl_cli.models.checkpoints import Teacher
+from rnascl_cli.models.student import Student
+from rnascl_cli.recipes import AdvFinetuneSettings, Recipe, TrainSettings
+from rnascl_cli.stages.apprentice import Apprentice, apprenticeship, check_student_layers, paradigm_teacher
+from rnascl_cli.stages.planning import plan_training
+
+
+def school(
+    stage: str,
+    student: Student,
+    derived: DerivedDocument,
+    recipe: Recipe,
+    settings: TrainSettings | AdvFinetuneSettings,
+    task: Callable[[Apprentice], Task],
+    *,
+    paradigm: Paradigm,
+    data: Data,
+    compute: Compute,
+    run: RunDirectory,
+    **own: Any,
+) -> tuple[History, Teacher | None]:
+    """Train a student under the terms of eq. (3) that its paradigm has; write ``derived.json`` and the metrics.
+
+    Args:
+        stage: Its name.
+        student: Trained in place.
+        derived: Its architecture and tutor map.
+        recipe: For teacher, seed and augmentation.
+        settings: The stage's own table.
+        task: Makes the stage's step for the student and its teacher.
+        paradigm: Which terms there are.
+        data: Trained on its training images.
+        compute: Device and precision.
+        run: Made here, once the teacher is known to fit.
+        own: What else a checkpoint is tied to.
+
+    Returns:
+        The metrics of every epoch, and the teacher; None where the paradigm has none.
+
+    Raises:
+        UserError: The teacher is unusable or does not fit the tutor map.
+        RunError: The loss became NaN or infinite.
+    """
+    attention = settings.attention
+    teacher = paradigm_teacher(recipe.teacher, paradigm, derived, data=data, attention=attention)
+    check_student_layers(student, derived, paradigm=paradigm, attention=attention)
+    run.create()
+    if not run.resume:  # a checkpoint of another network is refused below, and must stay beside its own document
+        write_document(run.path / "derived.json", derived)
+    with apprenticeship(
+        student, teacher, derived, paradigm=paradigm, attention=attention, kl=settings.kl, compute=compute
+    ) as apprentice:
+        plan = plan_training(
+            stage,
+            recipe,
+            settings,
+            data=data,
+            compute=compute,
+            run=run,
+            teacher=teacher,
+            paradigm=paradigm,
+            **own,
+        )
+        return fit(task(apprentice), plan), teacher
