@@ -156,7 +156,7 @@ def _opened(path: Path) -> Image.Image:
     except UnidentifiedImageError:
         raise UserError(f"{path}: does not decode (not an image, or cut short); replace or remove it") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); replace or remove it") from None
     except Exception as error:
         raise UserError(f"{path}: does not decode ({error}); replace or remove it") from None
     limit = Image.MAX_IMAGE_PIXELS

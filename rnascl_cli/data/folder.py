@@ -81,10 +81,10 @@ def imagenet100_classes() -> list[str]:
 
 def _split_folders(root: Path) -> tuple[Path | None, Path]:
     if not root.is_dir():
-        raise UserError(f"--data: no folder {root}")
+        raise UserError(f"--data: no folder {root}; name one with train/ and test/ in it")
     tests = [root / name for name in ("test", "val") if (root / name).is_dir()]
     if not tests:
-        raise UserError(f"--data: {root} has no test/ or val/ folder")
+        raise UserError(f"--data: {root} has no test/ or val/ folder; put the test images there, one folder a class")
     train = root / "train"
     return (train if train.is_dir() else None), tests[0]
 
@@ -134,7 +134,7 @@ def _listed(entry: os.DirEntry[str], class_name: str) -> Listed:
     try:
         status = entry.stat()
     except OSError as error:
-        raise UserError(f"{entry.path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{entry.path}: cannot be read ({error.strerror}); mend its permissions or remove it") from None
     return Listed(f"{class_name}/{entry.name}", status.st_size, status.st_mtime_ns)
 
 

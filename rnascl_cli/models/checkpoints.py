@@ -150,7 +150,7 @@ def read_checkpoint(path: Path, *, architecture: str | None = None) -> Checkpoin
         UserError: It cannot be read, or is no teacher.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file; check the path")
     if path.suffix.lower() != SUFFIX:
         translation = translate(
             unwrap(_load_pickled(path), where=str(path)), architecture=architecture, where=str(path)

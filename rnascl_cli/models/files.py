@@ -149,7 +149,10 @@ def resolve_model(name_or_path: str | Path) -> LoadedModel:
         if header is not None and header.get("kind") == "student":
             student, architecture = load_student(path)
             return LoadedModel(student, path, sha256_file(path), "student", architecture.num_classes, run)
-    teacher = read_teacher(str(name_or_path))
+    try:
+        teacher = read_teacher(str(name_or_path if run is None else path))
+    except UserError as error:  # the model was not given as --teacher
+        raise UserError(str(error).removeprefix("--teacher: ").removeprefix("--teacher ")) from None
     reference = teacher.reference
     return LoadedModel(teacher.module, Path(reference.path), reference.sha256, "teacher", teacher.num_classes)
 

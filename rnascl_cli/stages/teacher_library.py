@@ -119,6 +119,8 @@ def import_teacher(
         UserError: The checkpoint is unusable, does not fit the data, or ``out`` exists.
     """
     check_out(out, force=force)
+    if out.resolve() == source.resolve():
+        raise UserError(f"--out {out}: is the file to import; name another")
     known = public_named(public, option="--public") if public is not None else None
     if known is not None and architecture is None:
         architecture = known.architecture
