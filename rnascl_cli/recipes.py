@@ -1,4 +1,5 @@
-"""Recipes: every setting of every stage, frozen and typed, with the paper's CIFAR-10 values as defaults.
+"""Recipes: every setting of every stage, frozen and typed, with the paper's CIFAR-10 values
+as defaults (but for the 2 % held out).
 
 A recipe is a TOML file with top-level keys and one table a stage. Layers, later ones winning:
 defaults < what the input artifact says (data, teacher, seed) < ``--recipe FILE`` < ``--set KEY=VALUE`` <

@@ -138,6 +138,7 @@ def build_attacks(names: Sequence[str], *, options: Options, norm: Norm, paper_c
     Raises:
         UserError: A name is unknown or given twice, or the attack does not exist in this norm or protocol.
     """
+    names = [name.lower() for name in names]
     if not names:
         raise UserError(f"--attack: name at least one (known: {', '.join(KNOWN)}, and pgdN for any N)")
     doubles = sorted({name for name in names if list(names).count(name) > 1})

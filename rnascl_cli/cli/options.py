@@ -53,7 +53,7 @@ Out = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="The run directory; by default a new one under runs/.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Write into an existing run directory, replacing its artifacts.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out, with the same options.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result artifact on stdout.")]
 
 

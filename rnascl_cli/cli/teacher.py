@@ -32,7 +32,7 @@ Architecture = Annotated[
     typer.Option(
         "--arch",
         metavar="NAME",
-        help="r8, r18, r50, wrn-34-10, wrn-34-20, imagenet-r18, ...; else told from the tensors.",
+        help="r8, r18, r50, wrn-34-10, wrn-34-20, imagenet-r18, ...; import can tell it from the tensors.",
     ),
 ]
 OutFile = Annotated[

@@ -44,7 +44,7 @@ def command(
     resume: options.Resume = False,
     json: options.Json = False,
 ) -> None:
-    """Train a derived network from scratch under its tutors (eq. 3)."""
+    """Train a derived network from scratch under its tutors, by eq. (3)."""
     document = _read(derived)
     resolved = options.build_recipe(
         "train",

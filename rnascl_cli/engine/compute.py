@@ -46,7 +46,7 @@ class Compute:
 
     @property
     def precision(self) -> str:
-        """Both precisions in words, for the provenance."""
+        """Both precisions in words, for the provenance of a run with a teacher."""
         return self.student if self.student == self.teacher else f"{self.student}, teacher {self.teacher}"
 
 

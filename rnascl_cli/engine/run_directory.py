@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from rnascl_cli.artifacts.store import write_text
+from rnascl_cli.artifacts.documents import Document
+from rnascl_cli.artifacts.store import read_document, write_text
+from rnascl_cli.console import say
 from rnascl_cli.errors import UserError
+
+D = TypeVar("D", bound=Document)
 
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.pt"
@@ -72,6 +76,17 @@ class RunDirectory:
         if not self.resume:
             for name in ARTIFACTS:
                 (self.path / name).unlink(missing_ok=True)
+
+    def finished(self, kind: type[D], name: str) -> D | None:
+        """Return the document of a run that is resumed though it had ended; None where there is something to do.
+
+        To be asked after the checkpoint has been found to fit: the artifact is then left as it is, so that what
+        was made from it still names its hash.
+        """
+        if not self.resume or not (self.path / name).is_file():
+            return None
+        say(f"{self.path}: had finished already; left as it is")
+        return read_document(self.path / name, kind)
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """Write ``metrics.jsonl``: a line an epoch."""

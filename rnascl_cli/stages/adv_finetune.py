@@ -104,10 +104,12 @@ def adv_finetune(source: Path, recipe: Recipe, run: RunDirectory) -> AdvFinetune
         run=run,
         student_sha256=before.student_sha256,
     )
+    if found := run.finished(AdvFinetuneDocument, "adv-finetune.json"):
+        return found
     provenance: Provenance = make_provenance(
         recipe,
         device=compute.device_name,
-        precision=compute.precision,
+        precision=compute.precision if teacher else compute.student,
         data=data.reference(),
         teacher=teacher.reference if teacher else None,
         inputs=inputs,

@@ -47,7 +47,9 @@ def attention_maps(models: Sequence[Model], image: Path) -> tuple[list[MapSet], 
         if model.made is None:
             continue
         tutors = model.derived.document.tutors if model.derived else None
-        if tutors is None or not tutors.tutor:
+        if model.made.document.paradigm not in ("rnas-cl", "icc"):
+            words.append(f"{model.name}: no attention maps, since it was trained without tutors")
+        elif tutors is None or not tutors.tutor:
             words.append(f"{model.name}: no attention maps, since it has no tutors")
         elif missing := _missing_file(model, tutors):
             words.append(f"{model.name}: no attention maps, since {missing}")

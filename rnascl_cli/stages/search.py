@@ -86,11 +86,13 @@ def search(recipe: Recipe, run: RunDirectory) -> SearchDocument:
         )
         history = fit(task, plan)
 
+    if found := run.finished(SearchDocument, "search.json"):
+        return found
     document = SearchDocument(
         provenance=make_provenance(
             recipe,
             device=compute.device_name,
-            precision=compute.precision,
+            precision=compute.precision if teacher else compute.student,
             data=data.reference(),
             teacher=teacher.reference if teacher else None,
         ),

@@ -63,12 +63,14 @@ def train(derived: DerivedDocument, recipe: Recipe, run: RunDirectory) -> TrainD
         architecture=architecture.model_dump(),
         tutors=derived.tutors.tutor if derived.tutors else None,
     )
+    if found := run.finished(TrainDocument, "train.json"):
+        return found
     sha256 = save_student(run.path / STUDENT, student, architecture)
     document = TrainDocument(
         provenance=make_provenance(
             recipe,
             device=compute.device_name,
-            precision=compute.precision,
+            precision=compute.precision if teacher else compute.student,
             data=data.reference(),
             teacher=teacher.reference if teacher else None,
             inputs={"derived.json": sha256_file(run.path / "derived.json"), **derived.provenance.inputs},

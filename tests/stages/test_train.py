@@ -234,3 +234,20 @@ def test_another_run_is_never_deleted(searched: dict[str, Path], tmp_path: Path)
     assert "holds search.json" in refused("train", source / "derived.json", "--out", source, "--force")
     assert "holds search.json" in refused("train", "-", "--out", source, "--force", stdin=text)
     assert files(source) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_finished_run_is_left_as_it_is(searched: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ("train", searched["standard"], "--epochs", 1, *FAST, "--out", out)
+    done(*arguments)
+    before = contents(out)
+    outcome = done(*arguments, "--resume")
+    assert "had finished already; left as it is" in outcome.err
+    assert contents(out) == before
+    longer = ("train", searched["standard"], "--epochs", 2, *FAST, "--out", out)
+    assert "belongs to another recipe" in refused(*longer, "--resume")
+    assert contents(out) == before
