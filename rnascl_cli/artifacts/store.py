@@ -23,6 +23,7 @@ D = TypeVar("D", bound=Document)
 
 MAX_DOCUMENT_BYTES = 64 * 2**20
 HEADER_KEY = "rnascl"
+STUDENT = "student.safetensors"  # the file of a student in its run directory
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -190,16 +191,33 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | 
     Raises:
         UserError: The file is absent, truncated or not safetensors.
     """
+    with _opened(path) as file:
+        metadata: dict[str, str] = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    return tensors, _header(metadata, path), metadata
+
+
+def read_header(path: Path) -> dict[str, Any] | None:
+    """Read the rnascl header of a safetensors file without its tensors; see :func:`read_weights`."""
+    with _opened(path) as file:
+        metadata: dict[str, str] = file.metadata() or {}
+    return _header(metadata, path)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            yield file
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: damaged or not a safetensors file ({error}); copy or make it again") from None
+
+
+def _header(metadata: dict[str, str], path: Path) -> dict[str, Any] | None:
     header = None
     if HEADER_KEY in metadata:
         try:
@@ -208,4 +226,4 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | 
             raise UserError(f"{path}: the rnascl header is not JSON") from None
         if not isinstance(header, dict):
             raise UserError(f"{path}: the rnascl header is not a JSON object")
-    return tensors, header, metadata
+    return header

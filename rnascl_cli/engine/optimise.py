@@ -37,6 +37,13 @@ def learning_rate(schedule: Schedule, base: float, progress: float) -> float:
     return base * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def descend(optimiser: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    """Take one step down the gradient of ``loss``."""
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+
+
 def set_learning_rate(optimiser: torch.optim.Optimizer, value: float) -> None:
     """Set the learning rate of every parameter group."""
     for group in optimiser.param_groups:

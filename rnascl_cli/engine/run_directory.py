@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rnascl_cli.artifacts.documents import Document
-from rnascl_cli.artifacts.store import read_document, write_text
+from rnascl_cli.artifacts.store import STUDENT, read_document, write_text
 from rnascl_cli.console import say
 from rnascl_cli.errors import UserError
 
@@ -16,7 +16,6 @@ D = TypeVar("D", bound=Document)
 
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.pt"
-STUDENT = "student.safetensors"
 JOURNAL = "attack.partial.jsonl"
 STAGE_DOCUMENTS = ("search.json", "train.json", "adv-finetune.json")
 DOCUMENTS = (*STAGE_DOCUMENTS, "derived.json", "attack.json")

@@ -10,12 +10,10 @@ from pydantic import ValidationError
 from torch import nn
 
 from rnascl_cli.artifacts.documents import Architecture
-from rnascl_cli.artifacts.store import first_problem, read_weights, sha256_file, write_weights
+from rnascl_cli.artifacts.store import STUDENT, first_problem, read_header, read_weights, sha256_file, write_weights
 from rnascl_cli.errors import RunError, UserError
 from rnascl_cli.models.student import Student
 from rnascl_cli.spaces import network_cost, space_named
-
-STUDENT = "student.safetensors"
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ def resolve_model(name_or_path: str | Path) -> LoadedModel:
         if not path.is_file():
             raise UserError(f"{run}: holds no {STUDENT}; name a run of train or adv-finetune, or a model file")
     if path.is_file() and path.suffix == ".safetensors":
-        _, header, _ = read_weights(path)
+        header = read_header(path)
         if header is not None and header.get("kind") == "student":
             student, architecture = load_student(path)
             return LoadedModel(student, path, sha256_file(path), "student", architecture.num_classes, run)

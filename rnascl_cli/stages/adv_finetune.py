@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnascl_cli.artifacts.documents import AdvFinetuneDocument, DerivedDocument, Paradigm, Provenance, TrainDocument
-from rnascl_cli.artifacts.store import read_document, sha256_file, write_document
+from rnascl_cli.artifacts.documents import AdvFinetuneDocument, DerivedDocument, Paradigm, TrainDocument
+from rnascl_cli.artifacts.store import STUDENT, read_document, sha256_file, write_document
 from rnascl_cli.attacks.gradient import Linf, LossB, cross_entropy, projected_gradient
 from rnascl_cli.data import ImageSet, load_data
 from rnascl_cli.distill import objectives
@@ -27,13 +27,13 @@ from rnascl_cli.engine.compute import Compute, resolve_compute
 from rnascl_cli.engine.evaluate import accuracy
 from rnascl_cli.engine.fit import ScheduledOptimiser, Stateful
 from rnascl_cli.engine.modes import evaluating, frozen
-from rnascl_cli.engine.optimise import build_optimiser
-from rnascl_cli.engine.provenance import make_provenance
-from rnascl_cli.engine.run_directory import STUDENT, RunDirectory
+from rnascl_cli.engine.optimise import build_optimiser, descend
+from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.files import load_student, save_student
 from rnascl_cli.recipes import AdvFinetuneSettings, PerturbationSettings, Recipe
 from rnascl_cli.stages.apprentice import Apprentice
+from rnascl_cli.stages.planning import training_provenance
 from rnascl_cli.stages.schooling import school
 from rnascl_cli.stages.train import check_fits, holdout_accuracy
 
@@ -106,12 +106,11 @@ def adv_finetune(source: Path, recipe: Recipe, run: RunDirectory) -> AdvFinetune
     )
     if found := run.finished(AdvFinetuneDocument, "adv-finetune.json"):
         return found
-    provenance: Provenance = make_provenance(
+    provenance = training_provenance(
         recipe,
-        device=compute.device_name,
-        precision=compute.precision if teacher else compute.student,
-        data=data.reference(),
-        teacher=teacher.reference if teacher else None,
+        compute=compute,
+        data=data,
+        teacher=teacher,
         inputs=inputs,
     )
     document = AdvFinetuneDocument(
@@ -154,12 +153,10 @@ class AdvFinetuneTask:
         # The clean answer first: its maps must be taken before the perturbed images run through the taps.
         clean = apprentice.answer(x_BCHW)
         perturbed = apprentice.answer(adversarial_BCHW)
-        terms = {**self._robust_terms(clean.logits_BK, perturbed.logits_BK, y_B)}
+        terms = self._robust_terms(clean.logits_BK, perturbed.logits_BK, y_B)
         terms |= apprentice.teacher_terms(x_BCHW, clean)
         loss = add_up(terms, {"adversarial": self._adversarial_weight, **apprentice.weights})
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        descend(optimiser, loss)
         named = {
             "loss": loss,
             **terms,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rnascl_cli.artifacts.documents import TutorMap
-from rnascl_cli.artifacts.store import sha256_file
+from rnascl_cli.artifacts.store import STUDENT, sha256_file
 from rnascl_cli.data.decode import CROPPED_SIDE, Shape, decode, image_size
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.checkpoints import read_teacher
@@ -24,7 +24,6 @@ from rnascl_cli.reporting.map_plots import LayerMap, MapSet
 
 SHOWN = 7
 SMALLEST_SIDE = 16
-STUDENT = "student.safetensors"
 TAPS: tuple[Tap, ...] = ("conv", "norm", "block")
 
 

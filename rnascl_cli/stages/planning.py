@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from rnascl_cli.artifacts.documents import Provenance
 from rnascl_cli.data import Data, augmentation
 from rnascl_cli.engine.compute import Compute
 from rnascl_cli.engine.fit import Plan
+from rnascl_cli.engine.provenance import make_provenance
 from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.models.checkpoints import Teacher
 from rnascl_cli.recipes import AdvFinetuneSettings, Recipe, SearchSettings, TeacherTrainSettings, TrainSettings
+
+
+def training_provenance(
+    recipe: Recipe, *, compute: Compute, data: Data, teacher: Teacher | None, inputs: Mapping[str, str] | None = None
+) -> Provenance:
+    """Return the provenance of what a training stage made; without a teacher only the student's precision counts."""
+    return make_provenance(
+        recipe,
+        device=compute.device_name,
+        precision=compute.precision if teacher else compute.student,
+        data=data.reference(),
+        teacher=teacher.reference if teacher else None,
+        inputs=inputs,
+    )
 
 
 def plan_training(

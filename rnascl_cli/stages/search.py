@@ -29,14 +29,13 @@ from rnascl_cli.engine.compute import Compute, resolve_compute
 from rnascl_cli.engine.evaluate import accuracy
 from rnascl_cli.engine.fit import ScheduledOptimiser, Stateful, fit
 from rnascl_cli.engine.modes import fixed_statistics, frozen
-from rnascl_cli.engine.optimise import build_optimiser
-from rnascl_cli.engine.provenance import make_provenance
+from rnascl_cli.engine.optimise import build_optimiser, descend
 from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.models.supernet import Supernet
 from rnascl_cli.models.taps import MapRecorder, recording_maps, tappable_layers
 from rnascl_cli.recipes import Recipe, SearchSettings
 from rnascl_cli.spaces import final_side, space_named
-from rnascl_cli.stages.planning import plan_training
+from rnascl_cli.stages.planning import plan_training, training_provenance
 from rnascl_cli.stages.teaching import Lesson, TeacherOnDuty, on_duty, require_teacher, uses_kl, uses_tutors
 
 
@@ -89,12 +88,11 @@ def search(recipe: Recipe, run: RunDirectory) -> SearchDocument:
     if found := run.finished(SearchDocument, "search.json"):
         return found
     document = SearchDocument(
-        provenance=make_provenance(
+        provenance=training_provenance(
             recipe,
-            device=compute.device_name,
-            precision=compute.precision if teacher else compute.student,
-            data=data.reference(),
-            teacher=teacher.reference if teacher else None,
+            compute=compute,
+            data=data,
+            teacher=teacher,
         ),
         space=space.name,
         paradigm=settings.paradigm,
@@ -184,31 +182,26 @@ class SearchTask:
         lesson = None if self._teacher is None else self._teacher.look(x_BCHW)
         cut = split_batch(len(y_B), self._settings.weight_share)
         if min(cut, len(y_B) - cut) < self._smallest_part:  # an epoch's last batch may be too small to split
-            metrics, _ = self._weight_step(x_BCHW, y_B, lesson)
-            return metrics
+            return self._weight_step(x_BCHW, y_B, lesson)
         first, second = slice(None, cut), slice(cut, None)
-        metrics, _ = self._weight_step(x_BCHW[first], y_B[first], lesson.part(first) if lesson else None)
+        metrics = self._weight_step(x_BCHW[first], y_B[first], lesson.part(first) if lesson else None)
         gumbel_loss = self._gumbel_step(x_BCHW[second], y_B[second], lesson.part(second) if lesson else None)
         return {**metrics, "gumbel_loss": gumbel_loss}
 
-    def _weight_step(self, x_bCHW: Tensor, y_b: Tensor, lesson: Lesson | None) -> tuple[dict[str, Tensor], Tensor]:
+    def _weight_step(self, x_bCHW: Tensor, y_b: Tensor, lesson: Lesson | None) -> dict[str, Tensor]:
         self._supernet.train()
         optimiser = self.optimisers[0].optimiser
         with frozen(self._choices.parameters()):
             loss, metrics = self._objective(x_bCHW, y_b, lesson, self._sample())
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-        return metrics, loss.detach()
+            descend(optimiser, loss)
+        return metrics
 
     def _gumbel_step(self, x_bCHW: Tensor, y_b: Tensor, lesson: Lesson | None) -> Tensor:
         optimiser = self.optimisers[1].optimiser
         # Batch statistics as in the weight step, but neither weights nor running statistics move.
         with frozen(self._supernet.parameters()), fixed_statistics(self._supernet):
             loss, _ = self._objective(x_bCHW, y_b, lesson, self._sample())
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            descend(optimiser, loss)
         return loss.detach()
 
     def _sample(self) -> Sample:

@@ -28,7 +28,7 @@ from rnascl_cli.engine.compute import Compute, resolve_compute
 from rnascl_cli.engine.evaluate import accuracy
 from rnascl_cli.engine.fit import ScheduledOptimiser, Stateful, fit
 from rnascl_cli.engine.modes import evaluating, fixed_statistics, frozen
-from rnascl_cli.engine.optimise import build_optimiser
+from rnascl_cli.engine.optimise import build_optimiser, descend
 from rnascl_cli.engine.progress import progress
 from rnascl_cli.engine.run_directory import CHECKPOINT, RunDirectory
 from rnascl_cli.engine.seeds import generator
@@ -215,9 +215,7 @@ class AdversarialTraining:
         with self._compute.student_autocast():
             logits_BK = self._module(adversarial_BCHW)
         loss = F.cross_entropy(logits_BK.float(), y_B)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        descend(optimiser, loss)
         right = (logits_BK.detach().argmax(dim=1) == y_B).float().mean()
         return {"loss": loss.detach(), "train_robust_accuracy": right}
 

@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 
 from rnascl_cli.artifacts.documents import Architecture, DataReference, DerivedDocument, TrainDocument
-from rnascl_cli.artifacts.store import sha256_file, write_document
+from rnascl_cli.artifacts.store import STUDENT, sha256_file, write_document
 from rnascl_cli.console import warn
 from rnascl_cli.data import Data, ImageSet, load_data
 from rnascl_cli.distill.objectives import add_up, cross_entropy
 from rnascl_cli.engine.compute import Compute, resolve_compute
 from rnascl_cli.engine.evaluate import accuracy
 from rnascl_cli.engine.fit import ScheduledOptimiser, Stateful
-from rnascl_cli.engine.optimise import build_optimiser
-from rnascl_cli.engine.provenance import make_provenance
-from rnascl_cli.engine.run_directory import STUDENT, RunDirectory
+from rnascl_cli.engine.optimise import build_optimiser, descend
+from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.files import build_student, checked_architecture, save_student
 from rnascl_cli.recipes import Recipe, TrainSettings
 from rnascl_cli.stages.apprentice import Apprentice
+from rnascl_cli.stages.planning import training_provenance
 from rnascl_cli.stages.schooling import school
 
 
@@ -66,14 +66,14 @@ def train(derived: DerivedDocument, recipe: Recipe, run: RunDirectory) -> TrainD
     if found := run.finished(TrainDocument, "train.json"):
         return found
     sha256 = save_student(run.path / STUDENT, student, architecture)
+    inputs = {"derived.json": sha256_file(run.path / "derived.json"), **derived.provenance.inputs}
     document = TrainDocument(
-        provenance=make_provenance(
+        provenance=training_provenance(
             recipe,
-            device=compute.device_name,
-            precision=compute.precision if teacher else compute.student,
-            data=data.reference(),
-            teacher=teacher.reference if teacher else None,
-            inputs={"derived.json": sha256_file(run.path / "derived.json"), **derived.provenance.inputs},
+            compute=compute,
+            data=data,
+            teacher=teacher,
+            inputs=inputs,
         ),
         paradigm=paradigm,
         architecture=architecture,
@@ -136,9 +136,7 @@ class TrainTask:
         answer = apprentice.answer(x_BCHW)
         terms = {"ce": cross_entropy(answer.logits_BK, y_B), **apprentice.teacher_terms(x_BCHW, answer)}
         loss = add_up(terms, apprentice.weights)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        descend(optimiser, loss)
         right = (answer.logits_BK.argmax(dim=1) == y_B).float().mean()
         return {name: value.detach() for name, value in {"loss": loss, **terms, "train_accuracy": right}.items()}
 
