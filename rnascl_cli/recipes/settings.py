@@ -1,25 +1,15 @@
-"""Recipes: every setting of every stage, frozen and typed, with the paper's CIFAR-10 values
-as defaults (but for the 2 % held out).
-
-A recipe is a TOML file with top-level keys and one table a stage. Layers, later ones winning:
-defaults < what the input artifact says (data, teacher, seed) < ``--recipe FILE`` < ``--set KEY=VALUE`` <
-the command line's own options. Unknown keys are refused, all at once, each with the nearest known one.
+"""Every setting of every stage, frozen and typed, with the paper's CIFAR-10 values as defaults
+(but for the 2 % held out).
 """
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from rnascl_cli.artifacts.documents import Paradigm, Protocol
-from rnascl_cli.errors import UserError, nearest
 from rnascl_cli.units import PixelSize
-
-Layer = Mapping[str, Any]
 
 
 class Settings(BaseModel):
@@ -244,129 +234,3 @@ class Recipe(Settings):
     adv_finetune: AdvFinetuneSettings = AdvFinetuneSettings()
     attack: AttackSettings = AttackSettings()
     teacher_train: TeacherTrainSettings = TeacherTrainSettings()
-
-
-def recipes_folder() -> Path:
-    """Return the folder of the recipes that come with rnascl: the package's copy, or a checkout's recipes/."""
-    package = Path(__file__).resolve().parent
-    packed = package / "_recipes"
-    return packed if packed.is_dir() else package.parent / "recipes"
-
-
-def find_recipe(name: str) -> Path:
-    """Return the file of a recipe given by path, or by its name under recipes/ (``cifar10/rnas-cl-s3-wrt34``).
-
-    Raises:
-        UserError: Neither exists.
-    """
-    folder = recipes_folder()
-    for candidate in (Path(name), folder / name, folder / f"{name}.toml"):
-        if candidate.is_file():
-            return candidate
-    known = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.toml"))
-    raise UserError(f"--recipe: no file '{name}' and no recipe of that name{nearest(name, known)}")
-
-
-def read_recipe_file(path: Path) -> dict[str, Any]:
-    """Read a TOML recipe as a nested dictionary, unchecked.
-
-    Raises:
-        UserError: The file cannot be read or is not TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--recipe {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"--recipe {path}: not TOML ({error})") from None
-
-
-def parse_setting(text: str, stage: str | None) -> dict[str, Any]:
-    """Turn ``KEY=VALUE`` into a nested layer.
-
-    Args:
-        text: ``search.attention.gamma=10``; inside a stage also ``attention.gamma=10``. VALUE is TOML
-            (numbers, true/false, lists), ``null``, or else a plain string.
-        stage: The stage that is running, whose table a key without one is looked up in first.
-
-    Raises:
-        UserError: There is no ``=``.
-    """
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise UserError(f"--set {text}: write KEY=VALUE, e.g. --set search.attention.gamma=10")
-    try:
-        parsed: Any = tomllib.loads(f"value = {value.strip()}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
-        parsed = None if value.strip() == "null" else value.strip()
-    names = key.strip().replace("-", "_").split(".")
-    if stage is not None and names[0] not in Recipe.model_fields:
-        names.insert(0, stage)
-    layer: dict[str, Any] = {}
-    inner = layer
-    for name in names[:-1]:
-        inner = inner.setdefault(name, {})
-    inner[names[-1]] = parsed
-    return layer
-
-
-def resolve(layers: Sequence[Layer]) -> Recipe:
-    """Lay settings over one another, later layers winning, and check the result.
-
-    Raises:
-        UserError: Unknown keys (all of them, each with the nearest known one) or values out of range.
-    """
-    merged = Recipe().model_dump()
-    for layer in layers:
-        _merge(merged, layer)
-    try:
-        return Recipe.model_validate(merged)
-    except ValidationError as error:
-        raise UserError("; ".join(_explain(item) for item in error.errors())) from None
-
-
-def _merge(base: dict[str, Any], over: Layer, *, under: str = "") -> None:
-    for key, value in over.items():
-        inner = base.get(key)
-        if isinstance(value, Mapping):
-            # Another optimiser or schedule replaces the old one: its fields mean nothing to the new kind.
-            kinds = [value[tag] for tag in ("name", "kind") if tag in value]
-            if not isinstance(inner, dict) or (kinds and inner.get("name", inner.get("kind")) not in kinds):
-                inner = {}
-            base[key] = inner
-            _merge(inner, value, under=f"{under}{key}.")
-        elif isinstance(inner, dict):
-            raise UserError(f"recipe key '{under}{key}': is a table; set its keys one by one, e.g. {key}.KEY=VALUE")
-        else:
-            base[key] = value
-
-
-def _fields(annotation: Any) -> dict[str, Any]:
-    """Return the fields of a settings class, or of all members of a union of them."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return dict(annotation.model_fields)
-    members: dict[str, Any] = {}
-    for member in getattr(annotation, "__args__", ()):
-        members |= _fields(member)
-    return members
-
-
-def _explain(item: Any) -> str:
-    names: list[str] = []
-    fields: dict[str, Any] = dict(Recipe.model_fields)
-    tagged = False
-    for part in map(str, item["loc"]):
-        if tagged:  # pydantic puts the kind of an optimiser or schedule into the path; it is no key
-            tagged = False
-            continue
-        names.append(part)
-        field = fields.get(part)
-        if field is not None:
-            tagged = field.discriminator is not None
-            known, fields = fields, _fields(field.annotation)
-        else:
-            known = fields
-    key = ".".join(names)
-    if item["type"] == "extra_forbidden":
-        return f"unknown recipe key '{key}'{nearest(names[-1], known)}"
-    return f"recipe key '{key}': {item['msg']}"
