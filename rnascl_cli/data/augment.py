@@ -6,8 +6,8 @@ Shape suffixes: B images, C channels, H height, W width, A attempts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,20 +15,30 @@ from torch.nn import functional as F
 
 from rnascl_cli.recipes import DataSettings
 
-Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""Takes ``x_BCHW`` in [0, 1] and a CPU generator, and gives an augmented batch of the same shape and range."""
+
+class Augment(Protocol):
+    """An augmentation in two steps: which view of each image, then the views themselves.
+
+    Drawing needs no images, so order and views of a whole run follow from its seed alone; applying draws
+    nothing, so the same views can be had again, or looked up.
+    """
+
+    @property
+    def views(self) -> int | None:
+        """How many views an image has; None where they cannot be counted."""
+        ...
+
+    def draw(self, images: int, generator: torch.Generator) -> Tensor:
+        """Draw a view for each of so many images: numbers below :attr:`views`, or rows of parameters, on the CPU."""
+        ...
+
+    def apply(self, x_BCHW: Tensor, views_B: Tensor) -> Tensor:
+        """Return the views of images in [0, 1]: same shape, same range."""
+        ...
+
 
 LARGEST_CIFAR_LIKE = 64
 """Images up to this many pixels a side are cropped after padding; larger ones get random resized crops."""
-
-
-@dataclass(frozen=True)
-class CropViews:
-    """Which crop of each image, and whether it is mirrored: ``(2 * pad + 1)^2 * 2`` views in all."""
-
-    top_B: Tensor
-    left_B: Tensor
-    flip_B: Tensor
 
 
 @dataclass(frozen=True)
@@ -43,28 +53,36 @@ class Crop:
     pad: int = 4
     flip: bool = True
 
-    def draw(self, count: int, generator: torch.Generator) -> CropViews:
-        """Draw the views of ``count`` images."""
-        corners = torch.randint(0, 2 * self.pad + 1, (2, count), generator=generator)
-        mirrored = torch.randint(0, 2, (count,), generator=generator, dtype=torch.bool)
-        return CropViews(corners[0], corners[1], mirrored if self.flip else torch.zeros_like(mirrored))
+    @property
+    def views(self) -> int:
+        """162 with a pad of 4: 9 x 9 corners, mirrored or not."""
+        return (2 * self.pad + 1) ** 2 * self._sides
 
-    def apply(self, x_BCHW: Tensor, views: CropViews) -> Tensor:
+    @property
+    def _sides(self) -> int:
+        return 2 if self.flip else 1
+
+    def draw(self, images: int, generator: torch.Generator) -> Tensor:
+        """Draw a view number for each image: (top * 9 + left) * 2 + mirrored, or without mirrors top * 9 + left."""
+        corners = 2 * self.pad + 1
+        top_B, left_B = torch.randint(0, corners, (2, images), generator=generator)
+        mirrored_B = torch.randint(0, 2, (images,), generator=generator)
+        corner_B: Tensor = top_B * corners + left_B
+        return corner_B * self._sides + mirrored_B % self._sides
+
+    def apply(self, x_BCHW: Tensor, views_B: Tensor) -> Tensor:
         """Cut the views out of the images; the result is in channels_last memory order."""
         B, _, H, W = x_BCHW.shape
-        device = x_BCHW.device
+        device, corners = x_BCHW.device, 2 * self.pad + 1
+        corner_B, mirrored_B = views_B // self._sides, views_B % self._sides == 1
         padded_BHWC = F.pad(x_BCHW, (self.pad,) * 4).permute(0, 2, 3, 1)
-        rows_BH = views.top_B.to(device)[:, None] + torch.arange(H, device=device)
+        rows_BH = (corner_B // corners).to(device)[:, None] + torch.arange(H, device=device)
         columns_W = torch.arange(W, device=device)
-        columns_BW = torch.where(views.flip_B.to(device)[:, None], columns_W.flip(0), columns_W)
-        columns_BW = columns_BW + views.left_B.to(device)[:, None]
+        columns_BW = torch.where(mirrored_B.to(device)[:, None], columns_W.flip(0), columns_W)
+        columns_BW = columns_BW + (corner_B % corners).to(device)[:, None]
         image_B = torch.arange(B, device=device)
         cut_BHWC = padded_BHWC[image_B[:, None, None], rows_BH[:, :, None], columns_BW[:, None, :]]
         return cut_BHWC.permute(0, 3, 1, 2)
-
-    def __call__(self, x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw a view of each image and cut it out."""
-        return self.apply(x_BCHW, self.draw(len(x_BCHW), generator))
 
 
 @dataclass(frozen=True)
@@ -83,16 +101,25 @@ class ResizedCrop:
 
     ATTEMPTS = 10
 
-    def __call__(self, x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-        """Cut a random box out of each image and stretch it over the whole, bilinearly."""
-        boxes_B4 = self._boxes(len(x_BCHW), generator)
-        mirrored_B = torch.randint(0, 2, (len(x_BCHW),), generator=generator, dtype=torch.bool)
-        width_B, height_B, x_centre_B, y_centre_B = boxes_B4.unbind(1)
+    @property
+    def views(self) -> None:
+        """Boxes are drawn from a continuum."""
+        return None
+
+    def draw(self, images: int, generator: torch.Generator) -> Tensor:
+        """Draw each image's box, ``(B, 4)``: see :meth:`_boxes`; the width of a mirrored one is negative."""
+        boxes_B4 = self._boxes(images, generator)
+        mirrored_B = torch.randint(0, 2, (images,), generator=generator, dtype=torch.bool)
+        if self.flip:
+            boxes_B4[:, 0] = torch.where(mirrored_B, -boxes_B4[:, 0], boxes_B4[:, 0])
+        return boxes_B4
+
+    def apply(self, x_BCHW: Tensor, views_B: Tensor) -> Tensor:
+        """Cut each image's box out and stretch it over the whole, bilinearly."""
+        width_B, height_B, x_centre_B, y_centre_B = views_B.unbind(1)
         theta_B23 = torch.zeros(len(x_BCHW), 2, 3)
-        theta_B23[:, 0, 0] = torch.where(mirrored_B, -width_B, width_B) if self.flip else width_B
-        theta_B23[:, 0, 2] = x_centre_B
-        theta_B23[:, 1, 1] = height_B
-        theta_B23[:, 1, 2] = y_centre_B
+        theta_B23[:, 0, 0], theta_B23[:, 0, 2] = width_B, x_centre_B
+        theta_B23[:, 1, 1], theta_B23[:, 1, 2] = height_B, y_centre_B
         grid = F.affine_grid(theta_B23.to(x_BCHW), list(x_BCHW.shape), align_corners=False)
         return F.grid_sample(x_BCHW, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
@@ -117,9 +144,22 @@ class ResizedCrop:
         return torch.stack([width_B, height_B, x_centre_B, y_centre_B], dim=1)
 
 
-def unchanged(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the batch as it is."""
-    return x_BCHW
+@dataclass(frozen=True)
+class Unchanged:
+    """Every image as it is: one view."""
+
+    @property
+    def views(self) -> int:
+        """One."""
+        return 1
+
+    def draw(self, images: int, generator: torch.Generator) -> Tensor:
+        """Return zeros; nothing is drawn."""
+        return torch.zeros(images, dtype=torch.int64)
+
+    def apply(self, x_BCHW: Tensor, views_B: Tensor) -> Tensor:
+        """Return the batch as it is."""
+        return x_BCHW
 
 
 def augmentation(settings: DataSettings, input_size: int) -> Augment:
@@ -142,4 +182,4 @@ def augmentation(settings: DataSettings, input_size: int) -> Augment:
         case "resized-crop-flip":
             return ResizedCrop()
         case "none":
-            return unchanged
+            return Unchanged()

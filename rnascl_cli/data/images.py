@@ -5,6 +5,7 @@ Shape suffixes: N images of a set, B images of a batch, C channels, H height, W 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -35,6 +36,13 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels_N)
 
+    def digests(self) -> list[bytes]:
+        """Return a 16-byte digest of each image's pixels: by it an image is known again in another subset."""
+        return [
+            hashlib.blake2b(image.numpy().data, digest_size=16).digest()
+            for image in self.images_NCHW.cpu().contiguous()
+        ]
+
     def to(self, device: torch.device | str) -> ImageSet:
         """Return the same set with its tensors on ``device``."""
         return ImageSet(self.images_NCHW.to(device), self.labels_N.to(device), self.index_N.to(device))
@@ -45,6 +53,26 @@ class ImageSet:
         return ImageSet(self.images_NCHW[rows], self.labels_N[rows], self.index_N[rows])
 
 
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some images of a set, augmented.
+
+    Attributes:
+        x_BCHW: float32 in [0, 1], channels_last, on the device asked for.
+        y_B: int64, there too.
+        rows_B: Which images of the set these are, int64, on the CPU.
+        views_B: Which view of each, as the augmentation drew it, on the CPU.
+    """
+
+    x_BCHW: Tensor
+    y_B: Tensor
+    rows_B: Tensor
+    views_B: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows_B)
+
+
 def batch_count(images: ImageSet, batch_size: int) -> int:
     """Return how many batches :func:`batches` makes of one pass over the images."""
     full, rest = divmod(len(images), batch_size)
@@ -53,7 +81,7 @@ def batch_count(images: ImageSet, batch_size: int) -> int:
 
 def batches(
     images: ImageSet, *, batch_size: int, generator: torch.Generator, augment: Augment, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[Batch]:
     """Yield one shuffled, augmented pass over the images.
 
     The last batch may be smaller; where it would hold a single image, that image sits this pass out, since
@@ -68,13 +96,15 @@ def batches(
         device: Where the batches are wanted.
 
     Yields:
-        ``x_BCHW`` float32 in [0, 1] and ``y_B`` int64.
+        The batches.
     """
     order_N = torch.randperm(len(images), generator=generator)
     for number in range(batch_count(images, batch_size)):
         rows_B = order_N[number * batch_size : (number + 1) * batch_size]
         x_BCHW, y_B = _take(images, rows_B, device)
-        yield augment(x_BCHW, generator), y_B
+        views_B = augment.draw(len(rows_B), generator)
+        x_BCHW = augment.apply(x_BCHW, views_B).contiguous(memory_format=torch.channels_last)
+        yield Batch(x_BCHW, y_B, rows_B, views_B)
 
 
 def ordered_batches(images: ImageSet, *, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

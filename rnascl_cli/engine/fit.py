@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rnascl_cli.artifacts.store import write_with
-from rnascl_cli.data import Augment, ImageSet, batch_count, batches
+from rnascl_cli.data import Augment, Batch, ImageSet, batch_count, batches
 from rnascl_cli.engine.compute import Compute, peak_memory_bytes
 from rnascl_cli.engine.optimise import learning_rate, set_learning_rate
 from rnascl_cli.engine.progress import progress, say_epoch
@@ -66,7 +66,7 @@ class Task(Protocol):
         """Prepare for an epoch whose random numbers come from ``noise``."""
         ...
 
-    def step(self, x_BCHW: Tensor, y_B: Tensor) -> dict[str, Tensor]:
+    def step(self, batch: Batch) -> dict[str, Tensor]:
         """Take one step; return detached scalars by name: ``loss``, its terms, ``train_accuracy``."""
         ...
 
@@ -133,7 +133,7 @@ def _epoch(task: Task, plan: Plan, images: ImageSet, epoch: int) -> dict[str, An
     sizes: list[int] = []
     task.start_epoch(epoch, generator(plan.seed, plan.stage, "noise", epoch))
     with progress(f"{plan.stage} epoch {epoch + 1}/{plan.epochs}", steps) as advance:
-        for index, (x_BCHW, y_B) in enumerate(
+        for index, batch in enumerate(
             batches(
                 images,
                 batch_size=plan.batch_size,
@@ -145,10 +145,10 @@ def _epoch(task: Task, plan: Plan, images: ImageSet, epoch: int) -> dict[str, An
             for item in task.optimisers:
                 share = (epoch + index / steps) / plan.epochs
                 set_learning_rate(item.optimiser, learning_rate(item.schedule, item.base, share))
-            metrics = task.step(x_BCHW.contiguous(memory_format=torch.channels_last), y_B)
+            metrics = task.step(batch)
             for name, value in metrics.items():
                 seen[name].append(value)
-            sizes.append(len(y_B))
+            sizes.append(len(batch))
             advance()
     means = _means(seen, sizes, stage=plan.stage, epoch=epoch)  # the epoch's only synchronisation with the device
     extra = task.end_epoch()

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from rnascl_cli.artifacts.documents import AdvFinetuneDocument, DerivedDocument, Paradigm, TrainDocument
 from rnascl_cli.artifacts.store import STUDENT, read_document, sha256_file, write_document
 from rnascl_cli.attacks.gradient import Linf, LossB, cross_entropy, projected_gradient
-from rnascl_cli.data import ImageSet, load_data
+from rnascl_cli.data import Batch, ImageSet, load_data
 from rnascl_cli.distill import objectives
 from rnascl_cli.distill.objectives import add_up, trades_kl
 from rnascl_cli.engine.compute import Compute, resolve_compute
@@ -145,8 +145,9 @@ class AdvFinetuneTask:
         """Draw this epoch's starting points from ``noise``."""
         self._noise = noise
 
-    def step(self, x_BCHW: Tensor, y_B: Tensor) -> dict[str, Tensor]:
+    def step(self, batch: Batch) -> dict[str, Tensor]:
         """Perturb the batch, then take one step of SGD."""
+        x_BCHW, y_B = batch.x_BCHW, batch.y_B
         apprentice, optimiser = self._apprentice, self.optimisers[0].optimiser
         adversarial_BCHW = self._perturb(x_BCHW, y_B)
         apprentice.student.train()
@@ -154,7 +155,7 @@ class AdvFinetuneTask:
         clean = apprentice.answer(x_BCHW)
         perturbed = apprentice.answer(adversarial_BCHW)
         terms = self._robust_terms(clean.logits_BK, perturbed.logits_BK, y_B)
-        terms |= apprentice.teacher_terms(x_BCHW, clean)
+        terms |= apprentice.teacher_terms(batch, clean)
         loss = add_up(terms, {"adversarial": self._adversarial_weight, **apprentice.weights})
         descend(optimiser, loss)
         named = {

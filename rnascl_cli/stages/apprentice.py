@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rnascl_cli.artifacts.documents import DerivedDocument, Paradigm, TutorMap
-from rnascl_cli.data import Data
+from rnascl_cli.data import Batch, Data
 from rnascl_cli.distill.attention import tutor_distances, tutored_attention_loss, unit_maps
 from rnascl_cli.distill.objectives import kl_divergence
 from rnascl_cli.engine.compute import Compute
@@ -73,11 +73,11 @@ class Apprentice:
         """Return a context in which the student's maps are not taken, for passes that have no attention term."""
         return contextlib.nullcontext() if self._recorder is None else self._recorder.pausing()
 
-    def teacher_terms(self, x_BCHW: Tensor, answer: Answer) -> dict[str, Tensor]:
-        """Return the KL and attention terms that the paradigm has, for the student's answer to ``x``."""
+    def teacher_terms(self, batch: Batch, answer: Answer) -> dict[str, Tensor]:
+        """Return the KL and attention terms that the paradigm has, for the student's answer to a batch."""
         if self._teacher is None:
             return {}
-        lesson = self._teacher.look(x_BCHW)
+        lesson = self._teacher.look(batch)
         terms = {}
         if uses_kl(self._paradigm):
             terms["kl"] = kl_divergence(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rnascl_cli.artifacts.documents import SearchDocument
 from rnascl_cli.artifacts.store import write_document
-from rnascl_cli.data import Data, ImageSet, load_data
+from rnascl_cli.data import Batch, Data, ImageSet, load_data
 from rnascl_cli.distill.attention import attention_loss, pairwise_distances, unit_maps
 from rnascl_cli.distill.choices import Choices, Sample
 from rnascl_cli.distill.expected_cost import ExpectedCost
@@ -177,9 +177,10 @@ class SearchTask:
             decay_epochs=gumbel.decay_epochs,
         )
 
-    def step(self, x_BCHW: Tensor, y_B: Tensor) -> dict[str, Tensor]:
+    def step(self, batch: Batch) -> dict[str, Tensor]:
         """Teacher once; weights on the first part of the batch, Gumbel parameters on the rest."""
-        lesson = None if self._teacher is None else self._teacher.look(x_BCHW)
+        x_BCHW, y_B = batch.x_BCHW, batch.y_B
+        lesson = None if self._teacher is None else self._teacher.look(batch)
         cut = split_batch(len(y_B), self._settings.weight_share)
         if min(cut, len(y_B) - cut) < self._smallest_part:  # an epoch's last batch may be too small to split
             return self._weight_step(x_BCHW, y_B, lesson)

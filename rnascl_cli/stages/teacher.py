@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from rnascl_cli import __version__
 from rnascl_cli.attacks.gradient import Linf, cross_entropy, projected_gradient
 from rnascl_cli.console import say, warn
-from rnascl_cli.data import Data, ImageSet, load_data, ordered_batches
+from rnascl_cli.data import Batch, Data, ImageSet, load_data, ordered_batches
 from rnascl_cli.data.augment import LARGEST_CIFAR_LIKE
 from rnascl_cli.engine.compute import Compute, resolve_compute
 from rnascl_cli.engine.evaluate import accuracy
@@ -208,10 +208,11 @@ class AdversarialTraining:
         self._epoch, self._noise = epoch, noise
         self._module.train()
 
-    def step(self, x_BCHW: Tensor, y_B: Tensor) -> dict[str, Tensor]:
+    def step(self, batch: Batch) -> dict[str, Tensor]:
         """Perturb the batch, then take one step of SGD on the perturbed images."""
         optimiser = self.optimisers[0].optimiser
-        adversarial_BCHW = self._perturb(x_BCHW, y_B)
+        y_B = batch.y_B
+        adversarial_BCHW = self._perturb(batch.x_BCHW, y_B)
         with self._compute.student_autocast():
             logits_BK = self._module(adversarial_BCHW)
         loss = F.cross_entropy(logits_BK.float(), y_B)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rnascl_cli.artifacts.documents import Paradigm
+from rnascl_cli.data import Batch
 from rnascl_cli.distill.attention import unit_maps
 from rnascl_cli.engine.compute import Compute
 from rnascl_cli.errors import UserError
@@ -65,8 +66,9 @@ class TeacherOnDuty:
         self._teacher, self._recorder, self._attention, self._compute = teacher, recorder, attention, compute
 
     @torch.no_grad()
-    def look(self, x_BCHW: Tensor) -> Lesson:
+    def look(self, batch: Batch) -> Lesson:
         """Return the lesson of a batch of images in [0, 1]."""
+        x_BCHW = batch.x_BCHW
         with self._compute.teacher_autocast():
             logits_BK = self._teacher.module(x_BCHW)
         maps = None if self._recorder is None else unit_maps(self._recorder.take(), over=self._attention.norm)

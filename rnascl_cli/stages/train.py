@@ -10,7 +10,7 @@ from torch import Tensor
 from rnascl_cli.artifacts.documents import Architecture, DataReference, DerivedDocument, TrainDocument
 from rnascl_cli.artifacts.store import STUDENT, sha256_file, write_document
 from rnascl_cli.console import warn
-from rnascl_cli.data import Data, ImageSet, load_data
+from rnascl_cli.data import Batch, Data, ImageSet, load_data
 from rnascl_cli.distill.objectives import add_up, cross_entropy
 from rnascl_cli.engine.compute import Compute, resolve_compute
 from rnascl_cli.engine.evaluate import accuracy
@@ -129,15 +129,15 @@ class TrainTask:
     def start_epoch(self, epoch: int, noise: torch.Generator) -> None:
         """Nothing changes with the epoch."""
 
-    def step(self, x_BCHW: Tensor, y_B: Tensor) -> dict[str, Tensor]:
+    def step(self, batch: Batch) -> dict[str, Tensor]:
         """Take one step of SGD."""
         apprentice, optimiser = self._apprentice, self.optimisers[0].optimiser
         apprentice.student.train()
-        answer = apprentice.answer(x_BCHW)
-        terms = {"ce": cross_entropy(answer.logits_BK, y_B), **apprentice.teacher_terms(x_BCHW, answer)}
+        answer = apprentice.answer(batch.x_BCHW)
+        terms = {"ce": cross_entropy(answer.logits_BK, batch.y_B), **apprentice.teacher_terms(batch, answer)}
         loss = add_up(terms, apprentice.weights)
         descend(optimiser, loss)
-        right = (answer.logits_BK.argmax(dim=1) == y_B).float().mean()
+        right = (answer.logits_BK.argmax(dim=1) == batch.y_B).float().mean()
         return {name: value.detach() for name, value in {"loss": loss, **terms, "train_accuracy": right}.items()}
 
     def end_epoch(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from rnascl_cli.data import ImageSet, augmentation, batch_count, batches, ordered_batches
-from rnascl_cli.data.augment import Crop, CropViews, ResizedCrop, unchanged
+from rnascl_cli.data.augment import Augment, Crop, ResizedCrop, Unchanged
 from rnascl_cli.recipes import DataSettings
 
 CPU = torch.device("cpu")
@@ -37,14 +37,14 @@ def test_batches_shuffle_all_images_and_follow_the_generator() -> None:
 
     def run(seed: int) -> list[torch.Tensor]:
         return [
-            x_BCHW for x_BCHW, _ in batches(images, batch_size=4, generator=seeded(seed), augment=Crop(), device=CPU)
+            batch.x_BCHW for batch in batches(images, batch_size=4, generator=seeded(seed), augment=Crop(), device=CPU)
         ]
 
     one, again, other = run(0), run(0), run(1)
     assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
     assert not torch.equal(one[0], other[0])
     plain = torch.cat(
-        [x_BCHW for x_BCHW, _ in batches(images, batch_size=4, generator=seeded(), augment=unchanged, device=CPU)]
+        [batch.x_BCHW for batch in batches(images, batch_size=4, generator=seeded(), augment=Unchanged(), device=CPU)]
     )
     assert sorted(plain.flatten(1).sum(1).tolist()) == sorted((images.images_NCHW / 255).flatten(1).sum(1).tolist())
     assert not torch.equal(plain, images.images_NCHW.float() / 255)
@@ -56,15 +56,17 @@ def test_batches_shuffle_all_images_and_follow_the_generator() -> None:
 )
 def test_a_last_single_image_sits_out(count: int, size: int, sizes: list[int]) -> None:
     images = image_set(count)
-    got = [len(y_B) for _, y_B in batches(images, batch_size=size, generator=seeded(), augment=unchanged, device=CPU)]
+    got = [
+        len(batch) for batch in batches(images, batch_size=size, generator=seeded(), augment=Unchanged(), device=CPU)
+    ]
     assert got == sizes
     assert batch_count(images, size) == len(sizes)
 
 
 def test_crop_cuts_the_view_out_of_the_padded_image() -> None:
     x_BCHW = torch.rand(4, 3, 8, 8, generator=seeded())
-    views = CropViews(torch.tensor([4, 0, 8, 3]), torch.tensor([4, 8, 1, 5]), torch.tensor([False, False, True, True]))
-    got = Crop().apply(x_BCHW, views)
+    top_B, left_B = torch.tensor([4, 0, 8, 3]), torch.tensor([4, 8, 1, 5])
+    got = Crop().apply(x_BCHW, (top_B * 9 + left_B) * 2 + torch.tensor([0, 0, 1, 1]))
     padded = F.pad(x_BCHW, (4, 4, 4, 4))
     assert torch.equal(got[0], x_BCHW[0])
     assert torch.equal(got[1], padded[1, :, 0:8, 8:16])
@@ -73,20 +75,49 @@ def test_crop_cuts_the_view_out_of_the_padded_image() -> None:
 
 
 def test_crop_draws_every_offset_and_both_mirrors() -> None:
-    views = Crop().draw(2000, seeded())
-    for offsets in (views.top_B, views.left_B):
+    views_B = Crop().draw(2000, seeded())
+    assert Crop().views == 162
+    assert 0 <= int(views_B.min()) <= int(views_B.max()) < 162
+    for offsets in (views_B // 2 // 9, views_B // 2 % 9):
         counts = offsets.bincount(minlength=9)
         assert len(counts) == 9
         assert 150 < int(counts.min()) <= int(counts.max()) < 300  # 222 expected
-    assert 900 < int(views.flip_B.sum()) < 1100
-    assert not Crop(flip=False).draw(100, seeded()).flip_B.any()
+    assert 900 < int((views_B % 2).sum()) < 1100
+
+
+def test_a_crop_without_mirrors_has_half_the_views_and_the_same_corners() -> None:
+    crop = Crop(flip=False)
+    views_B = crop.draw(100, seeded())
+    assert crop.views == 81
+    assert torch.equal(views_B, Crop().draw(100, seeded()) // 2)
+    x_BCHW = torch.rand(100, 3, 8, 8, generator=seeded())
+    assert torch.equal(crop.apply(x_BCHW, views_B), Crop().apply(x_BCHW, 2 * views_B))
+
+
+def test_a_batch_says_which_view_of_which_image_it_holds() -> None:
+    images = image_set(10)
+    for batch in batches(images, batch_size=4, generator=seeded(), augment=Crop(), device=CPU):
+        x_BCHW = images.images_NCHW[batch.rows_B].float() / 255
+        assert torch.equal(batch.x_BCHW, Crop().apply(x_BCHW, batch.views_B))
+        assert torch.equal(batch.y_B, images.labels_N[batch.rows_B])
+
+
+def test_digests_know_an_image_again_in_another_subset() -> None:
+    images = image_set(6)
+    whole = images.digests()
+    assert len(set(whole)) == 6
+    assert images.select(torch.tensor([4, 1])).digests() == [whole[4], whole[1]]
+
+
+def view(augment: Augment, x_BCHW: torch.Tensor) -> torch.Tensor:
+    return augment.apply(x_BCHW, augment.draw(len(x_BCHW), seeded()))
 
 
 def test_resized_crop_of_the_whole_image_changes_nothing_or_mirrors() -> None:
     x_BCHW = torch.rand(64, 3, 12, 12, generator=seeded())
     whole = ResizedCrop(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=False)
-    torch.testing.assert_close(whole(x_BCHW, seeded()), x_BCHW, atol=1e-5, rtol=0)
-    mirrored = ResizedCrop(scale=(1.0, 1.0), ratio=(1.0, 1.0))(x_BCHW, seeded())
+    torch.testing.assert_close(view(whole, x_BCHW), x_BCHW, atol=1e-5, rtol=0)
+    mirrored = view(ResizedCrop(scale=(1.0, 1.0), ratio=(1.0, 1.0)), x_BCHW)
     same_B = (mirrored - x_BCHW).abs().amax(dim=(1, 2, 3)) < 1e-5
     flipped_B = (mirrored - x_BCHW.flip(3)).abs().amax(dim=(1, 2, 3)) < 1e-5
     assert bool((same_B ^ flipped_B).all())
@@ -96,7 +127,7 @@ def test_resized_crop_of_the_whole_image_changes_nothing_or_mirrors() -> None:
 def test_resized_crop_takes_a_linear_ramp_to_a_linear_ramp() -> None:
     """On an image whose value is its x position, a crop of width w is a ramp of slope w."""
     ramp = torch.linspace(0, 1, 64).expand(200, 3, 64, 64)
-    got = ResizedCrop(flip=False)(ramp, seeded())
+    got = view(ResizedCrop(flip=False), ramp)
     inner = got[:, 0, 32, 8:-8]
     slopes = inner.diff(dim=1)
     torch.testing.assert_close(slopes, slopes[:, :1].expand_as(slopes), atol=1e-4, rtol=0)
@@ -124,7 +155,7 @@ def test_choice_of_augmentation() -> None:
     assert choose(64) == Crop()
     assert choose(224) == ResizedCrop()
     assert choose(spec="digits") == Crop(flip=False)
-    assert choose(augment="none") is unchanged
+    assert choose(augment="none") == Unchanged()
     assert choose(augment="crop-flip", spec="digits") == Crop()
     assert choose(augment="resized-crop-flip") == ResizedCrop()
 
@@ -132,7 +163,7 @@ def test_choice_of_augmentation() -> None:
 def test_augmented_pixels_stay_in_range() -> None:
     x_BCHW = torch.rand(32, 3, 16, 16, generator=seeded())
     for augment in (Crop(), ResizedCrop()):
-        got = augment(x_BCHW, seeded())
+        got = view(augment, x_BCHW)
         assert got.shape == x_BCHW.shape
         assert 0 <= float(got.min()) <= float(got.max()) <= 1
         assert math.isfinite(float(got.sum()))

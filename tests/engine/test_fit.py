@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
+from rnascl_cli.data import Batch
 from rnascl_cli.engine.fit import History, fit, read_checkpoint
 from rnascl_cli.errors import RunError, UserError
 from tests.engine.toy import ToyTask, image_set, toy_plan
@@ -179,8 +179,8 @@ class Broken(ToyTask):
         super().__init__()
         self.term, self.bad_step, self.value = term, step, value
 
-    def step(self, x_BCHW: Tensor, y_B: Tensor) -> dict[str, Tensor]:
-        metrics = super().step(x_BCHW, y_B)
+    def step(self, batch: Batch) -> dict[str, torch.Tensor]:
+        metrics = super().step(batch)
         if self.steps >= self.bad_step:
             metrics["loss"] = torch.tensor(float("nan"))
             metrics[self.term] = torch.tensor(self.value)

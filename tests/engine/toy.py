@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rnascl_cli.data import ImageSet
+from rnascl_cli.data import Batch, ImageSet
 from rnascl_cli.data.augment import Crop
 from rnascl_cli.engine.compute import Compute
 from rnascl_cli.engine.fit import Plan, ScheduledOptimiser, Stateful
@@ -52,7 +52,8 @@ class ToyTask:
         self.noise = noise
         self.epochs.append(epoch)
 
-    def step(self, x_BCHW: Tensor, y_B: Tensor) -> dict[str, Tensor]:
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        x_BCHW, y_B = batch.x_BCHW, batch.y_B
         self.steps += 1
         self.before_step(self.steps)
         optimiser = self.optimisers[0].optimiser

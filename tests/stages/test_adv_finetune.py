@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from rnascl_cli import load
 from rnascl_cli.artifacts.documents import AdvFinetuneDocument
 from rnascl_cli.artifacts.store import read_document, sha256_file
-from rnascl_cli.data import load_data
+from rnascl_cli.data import Batch, load_data
 from rnascl_cli.recipes import DataSettings
 from rnascl_cli.stages import adv_finetune as stage
 from tests.command import done, files, refused, rnascl
@@ -91,10 +90,10 @@ def test_the_same_seed_gives_the_same_bytes_and_may_be_resumed(
     done(*arguments, "--out", tmp_path / "whole")
     step, steps = stage.AdvFinetuneTask.step, iter(range(1000))
 
-    def interrupted(self: stage.AdvFinetuneTask, *batch: Tensor) -> Any:
+    def interrupted(self: stage.AdvFinetuneTask, batch: Batch) -> Any:
         if next(steps) == 3:
             raise KeyboardInterrupt
-        return step(self, *batch)
+        return step(self, batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(stage.AdvFinetuneTask, "step", interrupted)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnascl_cli.artifacts.documents import Architecture, DerivedDocument, Provenance
+from rnascl_cli.data import Batch
 from rnascl_cli.engine.modes import fixed_statistics
 from rnascl_cli.models.files import build_student
 from rnascl_cli.recipes import SGD, AdvFinetuneSettings, AttentionSettings, KLSettings, PerturbationSettings
@@ -21,6 +22,7 @@ from rnascl_cli.spaces import SPACES, network_cost
 from rnascl_cli.stages import adv_finetune as stage
 from rnascl_cli.stages.adv_finetune import FAST_STEP, AdvFinetuneTask, perturb
 from rnascl_cli.stages.apprentice import Answer, apprenticeship
+from tests.batches import as_batch
 from tests.engine.toy import CPU, image_set
 from tests.models.slimming import shaken
 
@@ -123,7 +125,7 @@ def test_the_student_is_attacked_in_eval_mode_and_left_as_it_was(
         return x_BCHW
 
     monkeypatch.setattr(stage, "perturb", noted)
-    task.step(x_BCHW, y_B)
+    task.step(as_batch(x_BCHW, y_B))
     assert seen == [(False, False)]
     assert student.training
     assert all(parameter.requires_grad for parameter in student.parameters())
@@ -158,14 +160,14 @@ def test_the_teachers_terms_are_on_the_clean_images(
     with torch.no_grad(), fixed_statistics(student):
         clean_BK = student(x_BCHW)
 
-    def terms(images_BCHW: Tensor, answer: Answer) -> dict[str, Tensor]:
-        assert torch.equal(images_BCHW, x_BCHW)
+    def terms(seen: Batch, answer: Answer) -> dict[str, Tensor]:
+        assert torch.equal(seen.x_BCHW, x_BCHW)
         torch.testing.assert_close(answer.logits_BK, clean_BK)
         return {"kl": answer.logits_BK.square().mean(), "attention": torch.tensor(0.25)}
 
-    without = task.step(x_BCHW, y_B)["loss"]
+    without = task.step(as_batch(x_BCHW, y_B))["loss"]
     monkeypatch.setattr(task._apprentice, "teacher_terms", terms)
-    found = task.step(x_BCHW, y_B)
+    found = task.step(as_batch(x_BCHW, y_B))
     stay = clean_BK.square().mean() + 0.25
     torch.testing.assert_close(found["loss"], without + stay, rtol=1e-4, atol=1e-4)
 
@@ -178,7 +180,7 @@ def test_the_terms_by_hand(method: Any, provenance: Provenance, monkeypatch: pyt
     with torch.no_grad(), fixed_statistics(student):
         p_BK, r_BK = (student(x).double().softmax(1) for x in (x_BCHW, perturbed_BCHW))
     monkeypatch.setattr(stage, "perturb", lambda *_, **__: perturbed_BCHW)
-    found = {name: value.item() for name, value in task.step(x_BCHW, y_B).items()}
+    found = {name: value.item() for name, value in task.step(as_batch(x_BCHW, y_B)).items()}
     clean_ce, perturbed_ce = (-sum(math.log(q[b, y_B[b]].item()) for b in range(6)) / 6 for q in (p_BK, r_BK))
     assert abs(clean_ce - perturbed_ce) > 0.01
     if method == "trades":

@@ -26,6 +26,7 @@ from rnascl_cli.recipes import SGD, AttentionSettings, KLSettings, TrainSettings
 from rnascl_cli.spaces import SPACES, network_cost
 from rnascl_cli.stages.apprentice import Apprentice, apprenticeship, distinct_tutors
 from rnascl_cli.stages.train import TrainTask
+from tests.batches import as_batch
 from tests.engine.toy import CPU, image_set
 from tests.models.slimming import shaken
 
@@ -131,7 +132,7 @@ def test_equation_3_by_hand(
     expected = by_hand(student, teacher, derived)
     settings = TrainSettings(optimiser=SGD(lr=1e-9), attention=ATTENTION, kl=KL)
     holdout: ImageSet = image_set(0)
-    found = TrainTask(settings, apprentice, holdout=holdout, compute=CPU).step(X_BCHW, Y_B)
+    found = TrainTask(settings, apprentice, holdout=holdout, compute=CPU).step(as_batch(X_BCHW, Y_B))
     assert {name: found[name].item() for name in expected} == pytest.approx(expected, rel=1e-4)
     total = expected["ce"] + 0.5 * expected["kl"] + 5.0 * expected["attention"]
     assert found["loss"].item() == pytest.approx(total, rel=1e-4)
@@ -151,7 +152,7 @@ def test_a_swapped_tutor_changes_the_attention_term(
             ) as apprentice,
             fixed_statistics(student),
         ):
-            found.append(apprentice.teacher_terms(X_BCHW, apprentice.answer(X_BCHW))["attention"].item())
+            found.append(apprentice.teacher_terms(as_batch(X_BCHW), apprentice.answer(X_BCHW))["attention"].item())
     assert abs(found[0] - found[1]) > 1e-4
 
 
@@ -162,7 +163,7 @@ def test_terms_have_gradients_for_the_student_only(
     with apprenticeship(
         student, teacher, derived, paradigm=paradigm, attention=ATTENTION, kl=KL, compute=CPU
     ) as apprentice:
-        terms = apprentice.teacher_terms(X_BCHW, apprentice.answer(X_BCHW))
+        terms = apprentice.teacher_terms(as_batch(X_BCHW), apprentice.answer(X_BCHW))
     assert set(terms) == {"rnas-cl": {"kl", "attention"}, "icc": {"attention"}, "kl": {"kl"}}[paradigm]
     torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
     assert student.stem.conv.weight.grad is not None
@@ -177,7 +178,7 @@ def test_without_a_teacher_there_are_no_terms(student: Student, derived: Derived
     ) as apprentice:
         answer = apprentice.answer(X_BCHW)
         assert answer.maps_BSP is None
-        assert apprentice.teacher_terms(X_BCHW, answer) == {}
+        assert apprentice.teacher_terms(as_batch(X_BCHW), answer) == {}
 
 
 def test_taps_are_gone_afterwards(apprentice: Apprentice, student: Student, teacher: Teacher) -> None:

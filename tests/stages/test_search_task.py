@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rnascl_cli.artifacts.documents import Paradigm
-from rnascl_cli.data import Data, load_data
+from rnascl_cli.data import Batch, Data, load_data
 from rnascl_cli.distill.choices import Choices, Sample
 from rnascl_cli.engine.modes import fixed_statistics
 from rnascl_cli.models.checkpoints import read_teacher
@@ -26,6 +26,7 @@ from rnascl_cli.recipes import AttentionSettings, CostSettings, DataSettings, KL
 from rnascl_cli.spaces import SPACES, network_cost
 from rnascl_cli.stages.search import SearchTask, split_batch
 from rnascl_cli.stages.teaching import Lesson, on_duty, uses_kl, uses_tutors
+from tests.batches import as_batch
 from tests.engine.toy import CPU
 
 pytestmark = pytest.mark.unit
@@ -81,7 +82,7 @@ def test_each_half_moves_its_own_numbers_only(data: Data, tiny_teacher: Path, pa
         # Twice, so that momentum is there.
         for _ in range(2):
             supernet, choices = copied(task._supernet), copied(task._choices)
-            lesson = None if task._teacher is None else task._teacher.look(x_BCHW)
+            lesson = None if task._teacher is None else task._teacher.look(as_batch(x_BCHW))
             task._weight_step(x_BCHW, y_B, lesson)
             assert moved(task._choices, choices) == set()
             assert all(parameter.grad is None for parameter in task._choices.parameters())
@@ -104,7 +105,7 @@ def test_weights_learn_in_train_mode_whatever_came_before(data: Data, tiny_teach
     with task_for(SearchSettings(paradigm="standard"), data, tiny_teacher) as task:
         task._supernet.eval()
         before = copied(task._supernet)
-        task.step(*batch(data, 8))
+        task.step(as_batch(*batch(data, 8)))
         assert task._supernet.training
         assert "stem.bn.running_mean" in moved(task._supernet, before)
 
@@ -127,9 +128,9 @@ def test_the_batch_is_split_and_the_teacher_looks_once(
         look, objective = task._teacher.look, task._objective
         lessons: list[Lesson] = []
 
-        def noted_look(x_BCHW: Tensor) -> Lesson:
-            looked.append(len(x_BCHW))
-            lessons.append(look(x_BCHW))
+        def noted_look(seen: Batch) -> Lesson:
+            looked.append(len(seen))
+            lessons.append(look(seen))
             return lessons[-1]
 
         def noted_objective(x_bCHW: Tensor, y_b: Tensor, lesson: Lesson | None, sample: Any) -> Any:
@@ -140,7 +141,7 @@ def test_the_batch_is_split_and_the_teacher_looks_once(
         monkeypatch.setattr(task._teacher, "look", noted_look)
         monkeypatch.setattr(task, "_objective", noted_objective)
         x_BCHW, y_B = batch(data, 10)
-        metrics = task.step(x_BCHW, y_B)
+        metrics = task.step(as_batch(x_BCHW, y_B))
     assert looked == [10]
     assert torch.equal(seen[0], x_BCHW[:8])
     assert torch.equal(seen[1], x_BCHW[8:])
@@ -165,7 +166,7 @@ def test_the_second_half_draws_afresh(data: Data, tiny_teacher: Path, monkeypatc
             return samples[-1]
 
         monkeypatch.setattr(task, "_sample", noted)
-        task.step(*batch(data, 10))
+        task.step(as_batch(*batch(data, 10)))
     assert len(samples) == 2
     for one, two in zip(samples[0].widths, samples[1].widths, strict=True):
         assert not torch.equal(one, two)
@@ -178,7 +179,7 @@ def test_the_second_half_draws_afresh(data: Data, tiny_teacher: Path, monkeypatc
 def test_a_batch_of_one_image_moves_the_weights_only(data: Data, tiny_teacher: Path) -> None:
     with task_for(SearchSettings(), data, tiny_teacher) as task:
         before = copied(task._choices)
-        metrics = task.step(*batch(data, 1))
+        metrics = task.step(as_batch(*batch(data, 1)))
         assert moved(task._choices, before) == set()
     assert "gumbel_loss" not in metrics
 
@@ -191,7 +192,7 @@ def test_equation_2_by_hand(data: Data, tiny_teacher: Path) -> None:
     with task_for(settings, data, tiny_teacher) as task:
         sample = task._sample()
         assert task._teacher is not None
-        lesson = task._teacher.look(x_BCHW)
+        lesson = task._teacher.look(as_batch(x_BCHW))
         task._supernet.train()
         with fixed_statistics(task._supernet):
             loss, metrics = task._objective(x_BCHW, y_B, lesson, sample)
@@ -267,7 +268,7 @@ def test_expected_macs_are_those_of_the_sampled_weights(data: Data, tiny_teacher
         samples = []
         drawn = task._sample
         task._sample = lambda: samples.append(drawn()) or samples[-1]  # type: ignore[func-returns-value, method-assign]
-        metrics = task.step(*batch(data, 10))
+        metrics = task.step(as_batch(*batch(data, 10)))
     assert len(samples) == 2  # fresh for either part of the batch
     assert metrics["expected_macs"].item() == pytest.approx(task._macs(samples[0].widths).item())
 
@@ -276,7 +277,7 @@ def test_a_part_too_small_for_batch_norm_is_not_split_off(data: Data, tiny_teach
     with task_for(SearchSettings(), data, tiny_teacher) as task:
         task._smallest_part = 2
         before = copied(task._choices)
-        task.step(*batch(data, 4))  # 3 and 1
+        task.step(as_batch(*batch(data, 4)))  # 3 and 1
         assert moved(task._choices, before) == set()
-        task.step(*batch(data, 10))  # 8 and 2
+        task.step(as_batch(*batch(data, 10)))  # 8 and 2
         assert moved(task._choices, before) != set()

@@ -13,7 +13,7 @@ import torch
 from rnascl_cli import load
 from rnascl_cli.artifacts.documents import DerivedDocument, TrainDocument
 from rnascl_cli.artifacts.store import document_json, read_document, sha256_file
-from rnascl_cli.data import load_data
+from rnascl_cli.data import Batch, load_data
 from rnascl_cli.models.files import load_student
 from rnascl_cli.recipes import DataSettings
 from rnascl_cli.stages import train as stage
@@ -119,10 +119,10 @@ def test_ctrl_c_and_resume(
     arguments: list[object] = ["train", searched["rnas-cl"], "--epochs", 2, *FAST, "--out", out]
     step, steps = stage.TrainTask.step, iter(range(1000))
 
-    def interrupted(self: stage.TrainTask, *batch: torch.Tensor) -> Any:
+    def interrupted(self: stage.TrainTask, batch: Batch) -> Any:
         if next(steps) == 3:  # in the middle of the second epoch
             raise KeyboardInterrupt
-        return step(self, *batch)
+        return step(self, batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(stage.TrainTask, "step", interrupted)

@@ -23,6 +23,7 @@ from rnascl_cli.models.files import resolve_model
 from rnascl_cli.recipes import DataSettings, PerturbationSettings, Recipe, TeacherTrainSettings, resolve
 from rnascl_cli.stages import teacher as stage
 from rnascl_cli.stages.teacher import AdversarialTraining, Best, as_fraction, robust_accuracy, train_teacher
+from tests.batches import as_batch
 from tests.teachers.conftest import random_teacher
 
 CPU = Compute(torch.device("cpu"), "fp32", "fp32")
@@ -97,7 +98,7 @@ def test_a_step_trains_on_the_images_that_its_method_perturbs(method: str) -> No
     )
     expected = F.cross_entropy(twin(adversarial), y_B)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    metrics = task.step(x_BCHW, y_B)
+    metrics = task.step(as_batch(x_BCHW, y_B))
     torch.testing.assert_close(metrics["loss"], expected.detach(), atol=1e-5, rtol=1e-5)
     after = module.state_dict()
     assert not torch.equal(after["conv1.weight"], before["conv1.weight"])
