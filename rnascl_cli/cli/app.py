@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from rnascl_cli import __version__
-from rnascl_cli.cli import adv_finetune, attack, derive, quickstart, report, search, teacher, train
+from rnascl_cli.cli import adv_finetune, attack, cache, derive, quickstart, report, search, teacher, train
 from rnascl_cli.errors import RunError, UserError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -32,6 +32,7 @@ app = typer.Typer(
 for module in (search, derive, train, adv_finetune, attack, report, quickstart):
     app.command(module.NAME, epilog=module.EPILOG)(module.command)
 app.add_typer(teacher.app, name="teacher")
+app.add_typer(cache.app, name="cache")
 
 
 def _version(value: bool) -> None:

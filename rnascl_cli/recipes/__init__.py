@@ -24,6 +24,7 @@ from rnascl_cli.recipes.settings import (
     SearchSettings,
     Settings,
     StepSchedule,
+    TeacherCacheSettings,
     TeacherTrainSettings,
     TrainSettings,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "SearchSettings",
     "Settings",
     "StepSchedule",
+    "TeacherCacheSettings",
     "TeacherTrainSettings",
     "TrainSettings",
     "find_recipe",

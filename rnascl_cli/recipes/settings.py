@@ -220,6 +220,16 @@ class TeacherTrainSettings(Settings):
     schedule: Schedule = StepSchedule()
 
 
+class TeacherCacheSettings(Settings):
+    """Keeping the teacher's outputs for every view of the training images (docs/performance.md)."""
+
+    mode: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="auto: where all of them fit; on: as many as fit, and an error where they cannot be kept at all",
+    )
+    limit_gb: float = Field(default=24.0, gt=0.0, description="what all kept outputs together may take on the disk")
+
+
 class Recipe(Settings):
     """All settings of a run."""
 
@@ -234,3 +244,4 @@ class Recipe(Settings):
     adv_finetune: AdvFinetuneSettings = AdvFinetuneSettings()
     attack: AttackSettings = AttackSettings()
     teacher_train: TeacherTrainSettings = TeacherTrainSettings()
+    teacher_cache: TeacherCacheSettings = TeacherCacheSettings()

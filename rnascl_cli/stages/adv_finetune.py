@@ -183,6 +183,7 @@ class AdvFinetuneTask:
 
     def end_epoch(self) -> dict[str, Any]:
         """Measure clean accuracy on the held-out images."""
+        self._apprentice.end_epoch()
         return holdout_accuracy(self._apprentice, self._holdout, self._compute)
 
 

@@ -24,6 +24,7 @@ from rnascl_cli.models.checkpoints import Teacher
 from rnascl_cli.models.student import Student
 from rnascl_cli.models.taps import MapRecorder, recording_maps, tappable_layers
 from rnascl_cli.recipes import AttentionSettings, KLSettings
+from rnascl_cli.stages.teacher_outputs import KeptOutputs
 from rnascl_cli.stages.teaching import TeacherOnDuty, on_duty, require_teacher, uses_kl, uses_tutors
 
 
@@ -72,6 +73,11 @@ class Apprentice:
     def unwatched(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which the student's maps are not taken, for passes that have no attention term."""
         return contextlib.nullcontext() if self._recorder is None else self._recorder.pausing()
+
+    def end_epoch(self) -> None:
+        """Bring the epoch's newly kept teacher outputs to disk."""
+        if self._teacher is not None:
+            self._teacher.settle()
 
     def teacher_terms(self, batch: Batch, answer: Answer) -> dict[str, Tensor]:
         """Return the KL and attention terms that the paradigm has, for the student's answer to a batch."""
@@ -154,15 +160,21 @@ def apprenticeship(
     attention: AttentionSettings,
     kl: KLSettings,
     compute: Compute,
+    kept: KeptOutputs | None = None,
 ) -> Iterator[Apprentice]:
-    """Move the student to the device and tap it and its teacher while the context is open."""
+    """Move the student to the device and tap it and its teacher while the context is open.
+
+    With ``kept``, the teacher is asked only for views that it has not seen before.
+    """
     tutors = derived.tutors if uses_tutors(paradigm) else None
     student.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     with contextlib.ExitStack() as stack:
         teacher_on_duty = recorder = None
         if teacher is not None:
             layers = distinct_tutors(tutors) if tutors is not None else []
-            teacher_on_duty = stack.enter_context(on_duty(teacher, attention=attention, compute=compute, layers=layers))
+            teacher_on_duty = stack.enter_context(
+                on_duty(teacher, attention=attention, compute=compute, layers=layers, kept=kept)
+            )
         if tutors is not None:
             recorder = stack.enter_context(
                 recording_maps(student, side=attention.map_size, tap=attention.tap, layers=tutors.student_layers)

@@ -16,6 +16,8 @@ from rnascl_cli.models.student import Student
 from rnascl_cli.recipes import AdvFinetuneSettings, Recipe, TrainSettings
 from rnascl_cli.stages.apprentice import Apprentice, apprenticeship, check_student_layers, paradigm_teacher
 from rnascl_cli.stages.planning import plan_training
+from rnascl_cli.stages.teacher_outputs import keep_outputs
+from rnascl_cli.stages.teaching import uses_tutors
 
 
 def school(
@@ -60,8 +62,12 @@ def school(
     run.create()
     if not run.resume:  # a checkpoint of another network is refused below, and must stay beside its own document
         write_document(run.path / "derived.json", derived)
+    kept = None
+    if teacher is not None:
+        maps = uses_tutors(paradigm)
+        kept = keep_outputs(recipe, teacher, data=data, attention=attention, maps=maps, compute=compute)
     with apprenticeship(
-        student, teacher, derived, paradigm=paradigm, attention=attention, kl=settings.kl, compute=compute
+        student, teacher, derived, paradigm=paradigm, attention=attention, kl=settings.kl, compute=compute, kept=kept
     ) as apprentice:
         plan = plan_training(
             stage,

@@ -36,6 +36,7 @@ from rnascl_cli.models.taps import MapRecorder, recording_maps, tappable_layers
 from rnascl_cli.recipes import Recipe, SearchSettings
 from rnascl_cli.spaces import final_side, space_named
 from rnascl_cli.stages.planning import plan_training, training_provenance
+from rnascl_cli.stages.teacher_outputs import keep_outputs
 from rnascl_cli.stages.teaching import Lesson, TeacherOnDuty, on_duty, require_teacher, uses_kl, uses_tutors
 
 
@@ -71,8 +72,11 @@ def search(recipe: Recipe, run: RunDirectory) -> SearchDocument:
     with contextlib.ExitStack() as stack:
         on_duty_teacher = None
         if teacher is not None:
+            kept = keep_outputs(
+                recipe, teacher, data=data, attention=settings.attention, maps=tutoring, compute=compute
+            )
             on_duty_teacher = stack.enter_context(
-                on_duty(teacher, attention=settings.attention, compute=compute, layers=teacher_layers)
+                on_duty(teacher, attention=settings.attention, compute=compute, layers=teacher_layers, kept=kept)
             )
         recorder = None
         if tutoring:
@@ -238,6 +242,8 @@ class SearchTask:
     @torch.no_grad()
     def end_epoch(self) -> dict[str, Any]:
         """Measure how far the choices have hardened, and the mixture's accuracy on the held-out images."""
+        if self._teacher is not None:
+            self._teacher.settle()
         # softmax(v) is the chance of each choice to win under Gumbel noise, whatever the temperature.
         likely = self._choices.expected()
         entry: dict[str, Any] = {"temperature": self._temperature, "width_entropy": mean_entropy(likely.widths)}

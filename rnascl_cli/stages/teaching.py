@@ -18,8 +18,9 @@ from rnascl_cli.distill.attention import unit_maps
 from rnascl_cli.engine.compute import Compute
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.checkpoints import Teacher, read_teacher
-from rnascl_cli.models.taps import MapRecorder, recording_maps
+from rnascl_cli.models.taps import MapRecorder, recording_maps, tappable_layers
 from rnascl_cli.recipes import AttentionSettings
+from rnascl_cli.stages.teacher_outputs import KeptOutputs, Outputs, map_dtype
 
 
 def uses_kl(paradigm: Paradigm) -> bool:
@@ -61,18 +62,43 @@ class TeacherOnDuty:
     """A teacher in eval mode whose layers are tapped; see :func:`on_duty`."""
 
     def __init__(
-        self, teacher: Teacher, recorder: MapRecorder | None, attention: AttentionSettings, compute: Compute
+        self,
+        teacher: Teacher,
+        recorder: MapRecorder | None,
+        attention: AttentionSettings,
+        compute: Compute,
+        *,
+        kept: KeptOutputs | None = None,
+        wanted_T: Tensor | None = None,
     ) -> None:
         self._teacher, self._recorder, self._attention, self._compute = teacher, recorder, attention, compute
+        self._kept, self._wanted_T = kept, wanted_T
 
     @torch.no_grad()
     def look(self, batch: Batch) -> Lesson:
-        """Return the lesson of a batch of images in [0, 1]."""
-        x_BCHW = batch.x_BCHW
+        """Return the lesson of a batch: from the kept outputs where there are any, else from the teacher."""
+        ask = self._ask
+        logits_BK, maps_BTP = ask(batch.x_BCHW) if self._kept is None else self._kept.look(batch, ask)
+        if maps_BTP is None:
+            return Lesson(logits_BK, None)
+        return Lesson(logits_BK, (maps_BTP if self._wanted_T is None else maps_BTP[:, self._wanted_T]).float())
+
+    def _ask(self, x_BCHW: Tensor) -> Outputs:
         with self._compute.teacher_autocast():
-            logits_BK = self._teacher.module(x_BCHW)
-        maps = None if self._recorder is None else unit_maps(self._recorder.take(), over=self._attention.norm)
-        return Lesson(logits_BK.float(), maps)
+            logits_BK: Tensor = self._teacher.module(x_BCHW)
+        if self._recorder is None:
+            return logits_BK.float(), None
+        maps_BTP = unit_maps(self._recorder.take(), over=self._attention.norm)
+        return logits_BK.float(), maps_BTP.to(map_dtype(self._compute))
+
+    def settle(self) -> None:
+        """Bring newly kept outputs to disk; to be called once an epoch.
+
+        Raises:
+            RunError: The disk is full, or failed.
+        """
+        if self._kept is not None:
+            self._kept.settle()
 
 
 @contextlib.contextmanager
@@ -82,6 +108,7 @@ def on_duty(
     attention: AttentionSettings,
     compute: Compute,
     layers: Sequence[str] | None,
+    kept: KeptOutputs | None = None,
 ) -> Iterator[TeacherOnDuty]:
     """Move the teacher to the device and tap its layers while the context is open.
 
@@ -89,11 +116,21 @@ def on_duty(
         teacher: The teacher; its parameters take no gradient.
         attention: Map size, tap and norm.
         compute: Device and precision.
-        layers: The layers to tap; an empty list for logits only, None for all.
+        layers: The layers whose maps are wanted; an empty list for logits only, None for all.
+        kept: Outputs kept for the images to be looked at; of all layers, where maps are wanted.
     """
     teacher.module.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if layers is not None and not layers:
-        yield TeacherOnDuty(teacher, None, attention, compute)
-        return
-    with recording_maps(teacher.module, side=attention.map_size, tap=attention.tap, layers=layers) as recorder:
-        yield TeacherOnDuty(teacher, recorder, attention, compute)
+    with contextlib.ExitStack() as stack:
+        recorder = wanted_T = None
+        if layers is None or layers:
+            every = list(tappable_layers(teacher.module, attention.tap))
+            if kept is not None and layers is not None and list(layers) != every:
+                # What is kept serves any run, so it is kept of every layer.
+                wanted_T = torch.tensor([every.index(layer) for layer in layers], device=compute.device)
+                layers = every
+            recorder = stack.enter_context(
+                recording_maps(teacher.module, side=attention.map_size, tap=attention.tap, layers=layers)
+            )
+        yield TeacherOnDuty(teacher, recorder, attention, compute, kept=kept, wanted_T=wanted_T)
+    if kept is not None:
+        kept.account()
