@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rnascl_cli.models.norms import BatchNorm2d
 from rnascl_cli.spaces.tables import EXPANSION
 
 
@@ -17,7 +18,7 @@ class ConvBN(nn.Module):
     def __init__(self, c_in: int, c_out: int, *, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
-        self.bn = nn.BatchNorm2d(c_out)
+        self.bn = BatchNorm2d(c_out)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return the normalised convolution, without activation."""
@@ -66,29 +67,14 @@ class MaskableConv2d(nn.Conv2d):
         return convolved
 
 
-class MaskableBatchNorm2d(nn.BatchNorm2d):
+class MaskableBatchNorm2d(BatchNorm2d):
     """A BatchNorm of the supernet.
 
     Attributes:
-        affine_mask: Multiplies weight and bias, and so the output, channel by channel:
-            m (w x + b) = (m w) x + (m b).
         channel_mask: As in :class:`MaskableConv2d`.
     """
 
-    affine_mask: Tensor | None = None
     channel_mask: Tensor | None = None
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise; the affine step carries the mask."""
-        if self.affine_mask is None:
-            plain: Tensor = super().forward(input)
-            return plain
-        track = self.training and self.track_running_stats
-        if track and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-        statistics = (self.running_mean, self.running_var) if track or not self.training else (None, None)
-        weight, bias = self.weight * self.affine_mask, self.bias * self.affine_mask
-        return F.batch_norm(input, *statistics, weight, bias, self.training, self.momentum or 0.0, self.eps)
 
 
 class MaskableConvBN(nn.Module):

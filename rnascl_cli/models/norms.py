@@ -1,0 +1,94 @@
+"""BatchNorm whose batch is the whole one, also where several processes share it.
+
+Shape suffixes: B images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rnascl_cli import ranks
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """``nn.BatchNorm2d``; in training under torchrun, mean and variance are those of every rank's images.
+
+    A global batch therefore gives the same step on one process and on many. Unlike ``nn.SyncBatchNorm`` it
+    runs on CPUs too.
+
+    Attributes:
+        affine_mask: In a supernet, multiplies weight and bias, and so the output, channel by channel:
+            m (w x + b) = (m w) x + (m b).
+    """
+
+    affine_mask: Tensor | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (B, C, H, W); the affine step carries the mask."""
+        shared = self.training and ranks.size() > 1
+        if self.affine_mask is None and not shared:
+            plain: Tensor = super().forward(input)
+            return plain
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if self.affine_mask is not None:
+            weight, bias = weight * self.affine_mask, bias * self.affine_mask
+        track = self.training and self.track_running_stats
+        if track and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        running = (self.running_mean, self.running_var) if track or not self.training else (None, None)
+        if shared:
+            return _shared_batch_norm(input, *running, weight, bias, self.momentum or 0.0, self.eps)
+        return F.batch_norm(input, *running, weight, bias, self.training, self.momentum or 0.0, self.eps)
+
+
+def over_all_ranks(model: nn.Module) -> nn.Module:
+    """Make every plain ``nn.BatchNorm2d`` of a model one whose batch is that of all ranks, in place; return it."""
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = BatchNorm2d
+    return model
+
+
+def _shared_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    x_BCHW = input.float()
+    count = ranks.add_over_ranks(torch.tensor(float(x_BCHW.numel() // x_BCHW.shape[1]), device=x_BCHW.device))
+    mean_C11 = _sum_over_ranks(x_BCHW.sum(dim=(0, 2, 3))).div(count).view(-1, 1, 1)
+    centred_BCHW = x_BCHW - mean_C11
+    # The mean first, then the squares around it: the difference of two large sums would cost digits.
+    var_C = _sum_over_ranks(centred_BCHW.square().sum(dim=(0, 2, 3))).div(count)
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            running_mean.lerp_(mean_C11.flatten(), momentum)
+            running_var.lerp_(var_C * (count / (count - 1)), momentum)
+    scale_C = (var_C + eps).rsqrt() * weight
+    return (centred_BCHW * scale_C.view(-1, 1, 1) + bias.view(-1, 1, 1)).to(input.dtype)
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """A sum over ranks, each of which feels the loss of all."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return ranks.add_over_ranks(x.clone())
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        return ranks.add_over_ranks(slope.contiguous().clone())
+
+
+def _sum_over_ranks(x: Tensor) -> Tensor:
+    total: Tensor = _SumOverRanks.apply(x)
+    return total
