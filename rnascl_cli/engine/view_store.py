@@ -153,7 +153,7 @@ class ViewStore:
         self._fresh.append(cells)
 
     def settle(self) -> None:
-        """Bring what is new to disk, and only then say that it is there.
+        """Bring what is new to disk, and only then say that it is there; see what other processes have brought.
 
         Raises:
             OSError: The disk is full, or failed.
@@ -161,14 +161,15 @@ class ViewStore:
         for cells, values_B in self._waiting:
             self._write(cells, values_B.cpu())
         self._waiting.clear()
-        if not self._fresh:
+        if not len(self._seen):
             return
-        assert isinstance(self._values, np.memmap)
-        self._values.flush()
-        with (self._folder / SEEN).open("r+b") as file:
-            marks = np.memmap(file, dtype=np.uint8, mode="r+")
+        marks = np.memmap(self._folder / SEEN, dtype=np.uint8, mode="r+")
+        if self._fresh:
+            assert isinstance(self._values, np.memmap)
+            self._values.flush()
             marks[np.concatenate(self._fresh)] = 1
             marks.flush()
+        np.maximum(self._seen, marks[: len(self._seen)], out=self._seen)
         self._fresh.clear()
 
 

@@ -64,8 +64,10 @@ def _shared_batch_norm(
     eps: float,
 ) -> Tensor:
     x_BCHW = input.float()
-    count = ranks.add_over_ranks(torch.tensor(float(x_BCHW.numel() // x_BCHW.shape[1]), device=x_BCHW.device))
-    mean_C11 = _sum_over_ranks(x_BCHW.sum(dim=(0, 2, 3))).div(count).view(-1, 1, 1)
+    own = x_BCHW.new_full((1,), x_BCHW.numel() // x_BCHW.shape[1])
+    sums = _sum_over_ranks(torch.cat([x_BCHW.sum(dim=(0, 2, 3)), own]))  # one message for both
+    count = sums[-1].detach()
+    mean_C11 = sums[:-1].div(count).view(-1, 1, 1)
     centred_BCHW = x_BCHW - mean_C11
     # The mean first, then the squares around it: the difference of two large sums would cost digits.
     var_C = _sum_over_ranks(centred_BCHW.square().sum(dim=(0, 2, 3))).div(count)

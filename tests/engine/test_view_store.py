@@ -59,6 +59,17 @@ def test_a_later_run_finds_what_was_settled_and_only_that(tmp_path: Path) -> Non
     assert torch.equal(again.read(first), values(1, 7.0).half())
 
 
+def test_a_run_beside_this_one_is_seen_at_the_next_settling(tmp_path: Path) -> None:
+    here, there = opened(tmp_path), opened(tmp_path)
+    cells_B = there.cells(torch.tensor([1, 3]), torch.tensor([2, 0]))
+    there.put(cells_B, values(2, 5.0))
+    there.settle()
+    assert not here.seen(cells_B).any()
+    here.settle()
+    assert here.seen(cells_B).all()
+    assert torch.equal(here.read(cells_B), values(2, 5.0).half())
+
+
 def test_an_image_is_found_by_its_pixels_in_another_set(tmp_path: Path) -> None:
     store = opened(tmp_path, DIGESTS[:3])
     store.put(store.cells(torch.tensor([2]), torch.tensor([0])), values(1, 3.0))
