@@ -15,6 +15,7 @@ from rnascl_cli.cli import options
 from rnascl_cli.errors import UserError
 
 if TYPE_CHECKING:
+    from rnascl_cli.recipes.settings import Recipe
     from rnascl_cli.stages.teacher_library import Imported
 
 app = typer.Typer(
@@ -35,6 +36,10 @@ Architecture = Annotated[
         help="r8, r18, r50, wrn-34-10, wrn-34-20, imagenet-r18, ...; import can tell it from the tensors.",
     ),
 ]
+Mean = Annotated[
+    str | None, typer.Option("--mean", metavar="R,G,B", help="Normalisation to put in, over the file's own.")
+]
+Std = Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Given together with --mean.")]
 OutFile = Annotated[
     Path | None, typer.Option("--out", metavar="FILE", help="The teacher file; by default in the teacher cache.")
 ]
@@ -94,10 +99,8 @@ def import_command(
         str | None,
         typer.Option("--public", metavar="NAME", help="Which public checkpoint it is: r18, r50, wrt34, wrt50, ..."),
     ] = None,
-    mean: Annotated[
-        str | None, typer.Option("--mean", metavar="R,G,B", help="Normalisation to put in, over the file's own.")
-    ] = None,
-    std: Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Given together with --mean.")] = None,
+    mean: Mean = None,
+    std: Std = None,
     data: options.Data = None,
     limit_test: options.LimitTest = None,
     seed: options.Seed = None,
@@ -108,13 +111,7 @@ def import_command(
 ) -> None:
     """Read a public checkpoint and keep it as a teacher file; with --data, test it on a few hundred images."""
     constants = _constants(mean, std)
-    recipe = options.build_recipe(
-        None,
-        recipe=None,
-        settings=None,
-        top={"seed": seed, "device": device},
-        data={"spec": data, "limit_test": limit_test or SELF_TEST_IMAGES},
-    )
+    recipe = _self_test_recipe(data, limit_test=limit_test, seed=seed, device=device)
     from rnascl_cli.data import load_data
     from rnascl_cli.stages.teacher_library import default_file, import_teacher
 
@@ -134,15 +131,48 @@ def import_command(
 
 @app.command("fetch", epilog="Example: rnascl teacher fetch wrt34")
 def fetch_command(
-    name: Annotated[str, typer.Argument(help="r18, r50, wrt34, wrt50, imagenet-r18 or imagenet-r50.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|ADDRESS",
+            help="r18, r50, wrt34, wrt50, imagenet-r18 or imagenet-r50; or https://..., hf:OWNER/REPO/FILE, gdrive:ID.",
+        ),
+    ],
+    architecture: Architecture = None,
+    mean: Mean = None,
+    std: Std = None,
+    sha256: Annotated[
+        str | None, typer.Option("--sha256", metavar="HEX", help="What the checkpoint must be; checked.")
+    ] = None,
+    data: options.Data = None,
+    limit_test: options.LimitTest = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
     out: OutFile = None,
-    force: ForceFile = False,
+    force: Annotated[bool, typer.Option("--force", help="Fetch it again, and replace an existing file.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Download a public robust checkpoint and import it."""
-    from rnascl_cli.stages.teacher_library import default_file, fetch_teacher
+    """Download a robust checkpoint and import it; a download that broke off is gone on with.
 
-    _finish_import(fetch_teacher(name, out or default_file(name), force=force), json=json)
+    A name means a checkpoint of RobustBench. Nothing is downloaded where the teacher is in the cache already.
+    """
+    constants = _constants(mean, std)
+    recipe = _self_test_recipe(data, limit_test=limit_test, seed=seed, device=device)
+    from rnascl_cli.data import load_data
+    from rnascl_cli.stages.teacher_fetch import fetch_teacher
+
+    fetched = fetch_teacher(
+        source,
+        out,
+        architecture=architecture,
+        constants=constants,
+        sha256=sha256,
+        data=None if data is None else load_data(recipe.data, seed=recipe.seed, training=False),
+        device=recipe.device,
+        seed=recipe.seed,
+        force=force,
+    )
+    _finish_import(fetched, json=json)
 
 
 @app.command(
@@ -202,6 +232,17 @@ def train_command(
     )
     shown = {**asdict(trained), "path": str(path)}
     console.result(json_format.dumps(shown, indent=2) if json else str(path))
+
+
+def _self_test_recipe(data: str | None, *, limit_test: int | None, seed: int | None, device: str | None) -> Recipe:
+    """Return what the self-test at the end of an import needs to know."""
+    return options.build_recipe(
+        None,
+        recipe=None,
+        settings=None,
+        top={"seed": seed, "device": device},
+        data={"spec": data, "limit_test": limit_test or SELF_TEST_IMAGES},
+    )
 
 
 def _finish_import(imported: Imported, *, json: bool) -> None:

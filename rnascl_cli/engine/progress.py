@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from rnascl_cli.console import say, stderr
 
 Advance = Callable[..., None]
+LINE_EVERY = 30.0  # seconds between the lines about a download where stderr is no terminal
 
 
 @contextlib.contextmanager
@@ -38,6 +50,38 @@ def progress(label: str, total: int) -> Iterator[Advance]:
             bar.update(task, advance=steps, description=f"{label} {note}".rstrip())
 
         yield advance
+
+
+@contextlib.contextmanager
+def byte_progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Show a bar of bytes, with speed and time left, while the body runs.
+
+    Yields:
+        ``show(done, total)``: what has arrived, and the whole, None where nobody knows. Where stderr is no terminal
+        it prints a line now and then.
+    """
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=stderr,
+        disable=not stderr.is_terminal,
+        transient=True,
+    ) as bar:
+        task = bar.add_task(label, total=None)
+        last = time.monotonic()
+
+        def show(done: int, total: int | None) -> None:
+            nonlocal last
+            bar.update(task, completed=done, total=total)
+            if not stderr.is_terminal and time.monotonic() - last >= LINE_EVERY:
+                last = time.monotonic()
+                say(f"{label}: {decimal(done)}{'' if total is None else f' of {decimal(total)}'}")
+
+        yield show
 
 
 def say_epoch(stage: str, entry: dict[str, Any], epochs: int) -> None:

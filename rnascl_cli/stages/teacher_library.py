@@ -1,9 +1,7 @@
-"""The teacher cache: importing, fetching, listing and describing teachers."""
+"""The teacher cache: importing, listing and describing teachers."""
 
 from __future__ import annotations
 
-import importlib
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +11,10 @@ from torch import nn
 
 from rnascl_cli import __version__
 from rnascl_cli.artifacts.store import sha256_file
-from rnascl_cli.console import say, warn
+from rnascl_cli.console import warn
 from rnascl_cli.data import Data
 from rnascl_cli.engine.compute import Compute, resolve_compute
-from rnascl_cli.errors import RunError, UserError, nearest
+from rnascl_cli.errors import UserError, nearest
 from rnascl_cli.models.checkpoints import (
     SUFFIX,
     Checkpoint,
@@ -97,6 +95,7 @@ def import_teacher(
     architecture: str | None,
     public: str | None = None,
     constants: Constants | None = None,
+    source_url: str | None = None,
     data: Data | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     seed: int = 0,
@@ -110,6 +109,7 @@ def import_teacher(
         architecture: What it is; None to tell it from the tensors.
         public: Which public checkpoint it is: its published normalisation and accuracies are then known.
         constants: Mean and std to put before the network, over what the file holds.
+        source_url: Where the checkpoint was downloaded from; kept in the header.
         data: Test images for the self-test; None for none.
         device: Of the self-test.
         seed: Of the self-test's random starts.
@@ -134,6 +134,8 @@ def import_teacher(
         None if data is None else _self_test(module, data, known, compute=resolve_compute(device, "fp32"), seed=seed)
     )
     about = _about(checkpoint, source, known, measured, same_constants=chosen == checkpoint.constants)
+    if source_url is not None:
+        about["source_url"] = source_url
     module.to("cpu")
     sha256 = write_teacher(out, module, architecture=found.architecture, num_classes=found.num_classes, about=about)
     return Imported(
@@ -243,43 +245,6 @@ def _self_test(module: nn.Module, data: Data, known: PublicTeacher | None, *, co
     elif measured.clean < 2 / data.num_classes:
         warn(f"clean accuracy is {measured.clean:.3f}, close to chance: another data set, or a wrong normalisation?")
     return measured
-
-
-def fetch_teacher(name: str, out: Path, *, force: bool = False) -> Imported:
-    """Download one of the public checkpoints and import it.
-
-    Args:
-        name: As in ``--teacher``.
-        out: The teacher file.
-        force: Whether to replace ``out``.
-
-    Raises:
-        UserError: An unknown name, ``out`` exists, or gdown is not installed.
-        RunError: The download failed, or gave a web page instead of a checkpoint.
-    """
-    known = public_named(name, option="teacher fetch")
-    check_out(out, force=force)
-    by_hand = f"or download {known.url} by hand and run 'rnascl teacher import FILE --public {name}'"
-    try:
-        gdown = importlib.import_module("gdown")
-    except ImportError:
-        raise UserError(
-            f"teacher fetch: downloads from Google Drive need gdown; 'pip install gdown', {by_hand}"
-        ) from None
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".fetch-") as folder:
-        target = Path(folder) / f"{known.robustbench}.pt"
-        say(f"downloading {known.robustbench} from {known.url}")
-        try:
-            gdown.download(id=known.gdrive_id, output=str(target), quiet=False)
-        except Exception as error:  # gdown and requests raise many kinds
-            raise RunError(f"teacher fetch {name}: the download failed ({error}); try again later, {by_hand}") from None
-        if not target.is_file() or not target.stat().st_size:
-            raise RunError(f"teacher fetch {name}: the download gave no file; try again later, {by_hand}")
-        with target.open("rb") as file:
-            if file.read(512).lstrip()[:1] == b"<":
-                raise RunError(f"teacher fetch {name}: Google Drive gave a web page, not the file; {by_hand}")
-        return import_teacher(target, out, architecture=known.architecture, public=name, force=force)
 
 
 def list_teachers() -> list[dict[str, Any]]:

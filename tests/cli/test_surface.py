@@ -29,7 +29,8 @@ SURFACE = {
     "teacher list": "--json",
     "teacher show": "NAME|FILE --json",
     "teacher import": "FILE --arch --public --mean --std --data --limit-test --seed --device --out --force --json",
-    "teacher fetch": "name --out --force --json",
+    "teacher fetch": "NAME|ADDRESS --arch --mean --std --sha256 --data --limit-test --seed --device --out "
+    "--force --json",
     "teacher train": "--arch --method --eps --data --limit-train --limit-test --recipe --set --epochs --batch-size "
     "--seed --device --precision --out --force --resume --json",
 }

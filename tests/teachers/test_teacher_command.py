@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -157,44 +155,6 @@ def test_list_and_show(own_cache: Path, capsys: Capture) -> None:
     assert run(["teacher", "show", "mine"]) == 0
     assert "layer4.0.conv2" in capsys.readouterr().out
     assert "no cached teacher 'mime'" in failed(capsys, "show", "mime")
-
-
-def test_fetch_without_gdown_says_what_to_do(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gdown", None)  # as if not installed
-    line = failed(capsys, "fetch", "r18")
-    assert "pip install gdown" in line
-    assert "rnascl teacher import FILE --public r18" in line
-    assert "no public teacher 'r19'; did you mean 'r18'" in failed(capsys, "fetch", "r19")
-
-
-@pytest.mark.parametrize("outcome", ["weights", "page", "nothing", "error"])
-def test_fetch_imports_what_it_downloads(
-    own_cache: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, outcome: str
-) -> None:
-    def download(*, id: str, output: str, quiet: bool) -> None:
-        assert id == "1-ZgoSlD_AMhtXdnUElilxVXnzK2DcHuu"
-        if outcome == "weights":
-            torch.save(random_teacher("r18").state_dict(), output)
-        elif outcome == "page":
-            Path(output).write_text("<!DOCTYPE html><html>quota exceeded</html>")
-        elif outcome == "error":
-            raise OSError("no route to host")
-
-    fake = types.ModuleType("gdown")
-    fake.download = download  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "gdown", fake)
-    code = run(["teacher", "fetch", "r18"])
-    captured = capsys.readouterr()
-    if outcome == "weights":
-        assert code == 0
-        assert read_teacher("r18").header["source"] == "RobustBench Sehwag2021Proxy_R18"
-        left = [path.name for path in (own_cache / "teachers").iterdir()]
-        assert left == ["r18.safetensors"]
-    else:
-        message = {"page": "gave a web page", "nothing": "gave no file", "error": "no route to host"}[outcome]
-        assert code == 1
-        assert message in captured.err
-        assert not list((own_cache / "teachers").iterdir())
 
 
 def test_a_trained_file_can_be_copied_by_import(tmp_path: Path, capsys: Capture) -> None:

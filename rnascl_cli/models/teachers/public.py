@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from rnascl_cli.models.teachers.imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 Constants = tuple[tuple[float, float, float], tuple[float, float, float]]
+# The authors' own files of Salman et al. 2020, in the dialect of MadryLab's robustness: repository and commit.
+SALMAN = "hf:madrylab/robust-imagenet-models@3f04ac96136001cfe402022100728124cbe3fac5"
 IDENTITY: Constants = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 
@@ -24,6 +26,8 @@ class PublicTeacher:
         eps: The perturbation it was evaluated at.
         clean: Published clean accuracy, where we know it.
         autoattack: Published AutoAttack accuracy, where we know it.
+        mirror: Where the same network is on the Hugging Face Hub; None for nowhere that we know of.
+        mirror_sha256: Of the file there, as the Hub publishes it, where we know it.
     """
 
     robustbench: str
@@ -34,15 +38,35 @@ class PublicTeacher:
     eps: str
     clean: float | None = None
     autoattack: float | None = None
+    mirror: str | None = None
+    mirror_sha256: str | None = None
 
     @property
     def url(self) -> str:
         """The page to download it from by hand."""
         return f"https://drive.google.com/uc?id={self.gdrive_id}"
 
+    @property
+    def addresses(self) -> tuple[tuple[str, str | None], ...]:
+        """Where to fetch it from, in this order, each with the sha256 that the file must have, where one is known.
 
-def _imagenet(name: str, gdrive_id: str, architecture: str) -> PublicTeacher:
-    return PublicTeacher(name, gdrive_id, architecture, "imagenet", (IMAGENET_MEAN, IMAGENET_STD), "4/255")
+        RobustBench publishes no checksums.
+        """
+        drive = (f"gdrive:{self.gdrive_id}", None)
+        return (drive,) if self.mirror is None else (drive, (self.mirror, self.mirror_sha256))
+
+
+def _imagenet(name: str, gdrive_id: str, architecture: str, *, mirror: str, sha256: str | None = None) -> PublicTeacher:
+    return PublicTeacher(
+        name,
+        gdrive_id,
+        architecture,
+        "imagenet",
+        (IMAGENET_MEAN, IMAGENET_STD),
+        "4/255",
+        mirror=f"{SALMAN}/{mirror}",
+        mirror_sha256=sha256,
+    )
 
 
 PUBLIC: dict[str, PublicTeacher] = {
@@ -69,8 +93,25 @@ PUBLIC: dict[str, PublicTeacher] = {
         0.8534,
         0.5342,
     ),
-    "wrt50": _imagenet("Salman2020Do_50_2", "1OT7xaQYljrTr3vGbM37xK9SPoPJvbSKB", "imagenet-wrn-50-2"),
-    "imagenet-r18": _imagenet("Salman2020Do_R18", "1OThCOQCOxY6lAgxZxgiK3YuZDD7PPfPx", "imagenet-r18"),
-    "imagenet-r50": _imagenet("Salman2020Do_R50", "1TmT5oGa1UvVjM3d-XeSj_XmKqBNRUg8r", "imagenet-r50"),
+    "wrt50": _imagenet(
+        "Salman2020Do_50_2",
+        "1OT7xaQYljrTr3vGbM37xK9SPoPJvbSKB",
+        "imagenet-wrn-50-2",
+        mirror="wide_resnet50_2_linf_eps4.0.ckpt",
+    ),
+    "imagenet-r18": _imagenet(
+        "Salman2020Do_R18",
+        "1OThCOQCOxY6lAgxZxgiK3YuZDD7PPfPx",
+        "imagenet-r18",
+        mirror="resnet18_linf_eps4.0.ckpt",
+        sha256="6f8ccef1ae4958c381617081e9e0fb5f50e7cccd4965192d1caa452fd6c5cd1e",
+    ),
+    "imagenet-r50": _imagenet(
+        "Salman2020Do_R50",
+        "1TmT5oGa1UvVjM3d-XeSj_XmKqBNRUg8r",
+        "imagenet-r50",
+        mirror="resnet50_linf_eps4.0.ckpt",
+        sha256="9e62216975c111b8081481533b6142dec34be69abe5d90b54d7f860015c263db",
+    ),
 }
 """By the name in the teacher cache. The CIFAR ones are listed at RobustBench with the accuracies given here."""
