@@ -24,8 +24,9 @@ def load(path: str | Path) -> nn.Module:
     """Read a student or teacher file and return it as a module in eval mode.
 
     Args:
-        path: A ``student.safetensors``, a run directory that holds one, or a teacher file (one made by
-            ``rnascl teacher``, or a public checkpoint whose architecture can be told from its tensors).
+        path: A ``student.safetensors``, a run directory that holds one, a teacher file (one made by
+            ``rnascl teacher``, or a public checkpoint whose architecture can be told from its tensors), or
+            ``timm:NAME`` for one of timm's pretrained classifiers.
 
     Returns:
         A module mapping images ``x_BCHW`` in [0, 1] to logits ``(B, num_classes)``; normalisation is inside.

@@ -1,4 +1,4 @@
-"""``rnascl teacher``: list, show, import, fetch and train teachers."""
+"""``rnascl teacher``: list, show, import, fetch, train and measure teachers."""
 
 from __future__ import annotations
 
@@ -13,27 +13,26 @@ import typer
 from rnascl_cli import console
 from rnascl_cli.cli import options
 from rnascl_cli.errors import UserError
+from rnascl_cli.recipes import SELF_TEST_IMAGES
 
 if TYPE_CHECKING:
-    from rnascl_cli.recipes.settings import Recipe
+    from rnascl_cli.recipes import Recipe
     from rnascl_cli.stages.teacher_library import Imported
 
 app = typer.Typer(
-    help="List, show, import, fetch and train robust teachers.",
+    help="List, show, import, fetch, train and measure robust teachers.",
     epilog="Example: rnascl teacher import Sehwag2021Proxy_R18.pt --arch r18 --public r18",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
 )
 
-SELF_TEST_IMAGES = 300
-
 Architecture = Annotated[
     str | None,
     typer.Option(
         "--arch",
         metavar="NAME",
-        help="r8, r18, r50, wrn-34-10, wrn-34-20, imagenet-r18, ...; import can tell it from the tensors.",
+        help="r8, r18, r50, wrn-34-10, wrn-34-20, imagenet-r18, ... (import can tell them apart), or timm:NAME.",
     ),
 ]
 Mean = Annotated[
@@ -43,19 +42,22 @@ Std = Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Given t
 OutFile = Annotated[
     Path | None, typer.Option("--out", metavar="FILE", help="The teacher file; by default in the teacher cache.")
 ]
+Source = Annotated[
+    str, typer.Argument(metavar="NAME|FILE", help="A teacher in the cache, a file, or timm:NAME.", show_default=False)
+]
 ForceFile = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
 
 
 @app.command("list", epilog="Example: rnascl teacher list")
 def list_command(json: options.Json = False) -> None:
     """List the teachers in the cache, and the public ones that can be fetched."""
-    from rnascl_cli.stages.teacher_library import list_teachers
+    from rnascl_cli.stages.teacher_records import list_teachers
 
     rows = list_teachers()
     if json:
         console.result(json_format.dumps(rows, indent=2))
         return
-    lines = [("name", "architecture", "clean / robust published", "clean / PGD-20 here", "from")]
+    lines = [("name", "architecture", "clean / AA published", "clean / PGD-20 / AA here", "from")]
     for row in rows:
         if "problem" in row:
             console.warn(row["problem"])
@@ -65,8 +67,8 @@ def list_command(json: options.Json = False) -> None:
             (
                 row["name"],
                 row["architecture"],
-                _pair(row["published"], "clean", "autoattack"),
-                _pair(row["measured"], "clean", "pgd20"),
+                _accuracies(row["published"], "clean", "autoattack"),
+                _accuracies(row["attacked"] or row["measured"], "clean", "pgd20", "autoattack"),
                 where if row["path"] else f"not here: rnascl teacher fetch {row['name']} ({where})",
             )
         )
@@ -75,11 +77,11 @@ def list_command(json: options.Json = False) -> None:
 
 @app.command("show", epilog="Example: rnascl teacher show r18")
 def show_command(
-    source: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A teacher in the cache, or a file.")],
+    source: Source,
     json: options.Json = False,
 ) -> None:
-    """Show where a teacher came from, its size, and its convolutions with the sides of their maps."""
-    from rnascl_cli.stages.teacher_library import show_teacher
+    """Show where a teacher came from, what it reaches, and its convolutions with the sides of their maps."""
+    from rnascl_cli.stages.teacher_records import show_teacher
 
     shown = show_teacher(source)
     if json:
@@ -109,7 +111,10 @@ def import_command(
     force: ForceFile = False,
     json: options.Json = False,
 ) -> None:
-    """Read a public checkpoint and keep it as a teacher file; with --data, test it on a few hundred images."""
+    """Read a public checkpoint and keep it as a teacher file, and test it on a few hundred images.
+
+    Without --data it is tested on CIFAR-10 where that is in the cache; nothing is downloaded for it.
+    """
     constants = _constants(mean, std)
     recipe = _self_test_recipe(data, limit_test=limit_test, seed=seed, device=device)
     from rnascl_cli.data import load_data
@@ -122,6 +127,7 @@ def import_command(
         public=public,
         constants=constants,
         data=None if data is None else load_data(recipe.data, seed=recipe.seed, training=False),
+        limit_test=recipe.data.limit_test or SELF_TEST_IMAGES,
         device=recipe.device,
         seed=recipe.seed,
         force=force,
@@ -168,6 +174,7 @@ def fetch_command(
         constants=constants,
         sha256=sha256,
         data=None if data is None else load_data(recipe.data, seed=recipe.seed, training=False),
+        limit_test=recipe.data.limit_test or SELF_TEST_IMAGES,
         device=recipe.device,
         seed=recipe.seed,
         force=force,
@@ -182,7 +189,13 @@ def train_command(
     architecture: Architecture = None,
     method: Annotated[
         str | None,
-        typer.Option("--method", metavar="fgsm-rs|pgd-at", help="Adversarial training by one step, or by ten."),
+        typer.Option(
+            "--method", metavar="fgsm-rs|pgd-at|trades", help="Adversarial training by one step, by ten, or TRADES."
+        ),
+    ] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option("--from", metavar="NAME|FILE", help="Go on from this teacher, also timm:NAME; else from scratch."),
     ] = None,
     eps: Annotated[
         str | None, typer.Option("--eps", metavar="8/255", help="Size of the perturbation, L-inf, pixel units.")
@@ -211,6 +224,7 @@ def train_command(
         data={"spec": data, "limit_train": limit_train, "limit_test": limit_test},
         own={
             "architecture": architecture,
+            "start_from": start_from,
             "method": method,
             "epochs": epochs,
             "batch_size": batch_size,
@@ -221,8 +235,7 @@ def train_command(
     from rnascl_cli.stages.teacher import check_out, train_teacher, training_folder
     from rnascl_cli.stages.teacher_library import default_file
 
-    stem = f"{resolved.teacher_train.architecture}-{resolved.data.spec.partition(':')[0]}"
-    path = check_out(out or default_file(stem), force=force)
+    path = check_out(out or default_file(_trained_stem(resolved)), force=force)
     run = RunDirectory.claim(training_folder(path), force=force, resume=resume)
     trained = train_teacher(resolved, path, run)
     measured = trained.measured
@@ -232,6 +245,62 @@ def train_command(
     )
     shown = {**asdict(trained), "path": str(path)}
     console.result(json_format.dumps(shown, indent=2) if json else str(path))
+
+
+@app.command("measure", epilog="Example: rnascl teacher measure wrt34 --data cifar10 --limit-test 1000")
+def measure_command(
+    source: Source,
+    data: Annotated[
+        str, typer.Option("--data", metavar="SPEC", help="Whose test images to use, as of 'rnascl attack'.")
+    ],
+    attacks: Annotated[
+        str | None,
+        typer.Option("--attack", metavar="NAME[,NAME...]", help="As of 'rnascl attack'; by default pgd20,aa."),
+    ] = None,
+    eps: Annotated[
+        str | None, typer.Option("--eps", metavar="8/255", help="By default the one it was published or trained with.")
+    ] = None,
+    limit_test: options.LimitTest = None,
+    recipe: options.RecipeFile = None,
+    settings: options.Set = None,
+    batch_size: options.BatchSize = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier measurement.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted measurement.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Attack a teacher, AutoAttack included, and keep the result where list and show find it.
+
+    The result is an attack.json in NAME.measured/ beside the teacher's file, which itself is not changed.
+    """
+    from rnascl_cli.stages.teacher_records import AUTOATTACK, PGD, measure_teacher, usual_eps
+
+    resolved = options.build_recipe(
+        "attack",
+        recipe=recipe,
+        settings=settings,
+        top={"seed": seed, "device": device, "precision": precision},
+        data={"spec": data, "limit_test": limit_test},
+        own={"attacks": attacks or f"{PGD},{AUTOATTACK}", "eps": eps or usual_eps(source), "batch_size": batch_size},
+    )
+    document, path = measure_teacher(source, resolved, force=force, resume=resume)
+    accuracies = [f"{result.attack} at {result.eps} {result.accuracy:.4f}" for result in document.results]
+    console.say(f"on {document.n} test images: clean {document.clean_accuracy:.4f}, {', '.join(accuracies)}")
+    for warning in document.warnings:
+        console.warn(warning)
+    console.finish(document, out=str(path), json=json)
+
+
+def _trained_stem(recipe: Recipe) -> str:
+    """Return the name of a trained teacher's file: what it is of, and the images or the method."""
+    settings = recipe.teacher_train
+    if settings.start_from is not None:
+        path = Path(settings.start_from)
+        stem = path.stem if path.suffix in (".safetensors", ".pt", ".pth", ".ckpt") else path.name
+        return f"{stem}-{settings.method}".replace(":", "-")
+    return f"{settings.architecture or 'r18'}-{recipe.data.spec.partition(':')[0]}".replace(":", "-")
 
 
 def _self_test_recipe(data: str | None, *, limit_test: int | None, seed: int | None, device: str | None) -> Recipe:
@@ -289,17 +358,22 @@ def _beside(number: float | None, what: str) -> str:
     return "" if number is None else f" ({what}: {number:.4f})"
 
 
-def _pair(numbers: dict[str, Any] | None, first: str, second: str) -> str:
-    if not numbers or numbers.get(first) is None:
+def _accuracies(numbers: dict[str, Any] | None, *names: str) -> str:
+    found = [(numbers or {}).get(name) for name in names]
+    if all(number is None for number in found):
         return "-"
-    other = numbers.get(second)
-    return f"{numbers[first]:.4f} / {'-' if other is None else f'{other:.4f}'}"
+    return " / ".join("-" if number is None else f"{number:.4f}" for number in found)
 
 
 def _plain(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(f"{item:.4g}" for item in value)
-    return json_format.dumps(value) if isinstance(value, dict) else str(value)
+    """Return a fact on one line; fingerprints are for --json."""
+    if isinstance(value, dict):
+        facts = {key: item for key, item in value.items() if item is not None and key != "fingerprint"}
+        nested = {key: f"({_plain(item)})" if isinstance(item, dict) else _plain(item) for key, item in facts.items()}
+        return ", ".join(f"{key} {text}" for key, text in nested.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(item) for item in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _columns(rows: Sequence[tuple[str, ...]]) -> str:

@@ -68,6 +68,12 @@ def cifar(name: Literal["cifar10", "cifar100"], folder: str) -> Source:
     return Source(list(parts[0].classes), splits[0], splits[1])
 
 
+def cifar_is_here(name: Literal["cifar10", "cifar100"]) -> bool:
+    """Return whether ``--data NAME`` finds torchvision's copy in the cache, and so would download nothing."""
+    parts = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+    return (cache_dir() / "data" / parts[name]).is_dir()
+
+
 def _cifar_part(kind: Any, name: str, root: Path, *, train: bool) -> Any:
     try:
         return kind(root, train=train, download=False)  # checks every file's MD5 before it is read

@@ -1,13 +1,12 @@
-"""Teachers on disk: our own files, public checkpoints, and the teacher cache."""
+"""Teachers to be had: our own files, public checkpoints, the teacher cache, and timm's pretrained networks."""
 
 from __future__ import annotations
 
-import pickle
-from dataclasses import dataclass, field
+import functools
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rnascl_cli.artifacts.documents import TeacherReference
@@ -16,9 +15,12 @@ from rnascl_cli.cache import cache_dir
 from rnascl_cli.console import warn
 from rnascl_cli.errors import RunError, UserError, nearest
 from rnascl_cli.models.normalise import Normalise
-from rnascl_cli.models.teachers import ARCHITECTURES, architecture_named, network_of
+from rnascl_cli.models.teachers import ARCHITECTURES, architecture_named, network_of, without_memory
 from rnascl_cli.models.teachers.dialects import Constants, Translation, translate, unwrap
+from rnascl_cli.models.teachers.imagenet import Normalised
+from rnascl_cli.models.teachers.inert import load_pickled
 from rnascl_cli.models.teachers.public import IDENTITY, PUBLIC
+from rnascl_cli.models.teachers.timm_models import PREFIX, tensors_sha256, timm_model
 
 PICKLED = (".pt", ".pth", ".ckpt", ".tar")
 SUFFIX = ".safetensors"
@@ -30,7 +32,7 @@ class Teacher:
 
     Attributes:
         module: In eval mode, without gradients; images in [0, 1] to logits.
-        reference: Which file it came from.
+        reference: Which file it came from, or that it is timm's.
         num_classes: Number of logits.
         architecture: As in ``--arch``.
         header: What the file says of itself: source, training, accuracies measured. Empty for public files.
@@ -61,24 +63,26 @@ def read_teacher(source: str, *, num_classes: int | None = None) -> Teacher:
     """Find and read a teacher.
 
     Args:
-        source: A name in the teacher cache, or a file: one made by ``rnascl teacher``, or a public checkpoint.
+        source: A name in the teacher cache, a file (one made by ``rnascl teacher``, or a public checkpoint), or
+            ``timm:NAME``.
         num_classes: How many classes the teacher must have; None for any.
 
     Raises:
         UserError: It is not there (the message says how to get it), damaged, no teacher, or has another
             number of classes.
     """
+    if source.startswith(PREFIX):
+        return _read_timm(source, num_classes=num_classes)
     path = find_teacher(source)
     checkpoint = read_checkpoint(path)
     classes = checkpoint.translation.num_classes
-    if num_classes is not None and classes != num_classes:
-        raise UserError(f"teacher {source} has {classes} classes, the data has {num_classes}; choose another of them")
+    _check_classes(source, classes, num_classes)
     constants = checkpoint.constants
     if constants is None:
         constants = default_constants(checkpoint.translation.architecture)
+        how = "as they are" if constants == IDENTITY else f"with the usual mean {constants[0]} and std {constants[1]}"
         warn(
-            f"teacher {path}: the file holds no normalisation; images go in "
-            f"{'as they are' if constants == IDENTITY else 'with the constants of ImageNet'}. "
+            f"teacher {path}: the file holds no normalisation; images go in {how}. "
             "If it was trained with another, import it with --mean and --std"
         )
     reference = TeacherReference(
@@ -89,6 +93,27 @@ def read_teacher(source: str, *, num_classes: int | None = None) -> Teacher:
     )
     module = assemble(checkpoint.translation, constants)
     return Teacher(module, reference, classes, checkpoint.translation.architecture, checkpoint.header)
+
+
+def _check_classes(source: str, classes: int, wanted: int | None) -> None:
+    if wanted is not None and classes != wanted:
+        raise UserError(
+            f"teacher {source} has {classes} classes, the data has {wanted}; choose another of them, or do without the "
+            "KL term, which compares class by class (--paradigm icc, or kl.weight=0)"
+        )
+
+
+def _read_timm(source: str, *, num_classes: int | None) -> Teacher:
+    """Take a network and its weights from timm; their identity is a hash over the tensors."""
+    facts = timm_model(source.removeprefix(PREFIX), option="--teacher")
+    _check_classes(source, facts.num_classes, num_classes)  # before anything is downloaded
+    module = Normalised(facts.pretrained())
+    module.normalise = Normalise(*facts.constants)
+    name = f"{PREFIX}{facts.name}"
+    sha256 = tensors_sha256(module, facts.constants)
+    reference = TeacherReference(source=source, path=name, architecture=name, sha256=sha256)
+    header = {"source": f"timm {facts.name}, its pretrained weights"}
+    return Teacher(module.eval().requires_grad_(False), reference, facts.num_classes, name, header)
 
 
 def find_teacher(source: str) -> Path:
@@ -104,7 +129,7 @@ def find_teacher(source: str) -> Path:
         return path
     if path.suffix or len(path.parts) != 1:
         what = "is a folder" if path.is_dir() else "no such file"
-        raise UserError(f"--teacher {source}: {what}; name a teacher file, or one of {', '.join(PUBLIC)}")
+        raise UserError(f"--teacher {source}: {what}; name a teacher file, timm:NAME, or one of {', '.join(PUBLIC)}")
     folder = teachers_dir()
     if (exact := folder / f"{source}{SUFFIX}").is_file():
         return exact
@@ -152,29 +177,36 @@ def read_checkpoint(path: Path, *, architecture: str | None = None) -> Checkpoin
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path")
     if path.suffix.lower() != SUFFIX:
-        translation = translate(
-            unwrap(_load_pickled(path), where=str(path)), architecture=architecture, where=str(path)
-        )
-        return Checkpoint(translation, translation.constants, {})
+        if path.suffix.lower() not in PICKLED:
+            raise UserError(f"{path}: not a checkpoint; {SUFFIX}, .pt, .pth or .ckpt is needed")
+        return _public(load_pickled(path), architecture, where=str(path))
     tensors, header, _ = read_weights(path)
     if header is None:
-        translation = translate(unwrap(tensors, where=str(path)), architecture=architecture, where=str(path))
-        return Checkpoint(translation, translation.constants, {})
+        return _public(tensors, architecture, where=str(path))
     if header.get("kind") != "teacher":
         raise UserError(f"{path}: a teacher file is needed; this is a {str(header.get('kind'))[:40]!r}")
     named = header.get("architecture")
-    if not isinstance(named, str) or named not in ARCHITECTURES:
+    if not isinstance(named, str) or not (named in ARCHITECTURES or named.startswith(PREFIX)):
         raise UserError(f"{path}: made for an architecture this rnascl does not know ({str(named)[:40]!r})")
+    architecture_named(named, option=f"{path}: made for")  # timm may have dropped it
     if architecture is not None and architecture_named(architecture).name != named:
         raise UserError(f"--arch {architecture}: {path} is a {named}")
     translation = translate(tensors, architecture=named, where=str(path))
     return Checkpoint(translation, _header_constants(header, where=str(path)), header)
 
 
+def _public(loaded: Any, architecture: str | None, *, where: str) -> Checkpoint:
+    """Bring somebody else's checkpoint to our names."""
+    state, beside = unwrap(loaded, where=where)
+    found = translate(state, architecture=architecture, where=where)
+    return Checkpoint(replace(found, dropped={**found.dropped, **beside}), found.constants, {})
+
+
 def assemble(translation: Translation, constants: Constants) -> nn.Module:
     """Build the network and give it its weights; in eval mode, without gradients."""
-    with torch.device("meta"):  # no time for initial weights that are overwritten at once
-        module = ARCHITECTURES[translation.architecture].build(num_classes=translation.num_classes)
+    architecture = architecture_named(translation.architecture)
+    build = architecture.build if not architecture.state_is_all else functools.partial(without_memory, architecture)
+    module = build(num_classes=translation.num_classes)  # without time for initial weights, where that can be
     module.normalise = Normalise(*constants)
     network = network_of(module)
     tensors: dict[str, Tensor] = {
@@ -192,7 +224,7 @@ def write_teacher(path: Path, module: nn.Module, *, architecture: str, num_class
     Args:
         path: Where to.
         module: The teacher.
-        architecture: Its name in :data:`ARCHITECTURES`.
+        architecture: Its name, as in ``--arch``.
         num_classes: Number of logits.
         about: What else the header should say: ``source``, ``source_sha256``, ``measured``, ``training``.
 
@@ -218,23 +250,8 @@ def write_teacher(path: Path, module: nn.Module, *, architecture: str, num_class
 
 
 def default_constants(architecture: str) -> Constants:
-    """Return the normalisation to take where a file names none: ImageNet's for its networks, none for CIFAR's."""
-    return ARCHITECTURES[architecture].normalised_as or IDENTITY
-
-
-def _load_pickled(path: Path) -> Any:
-    if path.suffix.lower() not in PICKLED:
-        raise UserError(f"{path}: not a checkpoint; {SUFFIX}, .pt, .pth or .ckpt is needed")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = " ".join(str(error).split("\n")[0].split())[:160]
-        raise UserError(
-            f"{path}: holds more than tensors, and rnascl runs no code from checkpoints ({reason}); save its state "
-            "dict alone with torch.save or safetensors, where you trust it"
-        ) from None
-    except Exception as error:  # a damaged archive raises RuntimeError, EOFError, KeyError, ValueError, ...
-        raise UserError(f"{path}: damaged or not a checkpoint ({type(error).__name__}); copy it again") from None
+    """Return the normalisation to take where a file names none: what its weights usually expect; none for CIFAR's."""
+    return architecture_named(architecture).normalised_as or IDENTITY
 
 
 def _header_constants(header: dict[str, Any], *, where: str) -> Constants:

@@ -22,8 +22,8 @@ class LoadedModel:
 
     Attributes:
         module: In eval mode; images in [0, 1] to logits.
-        path: The file it came from.
-        sha256: Of that file.
+        path: The file it came from; ``timm:NAME`` where the weights are timm's.
+        sha256: Of that file, or over timm's tensors.
         kind: Student or teacher.
         num_classes: Number of logits.
         run: The run directory it came from, if one was named.
@@ -128,8 +128,8 @@ def resolve_model(name_or_path: str | Path) -> LoadedModel:
     """Find and read a model.
 
     Args:
-        name_or_path: A run directory with a student, a student or teacher file, a public checkpoint, or a
-            teacher's name in the teacher cache.
+        name_or_path: A run directory with a student, a student or teacher file, a public checkpoint, a
+            teacher's name in the teacher cache, or ``timm:NAME``.
 
     Raises:
         UserError: There is no such thing, or it cannot be read.

@@ -7,6 +7,7 @@ the command line's own options. Unknown keys are refused, all at once, each with
 
 from rnascl_cli.recipes.layers import Layer, find_recipe, parse_setting, read_recipe_file, recipes_folder, resolve
 from rnascl_cli.recipes.settings import (
+    SELF_TEST_IMAGES,
     SGD,
     Adam,
     AdvFinetuneSettings,
@@ -30,6 +31,7 @@ from rnascl_cli.recipes.settings import (
 )
 
 __all__ = [
+    "SELF_TEST_IMAGES",
     "SGD",
     "Adam",
     "AdvFinetuneSettings",

@@ -208,13 +208,20 @@ class AttackSettings(Settings):
     audit_images: int = Field(default=100, ge=1, description="how many of the images --audit works on")
 
 
-class TeacherTrainSettings(Settings):
-    """``teacher train``: a CIFAR ResNet made robust by adversarial training."""
+SELF_TEST_IMAGES = 256  # of ``teacher import``: accuracies are then known to about three points
 
-    architecture: str = "r18"
-    method: Literal["pgd-at", "fgsm-rs"] = "fgsm-rs"
+
+class TeacherTrainSettings(Settings):
+    """``teacher train``: a network made robust by adversarial training."""
+
+    architecture: str | None = Field(default=None, description="null: that of start_from, or r18")
+    start_from: str | None = Field(
+        default=None, description="a teacher's name or file, or timm:NAME, to go on from; null: from scratch"
+    )
+    method: Literal["pgd-at", "trades", "fgsm-rs"] = "fgsm-rs"
     epochs: int = Field(default=30, ge=1)
     batch_size: int = Field(default=128, ge=1)
+    beta: float = Field(default=6.0, ge=0.0, description="TRADES: weight of the KL to the perturbed images")
     perturbation: PerturbationSettings = PerturbationSettings()
     optimiser: Optimiser = SGD(weight_decay=5e-4)
     schedule: Schedule = StepSchedule()

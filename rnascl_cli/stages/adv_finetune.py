@@ -15,11 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rnascl_cli.artifacts.documents import AdvFinetuneDocument, DerivedDocument, Paradigm, TrainDocument
 from rnascl_cli.artifacts.store import STUDENT, read_document, sha256_file, write_document
-from rnascl_cli.attacks.gradient import Linf, LossB, cross_entropy, projected_gradient
 from rnascl_cli.data import Batch, ImageSet, load_data
 from rnascl_cli.distill import objectives
 from rnascl_cli.distill.objectives import add_up, trades_kl
@@ -31,14 +29,12 @@ from rnascl_cli.engine.optimise import build_optimiser, descend
 from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.files import load_student, save_student
-from rnascl_cli.recipes import AdvFinetuneSettings, PerturbationSettings, Recipe
+from rnascl_cli.recipes import AdvFinetuneSettings, Recipe
 from rnascl_cli.stages.apprentice import Apprentice
+from rnascl_cli.stages.perturbing import perturb
 from rnascl_cli.stages.planning import training_provenance
 from rnascl_cli.stages.schooling import school
 from rnascl_cli.stages.train import check_fits, holdout_accuracy
-
-TRADES_START_STD = 0.001  # of the Gaussian from which TRADES starts, as its authors do: the KL's gradient at x is 0
-FAST_STEP = 1.25  # times eps: the step of FGSM-RS that its authors recommend
 
 
 def source_run(source: Path) -> tuple[TrainDocument | AdvFinetuneDocument, DerivedDocument]:
@@ -185,34 +181,3 @@ class AdvFinetuneTask:
         """Measure clean accuracy on the held-out images."""
         self._apprentice.end_epoch()
         return holdout_accuracy(self._apprentice, self._holdout, self._compute)
-
-
-def perturb(
-    student: torch.nn.Module,
-    x_BCHW: Tensor,
-    y_B: Tensor,
-    settings: AdvFinetuneSettings,
-    *,
-    noise: torch.Generator,
-) -> Tensor:
-    """Return the perturbed images that the method trains on, inside the L-inf ball and [0, 1]."""
-    perturbation: PerturbationSettings = settings.perturbation
-    ball = Linf(perturbation.eps)
-    step_size, steps = perturbation.step_size, perturbation.steps
-    loss: LossB
-    if settings.method == "trades":
-        with torch.no_grad():
-            log_p_BK = F.log_softmax(student(x_BCHW).float(), dim=1)
-        start = TRADES_START_STD * torch.randn(x_BCHW.shape, generator=noise).to(x_BCHW)
-
-        def loss(logits_BK: Tensor) -> Tensor:
-            log_adversarial = F.log_softmax(logits_BK.float(), dim=1)
-            return F.kl_div(log_adversarial, log_p_BK, reduction="none", log_target=True).sum(dim=1)
-    else:
-        loss = cross_entropy(y_B)
-        start = ball.noise(x_BCHW, noise)
-        if settings.method == "fast-at":
-            step_size, steps = FAST_STEP * perturbation.eps, 1
-    return projected_gradient(
-        student, x_BCHW, loss=loss, ball=ball, step_size=step_size, steps=steps, start_BCHW=x_BCHW + start
-    )

@@ -85,7 +85,7 @@ class Apprentice:
             return {}
         lesson = self._teacher.look(batch)
         terms = {}
-        if uses_kl(self._paradigm):
+        if uses_kl(self._paradigm, self._kl):
             terms["kl"] = kl_divergence(
                 answer.logits_BK,
                 lesson.logits_BK,
@@ -104,7 +104,13 @@ def distinct_tutors(tutors: TutorMap) -> list[str]:
 
 
 def paradigm_teacher(
-    source: str | None, paradigm: Paradigm, derived: DerivedDocument, *, data: Data, attention: AttentionSettings
+    source: str | None,
+    paradigm: Paradigm,
+    derived: DerivedDocument,
+    *,
+    data: Data,
+    attention: AttentionSettings,
+    kl: KLSettings,
 ) -> Teacher | None:
     """Read the teacher a student is to learn from, and check it against the tutor map.
 
@@ -112,7 +118,7 @@ def paradigm_teacher(
         UserError: It is not the teacher of the tutor map, has other layers, or the document has no tutor map
             although the paradigm needs one.
     """
-    teacher = require_teacher(source, paradigm, num_classes=data.num_classes)
+    teacher = require_teacher(source, paradigm, kl=kl, num_classes=data.num_classes, input_size=data.input_size)
     if not uses_tutors(paradigm) or teacher is None:
         return teacher
     tutors = derived.tutors

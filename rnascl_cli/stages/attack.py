@@ -40,6 +40,7 @@ from rnascl_cli.engine.seeds import generator
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.files import LoadedModel, resolve_model
 from rnascl_cli.models.normalise import Normalise
+from rnascl_cli.models.seeing import check_sees
 from rnascl_cli.recipes import AttackSettings, Recipe
 from rnascl_cli.units import Epsilon, parse_epsilon
 
@@ -145,6 +146,7 @@ def attack(
     domain = _domain(model, settings, target)
     data = load_data(recipe.data, seed=recipe.seed, training=False)
     _check_classes(target, data, attacks)
+    check_sees(model, target.name, input_size=data.input_size)
     journal = _journal(target, recipe, data, directory, resume=resume)
     with evaluating(model), frozen(model.parameters()):
         evaluator = _evaluator(model, data, recipe, compute, domain, journal)

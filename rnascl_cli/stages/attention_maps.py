@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rnascl_cli.artifacts.documents import TutorMap
+from rnascl_cli.artifacts.documents import TeacherReference, TutorMap
 from rnascl_cli.artifacts.store import STUDENT, sha256_file
 from rnascl_cli.data.decode import CROPPED_SIDE, Shape, decode, image_size
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.checkpoints import read_teacher
 from rnascl_cli.models.files import load_student
 from rnascl_cli.models.taps import Tap, recording_maps
+from rnascl_cli.models.teachers.timm_models import PREFIX
 from rnascl_cli.reporting.lineage import Model
 from rnascl_cli.reporting.map_plots import LayerMap, MapSet
 
@@ -59,15 +60,23 @@ def attention_maps(models: Sequence[Model], image: Path) -> tuple[list[MapSet], 
 
 def _missing_file(model: Model, tutors: TutorMap) -> str | None:
     assert model.made is not None
-    for name, path, sha256 in (
-        ("the student's file", model.made.folder / STUDENT, model.sha256),
-        ("the teacher's file", Path(tutors.teacher.path), tutors.teacher.sha256),
-    ):
+    files = [("the student's file", model.made.folder / STUDENT, model.sha256)]
+    if not tutors.teacher.path.startswith(PREFIX):
+        files.append(("the teacher's file", Path(tutors.teacher.path), tutors.teacher.sha256))
+    for name, path, sha256 in files:
         if not path.is_file():
             return f"{name} is not there"
         if sha256_file(path) != sha256:
             return f"{name} has changed"
-    return None
+    return _missing_weights(tutors.teacher) if tutors.teacher.path.startswith(PREFIX) else None
+
+
+def _missing_weights(reference: TeacherReference) -> str | None:
+    try:
+        found = read_teacher(reference.path).reference
+    except UserError as error:
+        return f"the teacher cannot be had ({error})"
+    return None if found.sha256 == reference.sha256 else "timm's weights of the teacher have changed"
 
 
 def _maps(model: Model, tutors: TutorMap, image: Path) -> MapSet:

@@ -57,7 +57,7 @@ def school(
         RunError: The loss became NaN or infinite.
     """
     attention = settings.attention
-    teacher = paradigm_teacher(recipe.teacher, paradigm, derived, data=data, attention=attention)
+    teacher = paradigm_teacher(recipe.teacher, paradigm, derived, data=data, attention=attention, kl=settings.kl)
     check_student_layers(student, derived, paradigm=paradigm, attention=attention)
     run.create()
     if not run.resume:  # a checkpoint of another network is refused below, and must stay beside its own document

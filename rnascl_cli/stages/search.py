@@ -37,7 +37,15 @@ from rnascl_cli.recipes import Recipe, SearchSettings
 from rnascl_cli.spaces import final_side, space_named
 from rnascl_cli.stages.planning import plan_training, training_provenance
 from rnascl_cli.stages.teacher_outputs import keep_outputs
-from rnascl_cli.stages.teaching import Lesson, TeacherOnDuty, on_duty, require_teacher, uses_kl, uses_tutors
+from rnascl_cli.stages.teaching import (
+    Lesson,
+    TeacherOnDuty,
+    on_duty,
+    require_teacher,
+    tutor_layers,
+    uses_kl,
+    uses_tutors,
+)
 
 
 def search(recipe: Recipe, run: RunDirectory) -> SearchDocument:
@@ -55,14 +63,20 @@ def search(recipe: Recipe, run: RunDirectory) -> SearchDocument:
     space = space_named(recipe.space)
     compute = resolve_compute(recipe.device, recipe.precision)
     data = load_data(recipe.data, seed=recipe.seed)
-    teacher = require_teacher(recipe.teacher, settings.paradigm, num_classes=data.num_classes)
+    teacher = require_teacher(
+        recipe.teacher,
+        settings.paradigm,
+        kl=settings.kl,
+        num_classes=data.num_classes,
+        input_size=data.input_size,
+    )
 
     torch.manual_seed(recipe.seed)
     supernet = Supernet(space, num_classes=data.num_classes, mean=data.mean, std=data.std)
     tap = settings.attention.tap
     tutoring = uses_tutors(settings.paradigm) and teacher is not None
     student_layers = list(tappable_layers(supernet, tap))
-    teacher_layers = list(tappable_layers(teacher.module, tap)) if tutoring and teacher is not None else []
+    teacher_layers = tutor_layers(teacher, tap) if tutoring and teacher is not None else []
     choices = Choices(
         space.block_choices,
         student_layers=len(student_layers) if tutoring else 0,
@@ -222,7 +236,7 @@ class SearchTask:
         with self._compute.student_autocast():
             logits_bK = self._supernet(x_bCHW, sample.widths)
         terms = {"ce": cross_entropy(logits_bK, y_b)}
-        if lesson is not None and uses_kl(settings.paradigm):
+        if lesson is not None and uses_kl(settings.paradigm, settings.kl):
             terms["kl"] = kl_divergence(
                 logits_bK, lesson.logits_BK, direction=settings.kl.direction, temperature=settings.kl.temperature
             )

@@ -1,9 +1,11 @@
 """Training of teachers: adversarial training, the best epoch chosen on held-out images.
 
 - ``pgd-at``: cross-entropy on images perturbed by PGD (Madry et al. 2018);
-- ``fgsm-rs``: the same with one step of 1.25 eps from a random start (Wong et al. 2020). It can collapse within
-  an epoch ("catastrophic overfitting"), and PGD training overfits (Rice et al. 2020), so after each epoch PGD-10
-  is run on held-out training images, and the weights of the best epoch are kept.
+- ``trades``: cross-entropy on the clean images, and beta times the KL to the perturbed ones (Zhang et al. 2019);
+- ``fgsm-rs``: as ``pgd-at``, with one step of 1.25 eps from a random start (Wong et al. 2020).
+
+One-step training can collapse within an epoch ("catastrophic overfitting"), and the others overfit (Rice et al.
+2020), so after each epoch PGD-10 is run on held-out training images, and the weights of the best epoch are kept.
 
 Shape suffixes: B images, C channels, H height, W width, K classes.
 """
@@ -11,59 +13,35 @@ Shape suffixes: B images, C channels, H height, W width, K classes.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rnascl_cli import __version__
-from rnascl_cli.attacks.gradient import Linf, cross_entropy, projected_gradient
-from rnascl_cli.console import say, warn
-from rnascl_cli.data import Batch, Data, ImageSet, load_data, ordered_batches
+from rnascl_cli.console import warn
+from rnascl_cli.data import Batch, Data, ImageSet, load_data
 from rnascl_cli.data.augment import LARGEST_CIFAR_LIKE
+from rnascl_cli.distill.objectives import add_up, cross_entropy, trades_kl
 from rnascl_cli.engine.compute import Compute, resolve_compute
 from rnascl_cli.engine.evaluate import accuracy
 from rnascl_cli.engine.fit import ScheduledOptimiser, Stateful, fit
 from rnascl_cli.engine.modes import evaluating, fixed_statistics, frozen
 from rnascl_cli.engine.optimise import build_optimiser, descend
-from rnascl_cli.engine.progress import progress
 from rnascl_cli.engine.run_directory import CHECKPOINT, RunDirectory
 from rnascl_cli.engine.seeds import generator
 from rnascl_cli.errors import UserError
-from rnascl_cli.models.checkpoints import SUFFIX, write_teacher
+from rnascl_cli.models.checkpoints import SUFFIX, Teacher, read_teacher, write_teacher
 from rnascl_cli.models.teachers import TeacherArchitecture, architecture_named, build_teacher
 from rnascl_cli.recipes import Recipe, TeacherTrainSettings
+from rnascl_cli.stages.perturbing import perturb
 from rnascl_cli.stages.planning import plan_training
+from rnascl_cli.stages.teacher_measuring import Measured, measure, robust_accuracy
 
 STAGE = "teacher-train"
-FGSM_RS_STEP = 1.25  # times eps: the step that Wong et al. recommend
-VALIDATION_STEPS, TEST_STEPS = 10, 20
-STEP_SHARE = 0.25  # of eps: 2/255 at 8/255, the step of the evaluations
-BATCH = 250
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Accuracies of a teacher on test images, as kept in its file's header.
-
-    Attributes:
-        clean: Share of the images classified rightly.
-        pgd20: Share still right under PGD-20 with random start and steps of eps/4.
-        eps: Of the attack, L-inf, pixel units, as a fraction.
-        n: Number of images.
-        data: The ``--data`` value.
-        fingerprint: Of the images.
-    """
-
-    clean: float
-    pgd20: float
-    eps: str
-    n: int
-    data: str
-    fingerprint: str
+DEFAULT_ARCHITECTURE = "r18"
+VALIDATION_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -114,22 +92,29 @@ def train_teacher(recipe: Recipe, out: Path, run: RunDirectory) -> Trained:
         run: Where metrics and checkpoint go, claimed but not yet made. The checkpoint is removed at the end.
 
     Raises:
-        UserError: The data do not fit the architecture, or nothing is held out.
+        UserError: The data do not fit the architecture or the teacher to start from, or nothing is held out.
         RunError: The loss became NaN or infinite; no file is written.
     """
     settings = recipe.teacher_train
-    architecture = architecture_named(settings.architecture)
+    start = starting_point(settings)
+    architecture = architecture_named(chosen_architecture(settings, start))
     compute = resolve_compute(recipe.device, recipe.precision)
     data = load_data(recipe.data, seed=recipe.seed)
     check_size(architecture, data)
     if not len(data.holdout):
         raise UserError("data.holdout: teacher training chooses its epoch on held-out images; set it above 0")
-    module = fresh_teacher(architecture, data, seed=recipe.seed).to(compute.device)
-    module = module.to(memory_format=torch.channels_last)
+    if start is None:
+        module = fresh_teacher(architecture, data, seed=recipe.seed)
+    else:
+        check_start(start, data)
+        if Path(start.reference.path).resolve() == out.resolve():
+            raise UserError(f"--out {out}: is the teacher to start from, and would be lost; name another")
+        module = start.module.requires_grad_(True)
+    module = module.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     run.create()
     task = AdversarialTraining(module, settings, holdout=data.holdout, compute=compute, seed=recipe.seed)
-    fit(task, plan_training(STAGE, recipe, settings, data=data, compute=compute, run=run))
+    fit(task, plan_training(STAGE, recipe, settings, data=data, compute=compute, run=run, teacher=start))
     module.load_state_dict(task.best.weights)
     measured = measure(module, data, eps=settings.perturbation.eps, compute=compute, seed=recipe.seed)
     if measured.pgd20 <= 1 / data.num_classes:
@@ -139,10 +124,51 @@ def train_teacher(recipe: Recipe, out: Path, run: RunDirectory) -> Trained:
         module,
         architecture=architecture.name,
         num_classes=data.num_classes,
-        about=_about(recipe, data, task.best, measured),
+        about=_about(recipe, data, task.best, measured, start),
     )
     (run.path / CHECKPOINT).unlink(missing_ok=True)
     return Trained(out, sha256, task.best.epoch + 1, task.best.validation, measured)
+
+
+def starting_point(settings: TeacherTrainSettings) -> Teacher | None:
+    """Read the teacher that the training goes on from; None from scratch.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    if settings.start_from is None:
+        return None
+    try:
+        return read_teacher(settings.start_from)
+    except UserError as error:
+        raise UserError(str(error).replace("--teacher", "--from", 1)) from None
+
+
+def chosen_architecture(settings: TeacherTrainSettings, start: Teacher | None) -> str:
+    """Return the architecture asked for, that of the teacher to start from, or the default one.
+
+    Raises:
+        UserError: Another one is asked for than the teacher to start from has.
+    """
+    asked = settings.architecture
+    if start is None:
+        return asked or DEFAULT_ARCHITECTURE
+    if asked is not None and architecture_named(asked).name != start.architecture:
+        raise UserError(f"--arch {asked}: --from {start.reference.source} is a {start.architecture}; leave --arch out")
+    return start.architecture
+
+
+def check_start(start: Teacher, data: Data) -> None:
+    """Refuse to go on from a teacher of other classes: its last layer would mean something else.
+
+    Raises:
+        UserError: It has another number of classes than the data.
+    """
+    if start.num_classes != data.num_classes:
+        raise UserError(
+            f"--from {start.reference.source}: has {start.num_classes} classes, --data {data.spec} has "
+            f"{data.num_classes}; choose another of them, or train from scratch"
+        )
 
 
 def fresh_teacher(architecture: TeacherArchitecture, data: Data, *, seed: int) -> nn.Module:
@@ -209,36 +235,33 @@ class AdversarialTraining:
         self._module.train()
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """Perturb the batch, then take one step of SGD on the perturbed images."""
-        optimiser = self.optimisers[0].optimiser
-        y_B = batch.y_B
-        adversarial_BCHW = self._perturb(batch.x_BCHW, y_B)
+        """Perturb the batch, then take one step of SGD on the perturbed images; for TRADES on the clean ones too."""
+        x_BCHW, y_B = batch.x_BCHW, batch.y_B
+        adversarial_BCHW = self._perturb(x_BCHW, y_B)
+        terms: dict[str, Tensor] = {}
+        right: dict[str, Tensor] = {}
         with self._compute.student_autocast():
-            logits_BK = self._module(adversarial_BCHW)
-        loss = F.cross_entropy(logits_BK.float(), y_B)
-        descend(optimiser, loss)
-        right = (logits_BK.detach().argmax(dim=1) == y_B).float().mean()
-        return {"loss": loss.detach(), "train_robust_accuracy": right}
+            if self._settings.method == "trades":
+                clean_BK = self._module(x_BCHW)
+                perturbed_BK = self._module(adversarial_BCHW)
+                terms = {"ce": cross_entropy(clean_BK, y_B), "adversarial": trades_kl(clean_BK, perturbed_BK)}
+                right["train_accuracy"] = _share_right(clean_BK, y_B)
+            else:
+                perturbed_BK = self._module(adversarial_BCHW)
+                terms = {"adversarial": cross_entropy(perturbed_BK, y_B)}
+        loss = add_up(terms, {"adversarial": self._settings.beta if self._settings.method == "trades" else 1.0})
+        descend(self.optimisers[0].optimiser, loss)
+        right["train_robust_accuracy"] = _share_right(perturbed_BK, y_B)
+        return {name: value.detach() for name, value in {"loss": loss, **terms, **right}.items()}
 
     def _perturb(self, x_BCHW: Tensor, y_B: Tensor) -> Tensor:
-        perturbation = self._settings.perturbation
-        ball = Linf(perturbation.eps)
-        step_size, steps = perturbation.step_size, perturbation.steps
-        if self._settings.method == "fgsm-rs":
-            step_size, steps = FGSM_RS_STEP * perturbation.eps, 1
-        # Train mode, as Madry, Wong and Rice do: from scratch, running statistics lag far behind the weights, and
-        # what is to be fooled is the function that the step then trains. The passes on half-made images leave
-        # the running statistics alone.
-        with fixed_statistics(self._module), frozen(self._module.parameters()), self._compute.student_autocast():
-            return projected_gradient(
-                self._module,
-                x_BCHW,
-                loss=cross_entropy(y_B),
-                ball=ball,
-                step_size=step_size,
-                steps=steps,
-                start_BCHW=x_BCHW + ball.noise(x_BCHW, self._noise),
-            )
+        # Train mode on the cross-entropy, as Madry, Wong and Rice do: from scratch, running statistics lag far behind
+        # the weights, and what is to be fooled is the function that the step then trains. The passes on half-made
+        # images leave the running statistics alone. TRADES's authors look for its images in eval mode.
+        module = self._module
+        mode = evaluating(module) if self._settings.method == "trades" else fixed_statistics(module)
+        with mode, frozen(module.parameters()), self._compute.student_autocast():
+            return perturb(module, x_BCHW, y_B, self._settings, noise=self._noise)
 
     def end_epoch(self) -> dict[str, Any]:
         """Measure clean and PGD-10 accuracy on the held-out images; keep the weights if they are the best."""
@@ -255,69 +278,17 @@ class AdversarialTraining:
         return {"holdout_accuracy": clean, "holdout_robust_accuracy": robust}
 
 
-def robust_accuracy(
-    module: nn.Module, images: ImageSet, *, eps: float, steps: int, compute: Compute, noise: torch.Generator
-) -> float:
-    """Return the share of images that are right, and stay right under PGD with random start and steps of eps/4.
-
-    In eval mode and float32.
-    """
-    right = 0
-    ball = Linf(eps)
-    with (
-        evaluating(module),
-        frozen(module.parameters()),
-        progress(f"PGD-{steps}", len(images)) as advance,
-    ):
-        for x_BCHW, y_B in ordered_batches(images, batch_size=BATCH, device=compute.device):
-            start_BCHW = x_BCHW + ball.noise(x_BCHW, noise)
-            with torch.no_grad():
-                still_B = module(x_BCHW).argmax(dim=1) == y_B
-            x_R, y_R, start_R = x_BCHW[still_B], y_B[still_B], start_BCHW[still_B]
-            if len(x_R):
-                adversarial = projected_gradient(
-                    module,
-                    x_R,
-                    loss=cross_entropy(y_R),
-                    ball=ball,
-                    step_size=STEP_SHARE * eps,
-                    steps=steps,
-                    start_BCHW=start_R,
-                )
-                with torch.no_grad():
-                    right += int((module(adversarial).argmax(dim=1) == y_R).sum())
-            advance(len(y_B))
-    return right / len(images)
+def _share_right(logits_BK: Tensor, y_B: Tensor) -> Tensor:
+    return (logits_BK.argmax(dim=1) == y_B).float().mean()
 
 
-def measure(module: nn.Module, data: Data, *, eps: float, compute: Compute, seed: int) -> Measured:
-    """Measure clean and PGD-20 accuracy on the test images."""
-    module = module.to(compute.device)
-    noise = generator(seed, "teacher", "pgd20")
-    say(f"measuring on {len(data.test):,} test images")
-    return Measured(
-        clean=accuracy(module, data.test, compute=compute),
-        pgd20=robust_accuracy(module, data.test, eps=eps, steps=TEST_STEPS, compute=compute, noise=noise),
-        eps=as_fraction(eps),
-        n=len(data.test),
-        data=data.spec,
-        fingerprint=data.fingerprint,
-    )
-
-
-def as_fraction(eps: float) -> str:
-    """Return eps as a fraction of 255 where it is one: ``"8/255"``."""
-    share = Fraction(eps * 255).limit_denominator(2)
-    whole = abs(float(share) - eps * 255) < 1e-6 and share.denominator == 1
-    return f"{share}/255" if whole else f"{eps:g}"
-
-
-def _about(recipe: Recipe, data: Data, best: Best, measured: Measured) -> dict[str, Any]:
+def _about(recipe: Recipe, data: Data, best: Best, measured: Measured, start: Teacher | None) -> dict[str, Any]:
     """Return the header's account of how the teacher was made; no clock in it, so that equal runs give equal bytes."""
     settings = recipe.teacher_train
+    before = f", from {start.architecture} sha256 {start.reference.sha256[:12]}" if start else ""
     return {
-        "source": f"rnascl teacher train, {settings.method}, eps {measured.eps}, {settings.epochs} epochs",
-        "source_sha256": None,
+        "source": f"rnascl teacher train, {settings.method}, eps {measured.eps}, {settings.epochs} epochs{before}",
+        "source_sha256": start.reference.sha256 if start else None,
         "tool_version": __version__,
         "training": {
             "settings": settings.model_dump(mode="json"),

@@ -26,6 +26,7 @@ from rnascl_cli.errors import RunError, UserError, nearest
 from rnascl_cli.models.checkpoints import SUFFIX
 from rnascl_cli.models.teachers.dialects import Constants
 from rnascl_cli.models.teachers.public import PUBLIC
+from rnascl_cli.recipes import SELF_TEST_IMAGES
 from rnascl_cli.stages.teacher import check_out
 from rnascl_cli.stages.teacher_library import Imported, default_file, import_teacher
 
@@ -93,6 +94,7 @@ def fetch_teacher(
     constants: Constants | None = None,
     sha256: str | None = None,
     data: Data | None = None,
+    limit_test: int = SELF_TEST_IMAGES,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     seed: int = 0,
     force: bool = False,
@@ -105,7 +107,8 @@ def fetch_teacher(
         architecture: What it is; None for what the table says, or to tell it from the tensors.
         constants: Mean and std to put before the network, over what the file holds.
         sha256: What the checkpoint must be.
-        data: Test images for the self-test; None for none.
+        data: Test images for the self-test; None for those of the usual set, where they are here.
+        limit_test: How many images of that set.
         device: Of the self-test.
         seed: Of the self-test's random starts.
         force: Whether to fetch it again and replace ``out``.
@@ -121,7 +124,14 @@ def fetch_teacher(
         return here
     check_out(out, force=force)
     check_writable(out.parent)
-    how = {"architecture": architecture, "constants": constants, "data": data, "device": device, "seed": seed}
+    how = {
+        "architecture": architecture,
+        "constants": constants,
+        "data": data,
+        "limit_test": limit_test,
+        "device": device,
+        "seed": seed,
+    }
     with alone(lock, what=f"{text} to {out}"):
         if not force and (here := _already_here(asked, out)) is not None:  # another process has just brought it
             return here

@@ -1,4 +1,4 @@
-"""The teacher cache: importing, listing and describing teachers."""
+"""Importing a checkpoint into the teacher cache."""
 
 from __future__ import annotations
 
@@ -6,34 +6,30 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import nn
-
 from rnascl_cli import __version__
 from rnascl_cli.artifacts.store import sha256_file
 from rnascl_cli.console import warn
 from rnascl_cli.data import Data
-from rnascl_cli.engine.compute import Compute, resolve_compute
+from rnascl_cli.engine.compute import resolve_compute
 from rnascl_cli.errors import UserError, nearest
 from rnascl_cli.models.checkpoints import (
     SUFFIX,
     Checkpoint,
     assemble,
-    cached_teachers,
     default_constants,
     read_checkpoint,
-    read_teacher,
     teachers_dir,
     write_teacher,
 )
-from rnascl_cli.models.taps import tappable_layers
-from rnascl_cli.models.teachers import ARCHITECTURES
+from rnascl_cli.models.seeing import check_sees
+from rnascl_cli.models.teachers import architecture_named
 from rnascl_cli.models.teachers.dialects import Constants
 from rnascl_cli.models.teachers.public import IDENTITY, PUBLIC, PublicTeacher
-from rnascl_cli.stages.teacher import Measured, check_out, check_size, measure
-from rnascl_cli.units import parse_epsilon
+from rnascl_cli.recipes import SELF_TEST_IMAGES
+from rnascl_cli.stages.teacher import check_out, check_size
+from rnascl_cli.stages.teacher_measuring import Measured
+from rnascl_cli.stages.teacher_self_test import default_data, expectation, say_skipped, self_test
 
-FAR_APART = 0.1  # a measured accuracy this far from the published one means that something is wrong
 CONSTANTS_TOLERANCE = 1e-3
 
 
@@ -53,7 +49,7 @@ class Imported:
         renamed: Tensor names changed, theirs to ours.
         dropped: Tensors left out, and why.
         missed: Names filled in.
-        measured: Accuracies of the self-test, where data were given.
+        measured: Accuracies of the self-test; None where it was skipped for want of images.
         published: Accuracies published of this checkpoint, where known.
     """
 
@@ -97,11 +93,12 @@ def import_teacher(
     constants: Constants | None = None,
     source_url: str | None = None,
     data: Data | None = None,
+    limit_test: int = SELF_TEST_IMAGES,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     seed: int = 0,
     force: bool = False,
 ) -> Imported:
-    """Bring a checkpoint to our names and write it as a teacher file.
+    """Bring a checkpoint to our names, test it on a few hundred images, and write it as a teacher file.
 
     Args:
         source: The checkpoint.
@@ -110,7 +107,9 @@ def import_teacher(
         public: Which public checkpoint it is: its published normalisation and accuracies are then known.
         constants: Mean and std to put before the network, over what the file holds.
         source_url: Where the checkpoint was downloaded from; kept in the header.
-        data: Test images for the self-test; None for none.
+        data: Test images for the self-test; None for those of the set that the architecture is for, where they
+            are here already. Where they are not, it is said that nothing was tested.
+        limit_test: How many images of that set.
         device: Of the self-test.
         seed: Of the self-test's random starts.
         force: Whether to replace ``out``.
@@ -128,16 +127,23 @@ def import_teacher(
     found = checkpoint.translation
     if data is not None:
         _check_fits(found.architecture, found.num_classes, data)
+    else:
+        data = default_data(found.architecture, found.num_classes, limit=limit_test, seed=seed)
     chosen = _choose_constants(checkpoint, constants, known, source)
     module = assemble(found, chosen)
-    measured = (
-        None if data is None else _self_test(module, data, known, compute=resolve_compute(device, "fp32"), seed=seed)
-    )
+    published = published_of(known) if known is not None else checkpoint.header.get("published")
+    measured = None
+    if data is not None:
+        check_sees(module, str(source), input_size=data.input_size)
+        expected = expectation(published, checkpoint.header.get("measured"), data)
+        measured = self_test(module, data, expected, compute=resolve_compute(device, "fp32"), seed=seed)
     about = _about(checkpoint, source, known, measured, same_constants=chosen == checkpoint.constants)
     if source_url is not None:
         about["source_url"] = source_url
     module.to("cpu")
     sha256 = write_teacher(out, module, architecture=found.architecture, num_classes=found.num_classes, about=about)
+    if measured is None:
+        say_skipped(found.architecture, out)
     return Imported(
         path=str(out),
         sha256=sha256,
@@ -173,7 +179,7 @@ def _about(
         "tool_version": __version__,
     }
     if known is not None:
-        about["published"] = _published(known)
+        about["published"] = published_of(known)
     about.setdefault("source", f"RobustBench {known.robustbench}" if known is not None else source.name)
     if measured is not None:
         about["measured"] = asdict(measured)
@@ -183,7 +189,7 @@ def _about(
 def _check_fits(architecture: str, num_classes: int, data: Data) -> None:
     if data.num_classes != num_classes:
         raise UserError(f"--data {data.spec}: has {data.num_classes} classes, the teacher {num_classes}")
-    check_size(ARCHITECTURES[architecture], data)
+    check_size(architecture_named(architecture), data)
 
 
 def _choose_constants(
@@ -205,7 +211,7 @@ def _choose_constants(
     if known is not None:
         return known.constants
     default = default_constants(checkpoint.translation.architecture)
-    what = "none is put in" if default == IDENTITY else f"ImageNet's {_text(default)} is put in"
+    what = "none is put in" if default == IDENTITY else f"the usual {_text(default)} is put in"
     warn(f"{source}: holds no normalisation, and {what}; if it was trained with another, give --mean and --std")
     return default
 
@@ -220,7 +226,8 @@ def _text(constants: Constants) -> str:
     return f"mean {mean}, std {std}"
 
 
-def _published(known: PublicTeacher) -> dict[str, Any]:
+def published_of(known: PublicTeacher) -> dict[str, Any]:
+    """Return what is published of a checkpoint, as it stands in a teacher's header."""
     return {
         "name": known.robustbench,
         "data": known.dataset,
@@ -228,109 +235,3 @@ def _published(known: PublicTeacher) -> dict[str, Any]:
         "clean": known.clean,
         "autoattack": known.autoattack,
     }
-
-
-def _self_test(module: nn.Module, data: Data, known: PublicTeacher | None, *, compute: Compute, seed: int) -> Measured:
-    eps = parse_epsilon(known.eps if known is not None else "8/255").value
-    measured = measure(module, data, eps=eps, compute=compute, seed=seed)
-    if known is not None and known.clean is not None and known.autoattack is not None:
-        # AutoAttack is the stronger attack, so PGD-20 should find more images standing, not fewer.
-        if abs(measured.clean - known.clean) > FAR_APART or measured.pgd20 < known.autoattack - FAR_APART:
-            warn(
-                f"measured clean {measured.clean:.3f} and PGD-20 {measured.pgd20:.3f}, published clean "
-                f"{known.clean:.3f} and AutoAttack {known.autoattack:.3f}: far apart. "
-                "A wrong normalisation is the commonest cause; compare --mean and --std with the checkpoint's page. "
-                "Or is it another checkpoint, or other images?"
-            )
-    elif measured.clean < 2 / data.num_classes:
-        warn(f"clean accuracy is {measured.clean:.3f}, close to chance: another data set, or a wrong normalisation?")
-    return measured
-
-
-def list_teachers() -> list[dict[str, Any]]:
-    """Describe every file of the teacher cache, and every public teacher that is not in it."""
-    rows: list[dict[str, Any]] = []
-    for path in cached_teachers():
-        try:
-            checkpoint = read_checkpoint(path)
-        except UserError as error:
-            rows.append({"name": path.stem, "path": str(path), "problem": str(error)})
-            continue
-        header = checkpoint.header
-        rows.append(
-            {
-                "name": path.stem,
-                "path": str(path),
-                "architecture": checkpoint.translation.architecture,
-                "num_classes": checkpoint.translation.num_classes,
-                "source": header.get("source"),
-                "published": header.get("published"),
-                "measured": header.get("measured"),
-            }
-        )
-    names = {row["name"] for row in rows}
-    for name, known in PUBLIC.items():
-        if name not in names:
-            rows.append(
-                {
-                    "name": name,
-                    "path": None,
-                    "architecture": known.architecture,
-                    "source": f"RobustBench {known.robustbench}",
-                    "published": _published(known),
-                    "measured": None,
-                }
-            )
-    return rows
-
-
-def show_teacher(source: str) -> dict[str, Any]:
-    """Describe a teacher: where it came from, its size, its convolutions and the sides of their maps.
-
-    Raises:
-        UserError: There is no such teacher.
-    """
-    teacher = read_teacher(source)
-    info = ARCHITECTURES[teacher.architecture]
-    normalise: Any = teacher.module.normalise
-    return {
-        "source": teacher.reference.source,
-        "path": teacher.reference.path,
-        "sha256": teacher.reference.sha256,
-        "architecture": teacher.architecture,
-        "description": info.description,
-        "num_classes": teacher.num_classes,
-        "params": sum(parameter.numel() for parameter in teacher.module.parameters()),
-        "input_size": info.input_size,
-        **normalise.constants(),
-        "made_from": teacher.header.get("source"),
-        "made_from_sha256": teacher.header.get("source_sha256"),
-        "training": teacher.header.get("training"),
-        "published": teacher.header.get("published"),
-        "measured": teacher.header.get("measured"),
-        "layers": layer_table(teacher.architecture, teacher.num_classes),
-    }
-
-
-def layer_table(architecture: str, num_classes: int) -> list[dict[str, Any]]:
-    """List the convolutions of an architecture in order, with channels and the side of their output.
-
-    No arithmetic is done: the network runs on shapes alone.
-    """
-    info = ARCHITECTURES[architecture]
-    with torch.device("meta"):
-        module = info.build(num_classes=num_classes).eval()
-        image = torch.zeros(1, 3, info.input_size, info.input_size)
-    rows: list[dict[str, Any]] = []
-
-    def hook_for(name: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-            rows.append({"layer": name, "channels": output.shape[1], "side": output.shape[2]})
-
-        return hook
-
-    for name, layer in tappable_layers(module, "conv").items():
-        layer.register_forward_hook(hook_for(name))
-    with torch.no_grad():
-        module(image)
-    return rows

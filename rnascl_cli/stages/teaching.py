@@ -13,19 +13,21 @@ import torch
 from torch import Tensor
 
 from rnascl_cli.artifacts.documents import Paradigm
+from rnascl_cli.console import warn
 from rnascl_cli.data import Batch
 from rnascl_cli.distill.attention import unit_maps
 from rnascl_cli.engine.compute import Compute
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.checkpoints import Teacher, read_teacher
-from rnascl_cli.models.taps import MapRecorder, recording_maps, tappable_layers
-from rnascl_cli.recipes import AttentionSettings
+from rnascl_cli.models.seeing import check_sees
+from rnascl_cli.models.taps import MapRecorder, Tap, recording_maps, tappable_layers
+from rnascl_cli.recipes import AttentionSettings, KLSettings
 from rnascl_cli.stages.teacher_outputs import KeptOutputs, Outputs, map_dtype
 
 
-def uses_kl(paradigm: Paradigm) -> bool:
-    """Return whether the paradigm has the KL term (section 4.3)."""
-    return paradigm in ("kl", "rnas-cl")
+def uses_kl(paradigm: Paradigm, kl: KLSettings) -> bool:
+    """Return whether there is a KL term: the paradigm has it (section 4.3), and its weight is not zero."""
+    return paradigm in ("kl", "rnas-cl") and kl.weight > 0
 
 
 def uses_tutors(paradigm: Paradigm) -> bool:
@@ -33,18 +35,52 @@ def uses_tutors(paradigm: Paradigm) -> bool:
     return paradigm in ("icc", "rnas-cl")
 
 
-def require_teacher(source: str | None, paradigm: Paradigm, *, num_classes: int) -> Teacher | None:
+def require_teacher(
+    source: str | None, paradigm: Paradigm, *, kl: KLSettings, num_classes: int, input_size: int
+) -> Teacher | None:
     """Read the teacher that a paradigm needs; None for ``standard``.
 
+    Args:
+        source: The ``--teacher`` value.
+        paradigm: Which terms of eqs. (2) and (3) there are.
+        kl: Of the stage. Only while the KL term is on must teacher and data have the same number of classes.
+        num_classes: Of the data.
+        input_size: Height and width of the data's images, pixels.
+
     Raises:
-        UserError: The paradigm needs a teacher and none is named, or it cannot be read, or the KL term would
-            compare different numbers of classes.
+        UserError: The paradigm needs a teacher and none is named, it cannot be read or cannot see such images,
+            or the KL term would compare different numbers of classes.
     """
     if paradigm == "standard":
         return None
     if source is None:
         raise UserError(f"--teacher: paradigm '{paradigm}' needs a teacher; name one or use --paradigm standard")
-    return read_teacher(source, num_classes=num_classes if uses_kl(paradigm) else None)
+    teacher = read_teacher(source, num_classes=num_classes if uses_kl(paradigm, kl) else None)
+    check_sees(teacher.module, f"--teacher {source}", input_size=input_size)
+    return teacher
+
+
+def tutor_layers(teacher: Teacher, tap: Tap) -> list[str]:
+    """Return the names of the teacher's layers that can be tutors.
+
+    A network without any is refused; one with a single one (a vision transformer has its patch embedding only)
+    leaves nothing to choose, and that is said.
+
+    Raises:
+        UserError: There are none.
+    """
+    layers = list(tappable_layers(teacher.module, tap))
+    if not layers:
+        raise UserError(
+            f"--teacher {teacher.reference.source}: has no {tap} layers to be tutors; use --paradigm kl, or another "
+            "teacher or attention.tap"
+        )
+    if len(layers) == 1:
+        warn(
+            f"teacher {teacher.reference.source}: has one {tap} layer, {layers[0]}, so that every student layer has "
+            "the same tutor; use --paradigm kl, or a teacher with more"
+        )
+    return layers
 
 
 class Lesson(NamedTuple):

@@ -31,8 +31,10 @@ SURFACE = {
     "teacher import": "FILE --arch --public --mean --std --data --limit-test --seed --device --out --force --json",
     "teacher fetch": "NAME|ADDRESS --arch --mean --std --sha256 --data --limit-test --seed --device --out "
     "--force --json",
-    "teacher train": "--arch --method --eps --data --limit-train --limit-test --recipe --set --epochs --batch-size "
-    "--seed --device --precision --out --force --resume --json",
+    "teacher measure": "NAME|FILE --data --attack --eps --limit-test --recipe --set --batch-size --seed --device "
+    "--precision --force --resume --json",
+    "teacher train": "--arch --from --method --eps --data --limit-train --limit-test --recipe --set --epochs "
+    "--batch-size --seed --device --precision --out --force --resume --json",
 }
 # CONTRACT.md: what scripts rely on.
 CONTRACT = {

@@ -20,8 +20,10 @@ from rnascl_cli.models.files import build_student
 from rnascl_cli.recipes import SGD, AdvFinetuneSettings, AttentionSettings, KLSettings, PerturbationSettings
 from rnascl_cli.spaces import SPACES, network_cost
 from rnascl_cli.stages import adv_finetune as stage
-from rnascl_cli.stages.adv_finetune import FAST_STEP, AdvFinetuneTask, perturb
+from rnascl_cli.stages import perturbing
+from rnascl_cli.stages.adv_finetune import AdvFinetuneTask
 from rnascl_cli.stages.apprentice import Answer, apprenticeship
+from rnascl_cli.stages.perturbing import FAST_STEP, perturb
 from tests.batches import as_batch
 from tests.engine.toy import CPU, image_set
 from tests.models.slimming import shaken
@@ -101,7 +103,7 @@ def test_where_each_method_starts(tiny: Tiny, method: Any, monkeypatch: pytest.M
         starts.append(start_BCHW - x_BCHW)
         return x_BCHW
 
-    monkeypatch.setattr(stage, "projected_gradient", noted)
+    monkeypatch.setattr(perturbing, "projected_gradient", noted)
     settings = AdvFinetuneSettings(method=method, perturbation=PerturbationSettings(eps=0.1))
     for seed in (0, 0, 1):
         noise = torch.Generator().manual_seed(seed)

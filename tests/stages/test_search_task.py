@@ -260,7 +260,8 @@ def test_the_epochs_entry(data: Data, tiny_teacher: Path) -> None:
 @pytest.mark.parametrize("paradigm", ["rnas-cl", "icc", "kl", "standard"])
 def test_which_terms_a_paradigm_has(paradigm: Paradigm) -> None:
     expected = {"rnas-cl": (True, True), "icc": (False, True), "kl": (True, False), "standard": (False, False)}
-    assert (uses_kl(paradigm), uses_tutors(paradigm)) == expected[paradigm]
+    assert (uses_kl(paradigm, KLSettings()), uses_tutors(paradigm)) == expected[paradigm]
+    assert not uses_kl(paradigm, KLSettings(weight=0.0))
 
 
 def test_expected_macs_are_those_of_the_sampled_weights(data: Data, tiny_teacher: Path) -> None:

@@ -29,16 +29,21 @@ def random_teacher(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = build_teacher(architecture, num_classes=num_classes, mean=mean, std=std)
-        for norm in module.modules():
-            if isinstance(norm, nn.BatchNorm2d):
-                assert norm.running_mean is not None
-                assert norm.running_var is not None
-                norm.running_mean.normal_(std=0.1)
-                norm.running_var.uniform_(0.5, 1.5)
-                norm.num_batches_tracked = torch.tensor(7)
-                nn.init.uniform_(norm.weight, 0.5, 1.5)
-                nn.init.normal_(norm.bias, std=0.1)
+        shake(module)
     return module.eval()
+
+
+def shake(module: nn.Module) -> None:
+    """Give every BatchNorm statistics and parameters that differ from their first ones."""
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            norm.running_mean.normal_(std=0.1)
+            norm.running_var.uniform_(0.5, 1.5)
+            norm.num_batches_tracked = torch.tensor(7)
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, std=0.1)
 
 
 def images(side: int = 32, count: int = 2) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,11 +11,11 @@ from torch.nn import functional as F
 
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.taps import tappable_layers
-from rnascl_cli.models.teachers import ARCHITECTURES, architecture_named, build_teacher
+from rnascl_cli.models.teachers import ARCHITECTURES, architecture_named, build_teacher, without_memory
 from rnascl_cli.models.teachers.dialects import expected_tensors
 from rnascl_cli.models.teachers.resnet import BasicBlock, Bottleneck, CifarResNet
 from rnascl_cli.models.teachers.wide_resnet import WideResNet
-from rnascl_cli.stages.teacher_library import layer_table
+from rnascl_cli.stages.teacher_records import layer_table
 from tests.teachers.conftest import images
 
 # As published: WRN-34-10 46.2 M, WRN-34-20 184.5 M, ImageNet's as in torchvision's documentation.
@@ -137,10 +139,15 @@ def test_aliases_and_unknown_names() -> None:
         build_teacher("r-18", num_classes=10)
 
 
+def layers(name: str, num_classes: int) -> list[dict[str, Any]]:
+    architecture = architecture_named(name)
+    return layer_table(without_memory(architecture, num_classes=num_classes).eval(), input_size=architecture.input_size)
+
+
 def test_layer_table_lists_convs_with_the_sides_of_their_maps() -> None:
-    rows = layer_table("r18", 10)
+    rows = layers("r18", 10)
     assert len(rows) == 20
     assert rows[0] == {"layer": "conv1", "channels": 64, "side": 32}
     assert rows[-1] == {"layer": "layer4.1.conv2", "channels": 512, "side": 4}
-    assert len(layer_table("wrn-34-20", 10)) == 34
-    assert layer_table("imagenet-r50", 1000)[0] == {"layer": "network.conv1", "channels": 64, "side": 112}
+    assert len(layers("wrn-34-20", 10)) == 34
+    assert layers("imagenet-r50", 1000)[0] == {"layer": "network.conv1", "channels": 64, "side": 112}

@@ -105,7 +105,7 @@ def test_import_far_from_the_published_accuracy_is_a_loud_warning(tmp_path: Path
     arguments = ["--public", "r18", "--data", "digits", "--limit-test", "10", "--device", "cpu"]
     assert run(["teacher", "import", str(tmp_path / "r18.pt"), *arguments]) == 0
     message = " ".join(capsys.readouterr().err.split())
-    assert "warning: measured clean" in message
+    assert "warning: FAR APART: measured clean" in message
     assert "wrong normalisation is the commonest cause" in message
     assert "(published: 0.8459)" in message
 

@@ -18,11 +18,13 @@ from rnascl_cli.data import ImageSet, load_data
 from rnascl_cli.engine.compute import Compute
 from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.errors import RunError, UserError
-from rnascl_cli.models.checkpoints import read_teacher
+from rnascl_cli.models.checkpoints import read_teacher, write_teacher
 from rnascl_cli.models.files import resolve_model
+from rnascl_cli.models.teachers import build_teacher
 from rnascl_cli.recipes import DataSettings, PerturbationSettings, Recipe, TeacherTrainSettings, resolve
 from rnascl_cli.stages import teacher as stage
-from rnascl_cli.stages.teacher import AdversarialTraining, Best, as_fraction, robust_accuracy, train_teacher
+from rnascl_cli.stages.teacher import AdversarialTraining, Best, train_teacher
+from rnascl_cli.stages.teacher_measuring import as_fraction, robust_accuracy
 from tests.batches import as_batch
 from tests.teachers.conftest import random_teacher
 
@@ -43,7 +45,7 @@ def recipe(**own: object) -> Recipe:
     )
 
 
-@pytest.mark.parametrize("method", ["fgsm-rs", "pgd-at"])
+@pytest.mark.parametrize("method", ["fgsm-rs", "pgd-at", "trades"])
 def test_a_trained_teacher_is_a_teacher(tmp_path: Path, method: str) -> None:
     out = tmp_path / "r8.safetensors"
     trained = train_teacher(recipe(method=method, perturbation={"steps": 2}), out, RunDirectory(tmp_path / "run"))
@@ -106,6 +108,123 @@ def test_a_step_trains_on_the_images_that_its_method_perturbs(method: str) -> No
     assert int(after["bn1.num_batches_tracked"]) == int(before["bn1.num_batches_tracked"]) + 1
 
 
+def test_a_step_of_trades(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CE(p(x), y) + beta KL(p(x) || p(x')) in train mode; x' is looked for in eval mode and starts near x."""
+    perturbation = PerturbationSettings(eps=0.1, step_size=0.03, steps=3)
+    task, module = training(method="trades", perturbation=perturbation, beta=2.5)
+    x_BCHW, y_B = batch()
+    twin = random_teacher("r8").eval()
+    noise = torch.randn(x_BCHW.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        clean_BK = twin(x_BCHW).log_softmax(1)
+    adversarial = projected_gradient(
+        twin,
+        x_BCHW,
+        loss=lambda logits_BK: (clean_BK.exp() * (clean_BK - logits_BK.log_softmax(1))).sum(1),
+        ball=Linf(0.1),
+        step_size=0.03,
+        steps=3,
+        start_BCHW=x_BCHW + 0.001 * noise,
+    )
+    twin.train()
+    log_p_BK, log_r_BK = twin(x_BCHW).log_softmax(1), twin(adversarial).log_softmax(1)
+    ce = -log_p_BK.gather(1, y_B[:, None]).mean()
+    kl = (log_p_BK.exp() * (log_p_BK - log_r_BK)).sum(1).mean()
+    before = int(module.state_dict()["bn1.num_batches_tracked"])
+    metrics = task.step(as_batch(x_BCHW, y_B))
+    for name, expected in (("ce", ce), ("adversarial", kl), ("loss", ce + 2.5 * kl)):
+        torch.testing.assert_close(metrics[name], expected.detach(), atol=1e-4, rtol=1e-4)
+    assert kl.item() > 1e-3
+    assert {"train_accuracy", "train_robust_accuracy"} <= set(metrics)
+    assert module.training
+    assert int(module.state_dict()["bn1.num_batches_tracked"]) == before + 2  # clean and perturbed, no half-made ones
+
+
+def test_beta_zero_is_plain_training() -> None:
+    task, module = training(method="trades", beta=0.0, perturbation=PerturbationSettings(steps=1))
+    x_BCHW, y_B = batch()
+    twin = random_teacher("r8").train()
+    metrics = task.step(as_batch(x_BCHW, y_B))
+    torch.testing.assert_close(metrics["loss"], F.cross_entropy(twin(x_BCHW), y_B).detach(), atol=1e-5, rtol=1e-5)
+    assert module.training
+
+
+def given(path: Path, num_classes: int = 10) -> Path:
+    write_teacher(
+        path,
+        random_teacher("r8", num_classes=num_classes, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)),
+        architecture="r8",
+        num_classes=num_classes,
+        about={},
+    )
+    return path
+
+
+def test_training_goes_on_from_a_given_teacher(tmp_path: Path) -> None:
+    start = given(tmp_path / "start.safetensors")
+    own = {"start_from": str(start), "architecture": None, "optimiser": {"name": "sgd", "lr": 1e-12}}
+    trained = train_teacher(recipe(**own), tmp_path / "t.safetensors", RunDirectory(tmp_path / "run"))
+    before, after = (read_teacher(str(path)) for path in (start, trained.path))
+    assert after.architecture == "r8"
+    for key in ("mean", "std"):  # its own normalisation, not that of the data
+        assert after.header[key] == before.header[key]
+    assert after.header["source_sha256"] == before.reference.sha256
+    assert f"from r8 sha256 {before.reference.sha256[:12]}" in after.header["source"]
+    assert after.header["training"]["settings"]["start_from"] == str(start)
+    name = "layer1.0.conv1.weight"
+    torch.testing.assert_close(after.module.state_dict()[name], before.module.state_dict()[name], atol=1e-6, rtol=0)
+    # The statistics are those of the images it now sees.
+    assert not torch.equal(
+        after.module.state_dict()["bn1.running_mean"], before.module.state_dict()["bn1.running_mean"]
+    )
+
+
+def test_what_cannot_be_gone_on_from(tmp_path: Path) -> None:
+    start, run = given(tmp_path / "start.safetensors"), RunDirectory(tmp_path / "run")
+    out = tmp_path / "t.safetensors"
+    with pytest.raises(UserError, match=r"--arch r18: --from .* is a r8; leave --arch out"):
+        train_teacher(recipe(start_from=str(start), architecture="r18"), out, run)
+    with pytest.raises(UserError, match=r"--from: no file and no cached teacher 'nobody'"):
+        train_teacher(recipe(start_from="nobody", architecture=None), out, run)
+    with pytest.raises(UserError, match=r"is the teacher to start from, and would be lost"):
+        train_teacher(recipe(start_from=str(start), architecture=None), start, run)
+    seven = given(tmp_path / "seven.safetensors", num_classes=7)
+    with pytest.raises(UserError, match=r"--from .*seven.*: has 7 classes, --data digits has 10"):
+        train_teacher(recipe(start_from=str(seven), architecture=None), out, run)
+    assert not run.path.exists()
+
+
+def test_another_start_is_another_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training is not resumed once the teacher that it began with has changed."""
+    start, run = given(tmp_path / "start.safetensors"), RunDirectory(tmp_path / "run")
+    own = recipe(start_from=str(start), architecture=None)
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "measure", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_teacher(own, tmp_path / "t.safetensors", run)
+    write_teacher(start, random_teacher("r8"), architecture="r8", num_classes=10, about={})
+    with pytest.raises(UserError, match=r"belongs to another recipe, data set or teacher"):
+        train_teacher(own, tmp_path / "t.safetensors", replace(run, resume=True))
+
+
+@pytest.mark.parametrize("name", ["wrn-34-10", "imagenet-r18", "timm:test_resnet"])
+def test_any_architecture_can_be_trained(name: str) -> None:
+    """One step of each kind of network, where a whole epoch would take minutes."""
+    module = build_teacher(name, num_classes=10)
+    settings = TeacherTrainSettings(architecture=name, perturbation=PerturbationSettings(steps=1))
+    data = load_data(DataSettings(spec="digits", limit_train=20, holdout=0.5), seed=0)
+    task = AdversarialTraining(module, settings, holdout=data.holdout, compute=CPU, seed=0)
+    task.start_epoch(0, torch.Generator().manual_seed(0))
+    before = next(module.parameters()).detach().clone()
+    metrics = task.step(as_batch(data.train.images_NCHW[:2] / 255, data.train.labels_N[:2]))
+    assert metrics["loss"].isfinite()
+    assert not torch.equal(next(module.parameters()), before)
+
+
 def test_best_prefers_robust_then_clean_then_later() -> None:
     best, module = Best(), nn.Linear(1, 1)
     offers = [(0.3, 0.9), (0.5, 0.6), (0.5, 0.7), (0.5, 0.65), (0.4, 1.0), (0.5, 0.7), (0.1, 0.1)]
@@ -137,7 +256,7 @@ def test_the_best_epoch_on_held_out_images_is_what_is_saved(tmp_path: Path, monk
 
 def test_an_exploding_run_writes_no_teacher(tmp_path: Path) -> None:
     wild = recipe(optimiser={"name": "sgd", "lr": 1e30}, epochs=2)
-    with pytest.raises(RunError, match=r"teacher-train: 'loss' is (nan|inf) at epoch 1, step \d"):
+    with pytest.raises(RunError, match=r"teacher-train: 'adversarial' is (nan|inf) at epoch 1, step \d"):
         train_teacher(wild, tmp_path / "t.safetensors", RunDirectory(tmp_path / "run"))
     assert not (tmp_path / "t.safetensors").exists()
 

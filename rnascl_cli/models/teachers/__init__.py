@@ -6,15 +6,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import nn
 
 from rnascl_cli.errors import UserError, nearest
 from rnascl_cli.models.normalise import Normalise
 from rnascl_cli.models.teachers.imagenet import IMAGENET_MEAN, IMAGENET_STD, Normalised, torchvision_resnet
 from rnascl_cli.models.teachers.resnet import BasicBlock, Bottleneck, CifarResNet
+from rnascl_cli.models.teachers.timm_models import PREFIX, timm_model
 from rnascl_cli.models.teachers.wide_resnet import WideResNet
 
-__all__ = ["ALIASES", "ARCHITECTURES", "TeacherArchitecture", "architecture_named", "build_teacher", "network_of"]
+__all__ = [
+    "ALIASES",
+    "ARCHITECTURES",
+    "TeacherArchitecture",
+    "architecture_named",
+    "build_teacher",
+    "network_of",
+    "without_memory",
+]
 
 
 class Builder(Protocol):
@@ -35,6 +45,9 @@ class TeacherArchitecture:
         input_size: Height and width it was made for, pixels.
         build: The builder.
         normalised_as: Mean and std that public checkpoints of it expect, where all of them agree.
+        classifiers: Names that the layer of the logits may have in its state dict.
+        state_is_all: Whether everything it computes with is in its state dict, so that it can be built on
+            torch's meta device and filled from a file.
     """
 
     name: str
@@ -42,6 +55,8 @@ class TeacherArchitecture:
     input_size: int
     build: Builder
     normalised_as: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
+    classifiers: tuple[str, ...] = ("linear", "fc")
+    state_is_all: bool = True
 
 
 def _cifar(name: str, description: str, build: Callable[[int], nn.Module]) -> TeacherArchitecture:
@@ -96,15 +111,32 @@ ALIASES: Mapping[str, str] = {"wrt34": "wrn-34-20", "wrt50": "imagenet-wrn-50-2"
 
 
 def architecture_named(name: str, *, option: str = "--arch") -> TeacherArchitecture:
-    """Return the architecture of that name or alias.
+    """Return the architecture of that name or alias, or timm's of a name ``timm:NAME``.
 
     Raises:
         UserError: There is none; the nearest known name is given.
     """
+    if name.startswith(PREFIX):
+        return _timm(name.removeprefix(PREFIX), option=option)
     name = ALIASES.get(name, name)
     if name not in ARCHITECTURES:
-        raise UserError(f"{option}: unknown teacher architecture '{name}'{nearest(name, ARCHITECTURES)}")
+        raise UserError(
+            f"{option}: unknown teacher architecture '{name}'{nearest(name, [*ARCHITECTURES, 'timm:NAME'])}"
+        )
     return ARCHITECTURES[name]
+
+
+def _timm(name: str, *, option: str) -> TeacherArchitecture:
+    found = timm_model(name, option=option)
+    return TeacherArchitecture(
+        f"{PREFIX}{found.name}",
+        "one of PyTorch Image Models",
+        found.input_size,
+        found.build,
+        found.constants,
+        classifiers=(found.classifier,),
+        state_is_all=False,  # some keep tables of positions and masks outside it
+    )
 
 
 def build_teacher(
@@ -131,6 +163,17 @@ def build_teacher(
     module = architecture_named(architecture).build(num_classes=num_classes)
     module.normalise = Normalise(mean, std)
     return module
+
+
+def without_memory(architecture: TeacherArchitecture, *, num_classes: int) -> nn.Module:
+    """Build a network of shapes alone where the architecture allows it, else with fresh weights."""
+    try:
+        with torch.device("meta"):
+            return architecture.build(num_classes=num_classes)
+    except (RuntimeError, NotImplementedError):
+        if architecture.state_is_all:
+            raise
+        return architecture.build(num_classes=num_classes)  # older timm reads numbers from tensors while it builds
 
 
 def network_of(teacher: nn.Module) -> nn.Module:

@@ -1,15 +1,15 @@
 """Public checkpoints of many dialects, brought to the tensor names of our own teachers.
 
-Read are plain state dicts and ``{"state_dict": ...}``, ``{"model": ...}`` wrappers; names with ``module.``,
-``model.`` or ``network.`` before them; normalisation constants named mu/sigma, mean/std or new_mean/new_std, alone
-or inside a normalisation layer; and the copies of the network that MadryLab's robustness keeps under
-``attacker.``. Every tensor of a checkpoint must be explained, and every tensor of the network be there.
+Read are plain state dicts and ``{"state_dict": ...}``, ``{"model": ...}`` wrappers, whatever else lies in them;
+names with ``module.``, ``model.`` or ``network.`` before them; normalisation constants named mu/sigma, mean/std or
+new_mean/new_std, alone or inside a normalisation layer; and the copies of the network that MadryLab's robustness
+keeps under ``attacker.``. Every tensor of a checkpoint must be explained, and every tensor of the network be there.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,18 @@ import torch
 from torch import Tensor
 
 from rnascl_cli.errors import UserError
-from rnascl_cli.models.teachers import ARCHITECTURES, architecture_named, network_of
+from rnascl_cli.models.teachers import (
+    ARCHITECTURES,
+    TeacherArchitecture,
+    architecture_named,
+    network_of,
+    without_memory,
+)
+from rnascl_cli.models.teachers.inert import Inert
 
 Constants = tuple[tuple[float, ...], tuple[float, ...]]
 
+CLASSIFIERS = ("linear", "fc")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "model.", "network.")
 NORMALISERS = ("", "normalizer.", "normalize.", "normalise.", "normalization.", "norm.")
@@ -57,25 +65,32 @@ class Translation:
     missed: list[str]
 
 
-def unwrap(loaded: Any, *, where: str) -> dict[str, Tensor]:
-    """Return the state dict inside what was loaded.
+def unwrap(loaded: Any, *, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the state dict inside what was loaded, and what lay beside it and is not read.
 
     Raises:
         UserError: There is none, or it holds other things than named tensors.
     """
     found = loaded
+    beside: dict[str, str] = {}
     for _ in range(2):  # {"model": {"state_dict": ...}} exists
-        inner = [
-            found[name] for name in WRAPPERS if isinstance(found, Mapping) and isinstance(found.get(name), Mapping)
-        ]
-        if inner:
-            found = inner[0]
+        if not isinstance(found, Mapping):
+            break
+        inner = next((name for name in WRAPPERS if isinstance(found.get(name), Mapping)), None)
+        if inner is not None:
+            beside |= {str(name): f"{_kind(value)}, not weights" for name, value in found.items() if name != inner}
+            found = found[inner]
+    if isinstance(found, Inert):
+        raise UserError(
+            f"{where}: holds a whole object ({_kind(found)}), which cannot be read without running its code; save its "
+            "state_dict() instead, where you trust it"
+        )
     if not isinstance(found, Mapping) or not found:
         raise UserError(f"{where}: holds no state dict (found {type(found).__name__})")
     odd = [str(name) for name, value in found.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
     if odd:
         raise UserError(f"{where}: not a state dict: {_few(odd)} is no tensor")
-    return dict(found)
+    return dict(found), beside
 
 
 def translate(state: Mapping[str, Tensor], *, architecture: str | None, where: str) -> Translation:
@@ -90,15 +105,16 @@ def translate(state: Mapping[str, Tensor], *, architecture: str | None, where: s
         UserError: Two tensors with one name, a copy that differs, a tensor that nothing explains, one that is
             missing, values that are not finite, or no architecture that fits.
     """
-    main, copies = _split(state, where=where)
+    given = architecture_named(architecture) if architecture is not None else None
+    main, copies = _split(state, known=_own_names(given), where=where)
     dropped = _drop_copies(copies, main, where=where)
     constants = _take_constants(main, where=where)
     ours = {plain: tensor for plain, (_, tensor) in main.items()}
-    name = architecture_named(architecture).name if architecture is not None else _detect(ours, where=where)
+    name = given.name if given is not None else _detect(ours, where=where)
     for plain in [plain for plain in ours if plain.startswith(UNUSED.get(name, "\0"))]:
         dropped[main[plain][0]] = "never run by this network"
         del ours[plain]
-    classes = _classes(ours, where=where)
+    classes = _classes(ours, architecture_named(name), where=where)
     missed = _check(ours, expected_tensors(name, classes), name, where=where)
     for plain in missed:
         ours[plain] = torch.zeros((), dtype=torch.int64)
@@ -112,20 +128,26 @@ def translate(state: Mapping[str, Tensor], *, architecture: str | None, where: s
 @functools.lru_cache(maxsize=32)
 def expected_tensors(architecture: str, num_classes: int) -> Mapping[str, tuple[int, ...]]:
     """Return the names and shapes of an architecture's state dict, without allocating it."""
-    with torch.device("meta"):
-        network = network_of(ARCHITECTURES[architecture].build(num_classes=num_classes))
+    network = network_of(without_memory(architecture_named(architecture), num_classes=num_classes))
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
+def _own_names(architecture: TeacherArchitecture | None) -> Collection[str]:
+    """Return the names of a network of another library, some of which begin like a wrapper's prefix."""
+    if architecture is None or architecture.name in ARCHITECTURES:
+        return ()
+    return expected_tensors(architecture.name, 2).keys()
+
+
 def _split(
-    state: Mapping[str, Tensor], *, where: str
+    state: Mapping[str, Tensor], *, known: Collection[str], where: str
 ) -> tuple[dict[str, tuple[str, Tensor]], dict[str, tuple[str, Tensor]]]:
-    """Strip prefixes; return network and attacker copies as plain name to (name in the file, tensor)."""
+    """Strip prefixes down to a known name; return network and attacker copies: plain name to (their name, tensor)."""
     main: dict[str, tuple[str, Tensor]] = {}
     copies: dict[str, tuple[str, Tensor]] = {}
     for theirs, tensor in state.items():
         plain, is_copy = theirs, False
-        while True:
+        while plain not in known:
             if plain.startswith(COPY):
                 plain, is_copy = plain.removeprefix(COPY), True
             elif prefix := next((prefix for prefix in PREFIXES if plain.startswith(prefix)), None):
@@ -171,15 +193,17 @@ def _take_constants(main: dict[str, tuple[str, Tensor]], *, where: str) -> Const
     return found["mean"], found["std"]
 
 
-def _classes(tensors: Mapping[str, Tensor], *, where: str) -> int:
-    for name in ("linear.weight", "fc.weight"):
-        if name in tensors and tensors[name].ndim == 2:
+def _classes(tensors: Mapping[str, Tensor], architecture: TeacherArchitecture | None, *, where: str) -> int:
+    names = [f"{layer}.weight" for layer in (architecture.classifiers if architecture else CLASSIFIERS)]
+    for name in names:
+        if name in tensors and tensors[name].ndim >= 2:
             return len(tensors[name])
-    raise UserError(f"{where}: no teacher that rnascl knows; it has no linear.weight or fc.weight")
+    what = "no teacher that rnascl knows" if architecture is None else f"not a {architecture.name}"
+    raise UserError(f"{where}: {what}; it has no {' or '.join(names)}")
 
 
 def _detect(tensors: Mapping[str, Tensor], *, where: str) -> str:
-    classes = _classes(tensors, where=where)
+    classes = _classes(tensors, None, where=where)
     differences: dict[str, int] = {}
     for name in ARCHITECTURES:
         expected = expected_tensors(name, classes)
@@ -224,6 +248,10 @@ def _check(
     if problems:
         raise UserError(f"{where}: not a {architecture}: {', '.join(problems)}")
     return absent
+
+
+def _kind(value: object) -> str:
+    return f"an object of {value.path}" if isinstance(value, Inert) else type(value).__name__
 
 
 def _few(names: Iterable[str]) -> str:

@@ -56,7 +56,16 @@ class PublicTeacher:
         return (drive,) if self.mirror is None else (drive, (self.mirror, self.mirror_sha256))
 
 
-def _imagenet(name: str, gdrive_id: str, architecture: str, *, mirror: str, sha256: str | None = None) -> PublicTeacher:
+def _imagenet(
+    name: str,
+    gdrive_id: str,
+    architecture: str,
+    clean: float,
+    autoattack: float,
+    *,
+    mirror: str,
+    sha256: str | None = None,
+) -> PublicTeacher:
     return PublicTeacher(
         name,
         gdrive_id,
@@ -64,6 +73,8 @@ def _imagenet(name: str, gdrive_id: str, architecture: str, *, mirror: str, sha2
         "imagenet",
         (IMAGENET_MEAN, IMAGENET_STD),
         "4/255",
+        clean,
+        autoattack,
         mirror=f"{SALMAN}/{mirror}",
         mirror_sha256=sha256,
     )
@@ -97,12 +108,16 @@ PUBLIC: dict[str, PublicTeacher] = {
         "Salman2020Do_50_2",
         "1OT7xaQYljrTr3vGbM37xK9SPoPJvbSKB",
         "imagenet-wrn-50-2",
+        0.6846,
+        0.3814,
         mirror="wide_resnet50_2_linf_eps4.0.ckpt",
     ),
     "imagenet-r18": _imagenet(
         "Salman2020Do_R18",
         "1OThCOQCOxY6lAgxZxgiK3YuZDD7PPfPx",
         "imagenet-r18",
+        0.5292,
+        0.2532,
         mirror="resnet18_linf_eps4.0.ckpt",
         sha256="6f8ccef1ae4958c381617081e9e0fb5f50e7cccd4965192d1caa452fd6c5cd1e",
     ),
@@ -110,8 +125,10 @@ PUBLIC: dict[str, PublicTeacher] = {
         "Salman2020Do_R50",
         "1TmT5oGa1UvVjM3d-XeSj_XmKqBNRUg8r",
         "imagenet-r50",
+        0.6402,
+        0.3496,
         mirror="resnet50_linf_eps4.0.ckpt",
         sha256="9e62216975c111b8081481533b6142dec34be69abe5d90b54d7f860015c263db",
     ),
 }
-"""By the name in the teacher cache. The CIFAR ones are listed at RobustBench with the accuracies given here."""
+"""By the name in the teacher cache, with the accuracies that RobustBench lists."""

@@ -1,0 +1,60 @@
+"""The images that adversarial training trains on, for students and teachers alike.
+
+- ``trades``: the point of the ball where KL(p(x) || p(x')) is largest (Zhang et al. 2019);
+- ``pgd-at``: PGD on the cross-entropy from a random start (Madry et al. 2018);
+- ``fast-at``, for teachers by its authors' name ``fgsm-rs``: the same with one step of 1.25 eps (Wong et al. 2020).
+
+Shape suffixes: B images, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rnascl_cli.attacks.gradient import Linf, LossB, cross_entropy, projected_gradient
+from rnascl_cli.recipes import AdvFinetuneSettings, PerturbationSettings, TeacherTrainSettings
+
+TRADES_START_STD = 0.001  # of the Gaussian from which TRADES starts, as its authors do: the KL's gradient at x is 0
+FAST_STEP = 1.25  # times eps: the step of FGSM-RS that its authors recommend
+ONE_STEP = ("fast-at", "fgsm-rs")
+
+
+def perturb(
+    model: nn.Module,
+    x_BCHW: Tensor,
+    y_B: Tensor,
+    settings: AdvFinetuneSettings | TeacherTrainSettings,
+    *,
+    noise: torch.Generator,
+) -> Tensor:
+    """Return the perturbed images that the method trains on, inside the L-inf ball and [0, 1].
+
+    Args:
+        model: Images in [0, 1] to logits; its mode and its parameters' ``requires_grad`` are the caller's affair.
+        x_BCHW: Clean images.
+        y_B: Their labels.
+        settings: Method, eps, step and number of steps.
+        noise: The starting points are drawn from it.
+    """
+    perturbation: PerturbationSettings = settings.perturbation
+    ball = Linf(perturbation.eps)
+    step_size, steps = perturbation.step_size, perturbation.steps
+    loss: LossB
+    if settings.method == "trades":
+        with torch.no_grad():
+            log_p_BK = F.log_softmax(model(x_BCHW).float(), dim=1)
+        start = TRADES_START_STD * torch.randn(x_BCHW.shape, generator=noise).to(x_BCHW)
+
+        def loss(logits_BK: Tensor) -> Tensor:
+            log_adversarial = F.log_softmax(logits_BK.float(), dim=1)
+            return F.kl_div(log_adversarial, log_p_BK, reduction="none", log_target=True).sum(dim=1)
+    else:
+        loss = cross_entropy(y_B)
+        start = ball.noise(x_BCHW, noise)
+        if settings.method in ONE_STEP:
+            step_size, steps = FAST_STEP * perturbation.eps, 1
+    return projected_gradient(
+        model, x_BCHW, loss=loss, ball=ball, step_size=step_size, steps=steps, start_BCHW=x_BCHW + start
+    )

@@ -1,0 +1,103 @@
+"""Clean and PGD accuracy of a teacher: for choosing an epoch, and for what its file says of it.
+
+Shape suffixes: B images, C channels, H height, W width, R images that are still right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import nn
+
+from rnascl_cli.attacks.gradient import Linf, cross_entropy, projected_gradient
+from rnascl_cli.console import say
+from rnascl_cli.data import Data, ImageSet, ordered_batches
+from rnascl_cli.engine.compute import Compute
+from rnascl_cli.engine.evaluate import accuracy
+from rnascl_cli.engine.modes import evaluating, frozen
+from rnascl_cli.engine.progress import progress
+from rnascl_cli.engine.seeds import generator
+
+TEST_STEPS = 20
+STEP_SHARE = 0.25  # of eps: 2/255 at 8/255, the step of the evaluations
+BATCH = 250
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Accuracies of a teacher on test images, as kept in its file's header.
+
+    Attributes:
+        clean: Share of the images classified rightly.
+        pgd20: Share still right under PGD-20 with random start and steps of eps/4.
+        eps: Of the attack, L-inf, pixel units, as a fraction.
+        n: Number of images.
+        data: The ``--data`` value.
+        fingerprint: Of the images.
+    """
+
+    clean: float
+    pgd20: float
+    eps: str
+    n: int
+    data: str
+    fingerprint: str
+
+
+def robust_accuracy(
+    module: nn.Module, images: ImageSet, *, eps: float, steps: int, compute: Compute, noise: torch.Generator
+) -> float:
+    """Return the share of images that are right, and stay right under PGD with random start and steps of eps/4.
+
+    In eval mode and float32.
+    """
+    right = 0
+    ball = Linf(eps)
+    with (
+        evaluating(module),
+        frozen(module.parameters()),
+        progress(f"PGD-{steps}", len(images)) as advance,
+    ):
+        for x_BCHW, y_B in ordered_batches(images, batch_size=BATCH, device=compute.device):
+            start_BCHW = x_BCHW + ball.noise(x_BCHW, noise)
+            with torch.no_grad():
+                still_B = module(x_BCHW).argmax(dim=1) == y_B
+            x_R, y_R, start_R = x_BCHW[still_B], y_B[still_B], start_BCHW[still_B]
+            if len(x_R):
+                adversarial = projected_gradient(
+                    module,
+                    x_R,
+                    loss=cross_entropy(y_R),
+                    ball=ball,
+                    step_size=STEP_SHARE * eps,
+                    steps=steps,
+                    start_BCHW=start_R,
+                )
+                with torch.no_grad():
+                    right += int((module(adversarial).argmax(dim=1) == y_R).sum())
+            advance(len(y_B))
+    return right / len(images)
+
+
+def measure(module: nn.Module, data: Data, *, eps: float, compute: Compute, seed: int) -> Measured:
+    """Measure clean and PGD-20 accuracy on the test images."""
+    module = module.to(compute.device)
+    noise = generator(seed, "teacher", "pgd20")
+    say(f"measuring on {len(data.test):,} test images")
+    return Measured(
+        clean=accuracy(module, data.test, compute=compute),
+        pgd20=robust_accuracy(module, data.test, eps=eps, steps=TEST_STEPS, compute=compute, noise=noise),
+        eps=as_fraction(eps),
+        n=len(data.test),
+        data=data.spec,
+        fingerprint=data.fingerprint,
+    )
+
+
+def as_fraction(eps: float) -> str:
+    """Return eps as a fraction of 255 where it is one: ``"8/255"``."""
+    share = Fraction(eps * 255).limit_denominator(2)
+    whole = abs(float(share) - eps * 255) < 1e-6 and share.denominator == 1
+    return f"{share}/255" if whole else f"{eps:g}"
