@@ -44,6 +44,9 @@ class _Chosen:
     labels_N: Tensor
     index_N: Tensor
 
+    def pixels(self, rows: Tensor | slice) -> Tensor:
+        return self.images_NCHW[rows]
+
 
 @dataclass(frozen=True, eq=False)
 class _Audit:
@@ -98,7 +101,7 @@ def audit_model(
     if not len(rows):
         return [AuditCheck(name="images to audit", passed=False, detail="no image is classified rightly")]
     images = evaluator.images
-    chosen = _Chosen(images.images_NCHW[rows], images.labels_N[rows], images.index_N[rows])
+    chosen = _Chosen(images.pixels(rows), images.labels_N[rows], images.index_N[rows])
     pixels = chosen.images_NCHW[0].numel()
     large = LARGE_EPS if evaluator.norm == "Linf" else LARGE_EPS * math.sqrt(pixels)
     audit = _Audit(replace(evaluator, images=chosen, journal=None), eps, Epsilon(f"{large:.3g}", large))
@@ -117,7 +120,7 @@ def audit_model(
 
 def _forward_checks(audit: _Audit) -> list[AuditCheck]:
     evaluator = audit.evaluator
-    x_BCHW = evaluator.images.images_NCHW[: evaluator.batch_size].to(evaluator.device).float() / 255
+    x_BCHW = evaluator.images.pixels(slice(evaluator.batch_size)).to(evaluator.device).float() / 255
     with torch.no_grad():
         first_BK, second_BK = evaluator.model(x_BCHW), evaluator.model(x_BCHW)
         turned_BK = evaluator.model(x_BCHW.flip(0)).flip(0)

@@ -32,11 +32,10 @@ Watch = Callable[[str, int], AbstractContextManager[Advance]]
 
 
 class Labelled(Protocol):
-    """Images of a test set: uint8 ``(N, C, H, W)``, labels, and positions in the full set."""
+    """Images of a test set, labels, and positions in the full set."""
 
-    @property
-    def images_NCHW(self) -> Tensor:  # noqa: N802
-        """Pixels, uint8."""
+    def pixels(self, rows: Tensor | slice, /) -> Tensor:
+        """Return the pixels of some images, uint8 ``(B, C, H, W)``."""
         ...
 
     @property
@@ -270,7 +269,7 @@ class Evaluator:
         return [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
 
     def _batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        x_BCHW = self.images.images_NCHW[rows].to(self.device).float() / 255
+        x_BCHW = self.images.pixels(rows).to(self.device).float() / 255
         return x_BCHW.contiguous(memory_format=self.layout), self.images.labels_N[rows].to(self.device)
 
 

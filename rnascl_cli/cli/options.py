@@ -20,7 +20,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="SPEC",
-        help="digits, cifar10[:DIR], cifar100[:DIR], folder:DIR or imagenet100:DIR.",
+        help="digits, cifar10[:DIR], cifar100[:DIR], folder:DIR, imagenet100:DIR or imagenet:DIR.",
         show_default=False,
     ),
 ]
@@ -122,7 +122,7 @@ def _from_artifact(provenance: Provenance) -> Layer:
             "spec": provenance.data.spec,
             "limit_train": provenance.data.limit_train,
             "limit_test": provenance.data.limit_test,
-            **{key: kept[key] for key in ("holdout", "augment") if key in kept},
+            **{key: kept[key] for key in ("holdout", "augment", "keep") if key in kept},
         }
     if provenance.teacher is not None:
         layer["teacher"] = provenance.teacher.path

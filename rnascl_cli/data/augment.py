@@ -6,6 +6,7 @@ Shape suffixes: B images, C channels, H height, W width, A attempts.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -107,28 +108,57 @@ class ResizedCrop:
         return None
 
     def draw(self, images: int, generator: torch.Generator) -> Tensor:
-        """Draw each image's box, ``(B, 4)``: see :meth:`_boxes`; the width of a mirrored one is negative."""
-        boxes_B4 = self._boxes(images, generator)
+        """Draw what each image's box follows from, ``(B, 1 + 4 A)``: whether it is mirrored, then uniform numbers.
+
+        Those are area, ratio, left and top of each attempt. Which attempt is the first that fits depends on the
+        image's own shape, so :meth:`apply` and :meth:`pixel_box` look for it.
+        """
+        draws_4BA = torch.rand(4, images, self.ATTEMPTS, generator=generator)
         mirrored_B = torch.randint(0, 2, (images,), generator=generator, dtype=torch.bool)
-        if self.flip:
-            boxes_B4[:, 0] = torch.where(mirrored_B, -boxes_B4[:, 0], boxes_B4[:, 0])
-        return boxes_B4
+        flip_B1 = (mirrored_B & self.flip)[:, None].float()
+        return torch.cat([flip_B1, draws_4BA.transpose(0, 1).flatten(1)], dim=1)
 
     def apply(self, x_BCHW: Tensor, views_B: Tensor) -> Tensor:
-        """Cut each image's box out and stretch it over the whole, bilinearly."""
-        width_B, height_B, x_centre_B, y_centre_B = views_B.unbind(1)
+        """Cut each (square) image's box out and stretch it over the whole, bilinearly."""
+        width_B, height_B, x_centre_B, y_centre_B = self._boxes(views_B).unbind(1)
         theta_B23 = torch.zeros(len(x_BCHW), 2, 3)
-        theta_B23[:, 0, 0], theta_B23[:, 0, 2] = width_B, x_centre_B
+        theta_B23[:, 0, 0] = torch.where(views_B[:, 0] == 1, -width_B, width_B)
+        theta_B23[:, 0, 2] = x_centre_B
         theta_B23[:, 1, 1], theta_B23[:, 1, 2] = height_B, y_centre_B
         grid = F.affine_grid(theta_B23.to(x_BCHW), list(x_BCHW.shape), align_corners=False)
         return F.grid_sample(x_BCHW, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
-    def _boxes(self, count: int, generator: torch.Generator) -> Tensor:
-        """Return width, height (shares of the image) and centre (in [-1, 1]) of each image's box, ``(B, 4)``."""
-        draws_BA = torch.rand(4, count, self.ATTEMPTS, generator=generator)
-        area_BA = self.scale[0] + (self.scale[1] - self.scale[0]) * draws_BA[0]
+    def pixel_box(self, view: Sequence[float], *, width: int, height: int) -> tuple[int, int, int, int]:
+        """Return the box of one image as torchvision's RandomResizedCrop would cut it, in whole pixels.
+
+        Args:
+            view: The image's row of :meth:`draw`.
+            width: Of the image as it was photographed.
+            height: Of the same.
+
+        Returns:
+            Left, top, right, bottom; right and bottom are outside.
+        """
+        areas, ratios, lefts, tops = (view[1 + i * self.ATTEMPTS : 1 + (i + 1) * self.ATTEMPTS] for i in range(4))
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
-        ratio_BA = torch.exp(low + (high - low) * draws_BA[1])
+        for area, ratio, left, top in zip(areas, ratios, lefts, tops, strict=True):
+            pixels = width * height * (self.scale[0] + (self.scale[1] - self.scale[0]) * area)
+            drawn = math.exp(low + (high - low) * ratio)
+            w, h = round(math.sqrt(pixels * drawn)), round(math.sqrt(pixels / drawn))
+            if 0 < w <= width and 0 < h <= height:
+                x, y = int(left * (width - w + 1)), int(top * (height - h + 1))
+                return x, y, x + w, y + h
+        # None fits: the largest central box whose ratio is allowed.
+        w, h = min(width, round(height * self.ratio[1])), min(height, round(width / self.ratio[0]))
+        x, y = (width - w) // 2, (height - h) // 2
+        return x, y, x + w, y + h
+
+    def _boxes(self, views_B: Tensor) -> Tensor:
+        """Return width, height (shares of the image) and centre (in [-1, 1]) of each image's box, ``(B, 4)``."""
+        area_BA, ratio_BA, x_BA, y_BA = views_B[:, 1:].reshape(-1, 4, self.ATTEMPTS).unbind(1)
+        area_BA = self.scale[0] + (self.scale[1] - self.scale[0]) * area_BA
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        ratio_BA = torch.exp(low + (high - low) * ratio_BA)
         width_BA, height_BA = (area_BA * ratio_BA).sqrt(), (area_BA / ratio_BA).sqrt()
         fits_BA = (width_BA <= 1) & (height_BA <= 1)
         first_B1 = fits_BA.int().argmax(dim=1, keepdim=True)  # the first attempt that fits
@@ -139,8 +169,8 @@ class ResizedCrop:
 
         width_B, height_B = pick(width_BA, 1.0), pick(height_BA, 1.0)
         # A box of width w has its centre anywhere in [-(1 - w), 1 - w], the image being [-1, 1].
-        x_centre_B = (2 * pick(draws_BA[2], 0.5) - 1) * (1 - width_B)
-        y_centre_B = (2 * pick(draws_BA[3], 0.5) - 1) * (1 - height_B)
+        x_centre_B = (2 * pick(x_BA, 0.5) - 1) * (1 - width_B)
+        y_centre_B = (2 * pick(y_BA, 0.5) - 1) * (1 - height_B)
         return torch.stack([width_B, height_B, x_centre_B, y_centre_B], dim=1)
 
 

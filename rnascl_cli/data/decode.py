@@ -1,10 +1,13 @@
-"""Decoding image files into one uint8 tensor."""
+"""Decoding image files into uint8 tensors.
+
+Shape suffixes: B images, C channels, H height, W width.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from rnascl_cli.console import say
+from rnascl_cli.data.augment import ResizedCrop
 from rnascl_cli.engine.progress import progress
 from rnascl_cli.errors import UserError
 
@@ -24,6 +28,8 @@ CHUNK = 256
 MEMORY_SHARE = 0.8
 # Opening one of these starts another program or renders a page; none is a photograph.
 REFUSED_FORMATS = {"EPS", "WMF", "EMF", "PDF", "MPEG", "HDF5", "BUFR", "GRIB", "FITS"}
+Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+Cut = Callable[[Image.Image, int], Image.Image]
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -80,13 +86,12 @@ def decode(paths: Sequence[Path], shape: Shape, *, what: str) -> Tensor:
     def fill(start: int) -> int:
         chunk = paths[start : start + CHUNK]
         for row, path in enumerate(chunk, start):
-            pixels[row] = _decode_one(path, shape).transpose(2, 0, 1)
+            pixels[row] = decode_one(path, shape).transpose(2, 0, 1)
         return len(chunk)
 
     if len(paths) >= 4 * CHUNK:
         say(f"decoding {len(paths):,} images of {what}; they are kept for the next time")
-    workers = min(32, os.cpu_count() or 1)
-    with progress(f"decoding {what}", len(paths)) as advance, ThreadPoolExecutor(workers) as pool:
+    with progress(f"decoding {what}", len(paths)) as advance, ThreadPoolExecutor(threads()) as pool:
         try:
             for done in pool.map(fill, range(0, len(paths), CHUNK)):
                 advance(done)
@@ -94,6 +99,24 @@ def decode(paths: Sequence[Path], shape: Shape, *, what: str) -> Tensor:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return torch.from_numpy(pixels)
+
+
+def decode_now(paths: Sequence[Path], shape: Shape) -> Tensor:
+    """Decode a batch of images as they are evaluated, several at once and without a word.
+
+    Returns:
+        Pixels, uint8 ``(B, 3, side, side)``.
+
+    Raises:
+        UserError: As :func:`decode`.
+    """
+    with ThreadPoolExecutor(threads()) as pool:
+        return stack(list(pool.map(lambda path: decode_one(path, shape), paths)), shape)
+
+
+def threads() -> int:
+    """Return how many images to decode at once in this process."""
+    return min(32, os.cpu_count() or 1)
 
 
 def refuse_beyond_memory(count: int, side: int, *, what: str) -> None:
@@ -106,7 +129,7 @@ def refuse_beyond_memory(count: int, side: int, *, what: str) -> None:
     if free is not None and needed > MEMORY_SHARE * free:
         raise UserError(
             f"--data: {count:,} images of {what} at {side}x{side} need {needed / 2**30:.1f} GiB of memory, "
-            f"{free / 2**30:.1f} GiB are free; use --limit-train or --limit-test"
+            f"{free / 2**30:.1f} GiB are free; use --set data.keep=stream for a folder, --limit-train or --limit-test"
         )
 
 
@@ -119,7 +142,20 @@ def _free_memory() -> int | None:
     return int(values[0]) * 1024 if values else None
 
 
-def _decode_one(path: Path, shape: Shape) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def decode_one(path: Path, shape: Shape, cut: Cut | None = None) -> Pixels:
+    """Decode one image to RGB.
+
+    Args:
+        path: The file.
+        shape: Of the result.
+        cut: What is made of the whole image instead of the evaluation's view.
+
+    Returns:
+        Pixels, uint8 ``(side, side, 3)``.
+
+    Raises:
+        UserError: As :func:`decode`.
+    """
     with _opened(path) as image:
         if image.mode in DEEP_MODES:
             raise UserError(f"{path}: not an 8-bit image (mode {image.mode}); convert it to 8-bit RGB or grey")
@@ -135,7 +171,31 @@ def _decode_one(path: Path, shape: Shape) -> np.ndarray[tuple[int, ...], np.dtyp
             rgb = image.convert("RGB")
         except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
             raise UserError(f"{path}: does not decode ({error}); replace or remove it") from None
+    if cut is not None:
+        return np.asarray(cut(rgb, shape.side))
     return np.asarray(_centre(rgb, shape.side) if shape.resize else rgb)
+
+
+def random_cut(crop: ResizedCrop, view: Sequence[float]) -> Cut:
+    """Return the cut of a random box, stretched to the whole and mirrored or not, as torchvision's transforms do it.
+
+    Args:
+        crop: The augmentation.
+        view: The image's row of :meth:`ResizedCrop.draw`.
+    """
+
+    def cut(image: Image.Image, side: int) -> Image.Image:
+        box = crop.pixel_box(view, width=image.width, height=image.height)
+        image = image.crop(box).resize((side, side), Image.Resampling.BILINEAR)
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view[0] else image
+
+    return cut
+
+
+def stack(images: Sequence[Pixels], shape: Shape) -> Tensor:
+    """Return decoded images as one tensor (B, C, H, W), channels last in memory, as they come."""
+    pixels_BHWC = np.stack(images) if images else np.empty((0, shape.side, shape.side, 3), dtype=np.uint8)
+    return torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2)
 
 
 def _centre(image: Image.Image, side: int) -> Image.Image:
@@ -156,7 +216,8 @@ def _opened(path: Path) -> Image.Image:
     except UnidentifiedImageError:
         raise UserError(f"{path}: does not decode (not an image, or cut short); replace or remove it") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); replace or remove it") from None
+        what = f"cannot be read ({error.strerror})" if error.strerror else f"does not decode ({error})"
+        raise UserError(f"{path}: {what}; replace or remove it") from None
     except Exception as error:
         raise UserError(f"{path}: does not decode ({error}); replace or remove it") from None
     limit = Image.MAX_IMAGE_PIXELS

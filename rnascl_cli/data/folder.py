@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rnascl_cli.artifacts.store import write_with
-from rnascl_cli.cache import cache_dir
-from rnascl_cli.console import warn
+from rnascl_cli.artifacts.store import sha256_bytes
 from rnascl_cli.data.augment import LARGEST_CIFAR_LIKE
-from rnascl_cli.data.decode import CROPPED_SIDE, Shape, decode, extensions, image_size
+from rnascl_cli.data.decode import CROPPED_SIDE, Shape, extensions, image_size
+from rnascl_cli.data.files import ImageFiles, Listed
 from rnascl_cli.data.source import Source, Split
 from rnascl_cli.errors import UserError
 
-CACHE_VERSION = 1  # raise it when decoding changes
 SMALLEST_SIDE = 8
+IMAGENET_SHA256 = "70002b0ff5de60a3a17a82dbfcff291931f96225ddf941ad2e182fc39e183d15"
 IMAGENET100_SHA256 = "79f3f1552ccc478ce24bd934b4573625db584ddc1f4643ae23c994a94cb11397"
-
-
-@dataclass(frozen=True)
-class Listed:
-    """One image file: its path under the split's folder, and what tells that it changed."""
-
-    name: str
-    size: int
-    mtime_ns: int
 
 
 def folder(root: Path) -> Source:
@@ -63,30 +49,62 @@ def imagenet100(root: Path) -> Source:
     Raises:
         UserError: As :func:`folder`; a missing class folder is named.
     """
-    train, test = _split_folders(root)
-    classes = imagenet100_classes()
-    for split in (train, test):
-        missing = [] if split is None else [name for name in classes if not (split / name).is_dir()]
-        if missing:
-            raise UserError(f"{split}: {len(missing)} of ImageNet-100's class folders are missing ({_few(missing)})")
-    return _source(root, train, test, classes, shape=Shape(CROPPED_SIDE, resize=True))
+    return _photographs(root, imagenet100_classes(), "ImageNet-100")
+
+
+def imagenet(root: Path) -> Source:
+    """Return ImageNet's 1,000 classes (ILSVRC 2012), at 224x224, in their usual order: that of their wnids.
+
+    Raises:
+        UserError: As :func:`imagenet100`.
+    """
+    return _photographs(root, imagenet_classes(), "ImageNet")
 
 
 def imagenet100_classes() -> list[str]:
     """Return the 100 wnids, sorted, from the list in the package, whose sha256 is checked."""
-    data = (resources.files("rnascl_cli.data") / "imagenet100-classes.txt").read_bytes()
-    assert hashlib.sha256(data).hexdigest() == IMAGENET100_SHA256, "the package's class list has changed"
-    return sorted(data.decode("ascii").split())
+    return sorted(_class_list("imagenet100-classes.txt", IMAGENET100_SHA256))
 
 
-def _split_folders(root: Path) -> tuple[Path | None, Path]:
+def imagenet_classes() -> list[str]:
+    """Return the 1,000 wnids, sorted, from the list in the package, whose sha256 is checked."""
+    return sorted(_class_list("imagenet-classes.txt", IMAGENET_SHA256))
+
+
+def _class_list(name: str, sha256: str) -> list[str]:
+    data = (resources.files("rnascl_cli.data") / name).read_bytes()
+    assert sha256_bytes(data) == sha256, f"the package's class list {name} has changed"
+    return data.decode("ascii").split()
+
+
+def _photographs(root: Path, classes: list[str], what: str) -> Source:
+    """Return the named classes out of an ImageNet folder; others in it are left alone."""
+    train, test = _split_folders(root, tests=("val", "test"))  # ILSVRC's own test/ has no labels
+    for split in (train, test):
+        missing = [] if split is None else [name for name in classes if not (split / name).is_dir()]
+        if len(missing) == len(classes) and split is not None:
+            raise UserError(
+                f"{split}: has none of {what}'s class folders (n01440764, ...); sort its images into one folder a "
+                "wnid, as for torchvision's ImageFolder"
+            )
+        if missing:
+            raise UserError(
+                f"{split}: {len(missing)} of {what}'s class folders are missing ({_few(missing)}); complete them, or "
+                f"use --data folder:{root} for the classes that are there"
+            )
+    return _source(root, train, test, classes, shape=Shape(CROPPED_SIDE, resize=True))
+
+
+def _split_folders(root: Path, *, tests: tuple[str, str] = ("test", "val")) -> tuple[Path | None, Path]:
     if not root.is_dir():
-        raise UserError(f"--data: no folder {root}; name one with train/ and test/ in it")
-    tests = [root / name for name in ("test", "val") if (root / name).is_dir()]
-    if not tests:
-        raise UserError(f"--data: {root} has no test/ or val/ folder; put the test images there, one folder a class")
+        raise UserError(f"--data: no folder {root}; name one with train/ and {tests[0]}/ in it")
+    found = [root / name for name in tests if (root / name).is_dir()]
+    if not found:
+        raise UserError(
+            f"--data: {root} has no {tests[0]}/ or {tests[1]}/ folder; put the test images there, one folder a class"
+        )
     train = root / "train"
-    return (train if train.is_dir() else None), tests[0]
+    return (train if train.is_dir() else None), found[0]
 
 
 def _class_names(split: Path) -> list[str]:
@@ -97,14 +115,13 @@ def _class_names(split: Path) -> list[str]:
 
 
 def _source(root: Path, train: Path | None, test: Path, classes: list[str], *, shape: Shape | None) -> Source:
-    parts = [_list_images(split, classes) for split in (train, test) if split is not None]
+    listed = [(split, *_list_images(split, classes)) for split in (train, test) if split is not None]
     if shape is None:
-        shape = _shape_of((train or test) / parts[0][0][0].name)
-    what = root.name or str(root)
-    splits = [
-        _split(split, files, labels_N, shape, what=f"{what}/{split.name}")
-        for split, (files, labels_N) in zip([part for part in (train, test) if part is not None], parts, strict=True)
-    ]
+        shape = _shape_of((train or test) / listed[0][1][0].name)
+    splits = []
+    for split, images, labels_N in listed:
+        files = ImageFiles(split, images, shape, what=f"{root.name or root}/{split.name}")
+        splits.append(Split(labels_N, files.read, files))
     return Source(classes, splits[0] if train is not None else None, splits[-1])
 
 
@@ -149,54 +166,6 @@ def _shape_of(first: Path) -> Shape:
             f"least {SMALLEST_SIDE}x{SMALLEST_SIDE}"
         )
     return Shape(width, resize=False)
-
-
-def _split(path: Path, files: list[Listed], labels_N: Tensor, shape: Shape, *, what: str) -> Split:
-    def read(positions: Tensor) -> Tensor:
-        whole = _cache_file(path, files, shape)
-        if len(positions) < len(files):
-            if (pixels := _read_cache(whole)) is not None and len(pixels) == len(files):
-                return pixels[positions]
-            chosen = [files[position] for position in positions.tolist()]
-        else:
-            chosen = files
-        return _decode_once(path, chosen, shape, what=what)
-
-    return Split(labels_N, read)
-
-
-def _decode_once(path: Path, files: Sequence[Listed], shape: Shape, *, what: str) -> Tensor:
-    """Return the images' pixels from the cache, or decode and keep them."""
-    cached = _cache_file(path, files, shape)
-    pixels = _read_cache(cached)
-    if pixels is not None and pixels.shape == (len(files), 3, shape.side, shape.side):
-        return pixels
-    pixels = decode([path / item.name for item in files], shape, what=what)
-    try:
-        write_with(cached, lambda temporary: save_file({"pixels": pixels}, temporary))
-    except (OSError, SafetensorError) as error:
-        warn(f"decoded images are not kept for the next time: {error}")
-    return pixels
-
-
-def _cache_file(path: Path, files: Sequence[Listed], shape: Shape) -> Path:
-    """Name the cache file after everything its content depends on: the files, as listed, and the decoding."""
-    key = hashlib.sha256(repr((CACHE_VERSION, str(path.resolve()), shape)).encode())
-    key.update(
-        "\n".join(f"{item.name}\0{item.size}\0{item.mtime_ns}" for item in files).encode(errors="surrogateescape")
-    )
-    return cache_dir() / "images" / f"{key.hexdigest()[:32]}.safetensors"
-
-
-def _read_cache(path: Path) -> Tensor | None:
-    """Return the cached pixels, mapped from the file rather than copied; None where there are none."""
-    if not path.is_file():
-        return None
-    try:
-        return load_file(path).get("pixels")
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        warn(f"{path}: damaged cache file, decoding the images again ({error})")
-        return None
 
 
 def _few(names: Sequence[str]) -> str:

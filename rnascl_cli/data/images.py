@@ -1,4 +1,6 @@
-"""Sets of images kept as uint8 tensors, and batches of them as floats in [0, 1].
+"""Sets of images kept as uint8 tensors, and batches of any set as floats in [0, 1].
+
+What is said of a set here holds for one whose images stay in their files, too: see :mod:`rnascl_cli.data.stream`.
 
 Shape suffixes: N images of a set, B images of a batch, C channels, H height, W width.
 """
@@ -6,13 +8,16 @@ Shape suffixes: N images of a set, B images of a batch, C channels, H height, W 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rnascl_cli.data.augment import Augment
+from rnascl_cli.data.augment import Augment, Unchanged
+
+Drawn = tuple[Tensor, Tensor]
+"""Which images of a set (``rows_B``, on the CPU), and which view of each (``views_B``, as the augmentation drew it)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +40,30 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.labels_N)
+
+    @property
+    def side(self) -> int:
+        """Height and width, pixels."""
+        return self.images_NCHW.shape[-1]
+
+    def pixels(self, rows: Tensor | slice) -> Tensor:
+        """Return the pixels at the given rows, as they are evaluated: uint8 ``(B, C, H, W)``."""
+        if isinstance(rows, Tensor):
+            rows = rows.to(self.images_NCHW.device)
+        return self.images_NCHW[rows]
+
+    def augmented(
+        self, drawn: Iterable[Drawn], *, augment: Augment, device: torch.device
+    ) -> Iterator[tuple[Drawn, Tensor]]:
+        """Yield each batch that was drawn, in order, with its images ``x_BCHW`` in [0, 1] on ``device``."""
+        for rows_B, views_B in drawn:
+            yield (rows_B, views_B), augment.apply(as_floats(self.pixels(rows_B), device), views_B)
+
+    def contents(self) -> Iterator[bytes | memoryview]:
+        """Yield what a fingerprint of the set is made of: shape, labels and pixels."""
+        yield repr(tuple(self.images_NCHW.shape)).encode()
+        for tensor in (self.labels_N, self.images_NCHW):
+            yield tensor.cpu().contiguous().numpy().data
 
     def digests(self) -> list[bytes]:
         """Return a 16-byte digest of each image's pixels: by it an image is known again in another subset."""
@@ -99,23 +128,28 @@ def batches(
         The batches.
     """
     order_N = torch.randperm(len(images), generator=generator)
-    for number in range(batch_count(images, batch_size)):
-        rows_B = order_N[number * batch_size : (number + 1) * batch_size]
-        x_BCHW, y_B = _take(images, rows_B, device)
-        views_B = augment.draw(len(rows_B), generator)
-        x_BCHW = augment.apply(x_BCHW, views_B).contiguous(memory_format=torch.channels_last)
-        yield Batch(x_BCHW, y_B, rows_B, views_B)
+    rows = [
+        order_N[number * batch_size : (number + 1) * batch_size] for number in range(batch_count(images, batch_size))
+    ]
+    drawn = ((rows_B, augment.draw(len(rows_B), generator)) for rows_B in rows)
+    for (rows_B, views_B), x_BCHW in images.augmented(drawn, augment=augment, device=device):
+        x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
+        yield Batch(x_BCHW, _labels(images, rows_B, device), rows_B, views_B)
 
 
 def ordered_batches(images: ImageSet, *, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the images in order, every one of them, as they are: ``x_BCHW`` in [0, 1] and ``y_B``."""
-    for start in range(0, len(images), batch_size):
-        yield _take(images, slice(start, start + batch_size), device)
+    ends = [min(start + batch_size, len(images)) for start in range(0, len(images), batch_size)]
+    rows = (torch.arange(batch_size * number, end) for number, end in enumerate(ends))
+    drawn = ((rows_B, torch.zeros_like(rows_B)) for rows_B in rows)
+    for (rows_B, _), x_BCHW in images.augmented(drawn, augment=Unchanged(), device=device):
+        yield x_BCHW, _labels(images, rows_B, device)
 
 
-def _take(images: ImageSet, rows: Tensor | slice, device: torch.device) -> tuple[Tensor, Tensor]:
-    if isinstance(rows, Tensor):
-        rows = rows.to(images.images_NCHW.device)
-    # Bytes cross to the device, floats are made there.
-    x_BCHW = images.images_NCHW[rows].to(device).float() / 255
-    return x_BCHW, images.labels_N[rows].to(device)
+def as_floats(pixels_BCHW: Tensor, device: torch.device) -> Tensor:
+    """Return uint8 pixels as floats in [0, 1] on ``device``: bytes cross to it, floats are made there."""
+    return pixels_BCHW.to(device, non_blocking=True).float() / 255
+
+
+def _labels(images: ImageSet, rows_B: Tensor, device: torch.device) -> Tensor:
+    return images.labels_N[rows_B.to(images.labels_N.device)].to(device)

@@ -17,15 +17,18 @@ import torch
 
 from rnascl_cli.artifacts.documents import DataReference
 from rnascl_cli.data import builtin
-from rnascl_cli.data.folder import folder, imagenet100
+from rnascl_cli.data.folder import folder, imagenet, imagenet100
 from rnascl_cli.data.images import ImageSet
 from rnascl_cli.data.source import Source, Split
+from rnascl_cli.data.statistics import Statistics, Triple, channel_statistics
+from rnascl_cli.data.stream import Feeder, StreamedSet, default_workers
 from rnascl_cli.data.subset import balanced_subset, holdout_mask
 from rnascl_cli.engine.seeds import generator
 from rnascl_cli.errors import UserError, nearest
 from rnascl_cli.recipes import DataSettings
 
-STATISTICS_CHUNK = 512
+KEPT_BYTES = 2 * 2**30
+"""Up to here a split of image files is decoded once and kept in memory; a larger one is streamed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,23 +61,26 @@ class Data:
         return len(self.classes)
 
     @property
-    def mean(self) -> tuple[float, float, float]:
+    def mean(self) -> Triple:
         """Mean of each channel over the training images (holdout excluded), in [0, 1], four decimals."""
-        return self._statistics[0]
+        return self._statistics.mean
 
     @property
-    def std(self) -> tuple[float, float, float]:
+    def std(self) -> Triple:
         """Standard deviation of each channel over the training images, four decimals, at least 0.0001."""
-        return self._statistics[1]
+        return self._statistics.std
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """sha256 over class names, pixels and labels of the training, held-out and test images."""
+        """sha256 over class names, labels and images of the training, held-out and test sets.
+
+        Of a set in memory these are its pixels, of a streamed one digests of its files' bytes: kept one way and
+        the other, the same images have two fingerprints.
+        """
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         for images in (self.train, self.holdout, self.test):
-            digest.update(repr(tuple(images.images_NCHW.shape)).encode())
-            for tensor in (images.labels_N, images.images_NCHW):
-                digest.update(tensor.cpu().contiguous().numpy().data)
+            for part in images.contents():
+                digest.update(part)
         return digest.hexdigest()
 
     def reference(self) -> DataReference:
@@ -91,29 +97,20 @@ class Data:
         )
 
     @functools.cached_property
-    def _statistics(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    def _statistics(self) -> Statistics:
         if not len(self.train):
             raise UserError(f"--data {self.spec}: has no training images to take mean and std from")
-        total_C, squares_C = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-        for start in range(0, len(self.train), STATISTICS_CHUNK):
-            # Sums along a row of bytes and of their squares are below 2^24 up to 258 pixels, so float32 is exact.
-            chunk_NCHW = self.train.images_NCHW[start : start + STATISTICS_CHUNK].cpu().float()
-            total_C += chunk_NCHW.sum(dim=3).double().sum(dim=(0, 2))
-            squares_C += chunk_NCHW.square_().sum(dim=3).double().sum(dim=(0, 2))
-        count = self.train.images_NCHW.numel() // 3
-        mean_C = total_C / count
-        std_C = (squares_C / count - mean_C**2).clamp(min=0).sqrt()
-        r, g, b = ([round(float(value) / 255, 4) for value in pair] for pair in zip(mean_C, std_C, strict=True))
-        return (r[0], g[0], b[0]), (max(r[1], 1e-4), max(g[1], 1e-4), max(b[1], 1e-4))
+        return channel_statistics(self.train)
 
 
 def load_data(settings: DataSettings, *, seed: int, training: bool = True) -> Data:
     """Load the images that the settings describe.
 
-    Limits and the held-out share are drawn class by class from the seed. Only the images wanted are decoded.
+    Limits and the held-out share are drawn class by class from the seed. Only the images wanted are decoded:
+    at once, or batch by batch where they are many.
 
     Args:
-        settings: Spec, limits and the held-out share.
+        settings: Spec, limits, the held-out share, and how images are kept.
         seed: The run's seed.
         training: Whether training images are needed. With False they are not loaded, and a set may do
             without: a test-only folder can be attacked.
@@ -126,13 +123,14 @@ def load_data(settings: DataSettings, *, seed: int, training: bool = True) -> Da
             set that does not fit in memory, or no training images where they are needed.
     """
     source = _source(settings.spec)
-    test = _subset(source.test, settings.limit_test, seed, "test")
+    subset = functools.partial(_subset, settings=settings, seed=seed, feeder=_feeder(settings))
+    test = subset(source.test, settings.limit_test, name="test")
     if not training:
         train = holdout = test.select(torch.arange(0))
     elif source.train is None:
         raise UserError(f"--data {settings.spec}: has no train/ folder, only test images; nothing to train on")
     else:
-        whole = _subset(source.train, settings.limit_train, seed, "train")
+        whole = subset(source.train, settings.limit_train, name="train")
         held_N = holdout_mask(whole.labels_N, settings.holdout, generator(seed, "data", "holdout"))
         holdout = whole.select(held_N.nonzero().squeeze(1))
         # Without a holdout the training images stay mapped from the cache file, uncopied.
@@ -143,16 +141,43 @@ def load_data(settings: DataSettings, *, seed: int, training: bool = True) -> Da
         train,
         holdout,
         test,
-        input_size=test.images_NCHW.shape[-1],
+        input_size=test.side,
         limit_train=settings.limit_train,
         limit_test=settings.limit_test,
     )
 
 
-def _subset(split: Split, limit: int | None, seed: int, name: Literal["train", "test"]) -> ImageSet:
+def _subset(
+    split: Split,
+    limit: int | None,
+    *,
+    name: Literal["train", "test"],
+    settings: DataSettings,
+    seed: int,
+    feeder: Feeder,
+) -> ImageSet:
     size = len(split.labels_N) if limit is None else limit
     index_N = balanced_subset(split.labels_N, size, generator(seed, "data", name))
-    return ImageSet(split.read(index_N), split.labels_N[index_N], index_N)
+    labels_N = split.labels_N[index_N]
+    if _streams(split, len(index_N), settings):
+        assert split.files is not None
+        return StreamedSet(split.files, labels_N, index_N, feeder=feeder)
+    return ImageSet(split.read(index_N), labels_N, index_N)
+
+
+def _streams(split: Split, count: int, settings: DataSettings) -> bool:
+    """Tell whether so many images of a split stay in their files."""
+    if split.files is None:
+        if settings.keep == "stream":
+            raise UserError(f"data.keep: 'stream' is for image folders; {settings.spec} is small, use 'auto'")
+        return False
+    if settings.keep == "auto":
+        return count * 3 * split.files.shape.side**2 > KEPT_BYTES
+    return settings.keep == "stream"
+
+
+def _feeder(settings: DataSettings) -> Feeder:
+    return Feeder(default_workers() if settings.workers is None else settings.workers)
 
 
 def _source(spec: str) -> Source:
@@ -182,5 +207,6 @@ SOURCES: dict[str, Callable[[str], Source]] = {
     "cifar10": functools.partial(builtin.cifar, "cifar10"),
     "cifar100": functools.partial(builtin.cifar, "cifar100"),
     "folder": _needs_folder("folder", folder),
+    "imagenet": _needs_folder("imagenet", imagenet),
     "imagenet100": _needs_folder("imagenet100", imagenet100),
 }

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from rnascl_cli.data.files import ImageFiles
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -15,10 +17,12 @@ class Split:
     Attributes:
         labels_N: The class number of every image, int64.
         read: Takes ascending positions and gives those images' pixels, uint8 ``(n, 3, H, W)``.
+        files: Where the pixels come from, if from a file an image: such a split can be streamed.
     """
 
     labels_N: Tensor
     read: Callable[[Tensor], Tensor]
+    files: ImageFiles | None = None
 
 
 @dataclass(frozen=True, eq=False)

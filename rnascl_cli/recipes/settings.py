@@ -31,6 +31,14 @@ class DataSettings(Settings):
         default="auto",
         description="auto: pad-4 crop and flip up to 64 pixels (digits: no flip), RandomResizedCrop and flip above",
     )
+    keep: Literal["auto", "memory", "stream"] = Field(
+        default="auto",
+        description="image folders decoded once and kept, or decoded batch by batch; auto: kept up to 2 GiB a split",
+    )
+    workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
+        default=None,
+        description="processes that decode streamed images; 0: none but this one. null: one a CPU but one, up to 16",
+    )
 
 
 class SGD(Settings):

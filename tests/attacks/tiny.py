@@ -27,6 +27,10 @@ class Images:
     labels_N: Tensor
     index_N: Tensor
 
+    def pixels(self, rows: Tensor | slice) -> Tensor:
+        """The images at the given rows."""
+        return self.images_NCHW[rows]
+
 
 def images(n: int, *, classes: int = CLASSES, seed: int = 0, noise: float = 0.12) -> Images:
     """Make ``n`` noisy copies of one smooth random pattern a class."""

@@ -137,7 +137,7 @@ def test_resized_crop_takes_a_linear_ramp_to_a_linear_ramp() -> None:
 
 
 def test_resized_crop_boxes_have_the_asked_area_and_ratio_and_lie_inside() -> None:
-    width_B, height_B, x_B, y_B = ResizedCrop()._boxes(5000, seeded()).unbind(1)
+    width_B, height_B, x_B, y_B = ResizedCrop()._boxes(ResizedCrop().draw(5000, seeded())).unbind(1)
     area_B, ratio_B = width_B * height_B, width_B / height_B
     assert 0.08 - 1e-6 <= float(area_B.min()) <= float(area_B.max()) <= 1 + 1e-6
     assert 3 / 4 - 1e-5 <= float(ratio_B.min()) <= float(ratio_B.max()) <= 4 / 3 + 1e-5
