@@ -13,6 +13,7 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	-$(BIN)/python -m pip install --quiet --no-deps 'robustbench==1.1.1'  # compared with in tests; it pins old releases
 	touch $(READY)
 
 # The main job: the whole chain on real digits, ending in runs/quickstart/report/report.html.

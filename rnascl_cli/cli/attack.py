@@ -20,7 +20,8 @@ EPILOG = "Example: rnascl attack runs/s5-trades --attack fgsm,mi-fgsm,pgd20,cw,a
 
 def command(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A run directory with a student, or a teacher's name or file.")
+        str,
+        typer.Argument(metavar="MODEL", help="A run directory with a student, a teacher's name or file, or timm:NAME."),
     ],
     attacks: Annotated[
         str | None,

@@ -39,7 +39,7 @@ Set = Annotated[
 ]
 Teacher = Annotated[
     str | None,
-    typer.Option("--teacher", metavar="NAME|FILE", help="r18, r50, wrt34, wrt50 from the teacher cache, or a file."),
+    typer.Option("--teacher", metavar="NAME|FILE", help="r18, r50, wrt34, wrt50 of the cache, a file, or timm:NAME."),
 ]
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Number of epochs; the schedules scale with it.")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images a step.")]
