@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -32,3 +33,13 @@ def result(text: str) -> None:
 def finish(document: Document, *, out: str, json: bool) -> None:
     """End a stage: the artifact on stdout with ``--json``, else the run directory, so that shells can pass it on."""
     result(document_json(document) if json else out)
+
+
+def finish_all(documents: Sequence[Document], *, out: Sequence[str], json: bool) -> None:
+    """End a command on several models: a JSON list, or a directory a line; for one model as :func:`finish`."""
+    if len(documents) == 1:
+        finish(documents[0], out=out[0], json=json)
+    elif json:
+        result("[\n" + ",\n".join(document_json(document).rstrip() for document in documents) + "\n]")
+    else:
+        result("\n".join(out))

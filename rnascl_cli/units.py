@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -19,15 +19,16 @@ class Epsilon:
     value: float
 
 
-def parse_epsilon(text: str, *, option: str = "--eps") -> Epsilon:
+def parse_epsilon(text: str, *, option: str = "--eps", norm: Literal["Linf", "L2"] = "Linf") -> Epsilon:
     """Read a perturbation size.
 
     Args:
         text: A fraction (``"8/255"``) or a decimal (``"0.03"``); ``"0"`` is allowed.
         option: What to call it in an error.
+        norm: A Euclidean norm over all pixels of an image may well be above 1 (3 is usual on ImageNet).
 
     Raises:
-        UserError: Not a number, negative, or above 1 (``"8"`` most likely means ``8/255``).
+        UserError: Not a number, negative, or in L-inf above 1 (``"8"`` most likely means ``8/255``).
     """
     try:
         value = Fraction(text.strip().replace(" ", ""))
@@ -35,7 +36,7 @@ def parse_epsilon(text: str, *, option: str = "--eps") -> Epsilon:
         raise UserError(f"{option}: '{text}' is not a number; write 8/255 or 0.03") from None
     if value < 0:
         raise UserError(f"{option}: {text} is negative; write 8/255 or 0.03")
-    if value > 1:
+    if value > 1 and norm == "Linf":
         meant = f"; did you mean {text.strip()}/255?" if value <= 255 else ""
         raise UserError(f"{option}: {text} is above 1, and pixels lie in [0, 1]{meant}")
     return Epsilon(text.strip(), float(value))

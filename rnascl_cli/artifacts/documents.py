@@ -170,7 +170,7 @@ class AttackResult(Record):
 
     attack: str
     eps: str = Field(description="as a fraction, e.g. '8/255'")
-    eps_value: float = Field(ge=0.0, le=1.0, description="the same as a number; units by the document's protocol")
+    eps_value: float = Field(ge=0.0, description="the same as a number; at most 1 in Linf; units by the protocol")
     norm: Literal["Linf", "L2"] = "Linf"
     steps: int | None = Field(description="gradient steps; null where the attack has no such number")
     step_size: float | None = None
@@ -185,6 +185,12 @@ class AttackResult(Record):
         default=None, ge=0, description="images it had to work on: right when clean, not broken at a smaller eps"
     )
     standard: bool = Field(default=True, description="False where the attack departs from its published setting")
+
+    @model_validator(mode="after")
+    def _pixels_have_a_range(self) -> AttackResult:
+        if self.norm == "Linf" and self.eps_value > 1:
+            raise ValueError(f"eps_value {self.eps_value} is above 1 in Linf")
+        return self
 
 
 class Verdicts(Record):
@@ -213,9 +219,11 @@ class AttackDocument(Document):
     n: int = Field(ge=1)
     images: list[int] = Field(description="test-set indices of the n images, in the order attacked")
     clean_accuracy: Fraction
+    clean_confidence_interval: tuple[Fraction, Fraction] | None = None
     worst_case_accuracy: Fraction | None = Field(
         default=None, description="share that no attack of the largest eps broke (per-image worst case)"
     )
+    worst_case_confidence_interval: tuple[Fraction, Fraction] | None = None
     results: list[AttackResult]
     verdicts: list[Verdicts]
     warnings: list[str] = Field(description="what the gradient-masking checks noticed; empty when nothing")

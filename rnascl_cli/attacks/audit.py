@@ -20,6 +20,7 @@ from rnascl_cli.artifacts.documents import AuditCheck
 from rnascl_cli.attacks.autoattack import AutoAttack
 from rnascl_cli.attacks.catalogue import Options, build_attacks
 from rnascl_cli.attacks.evaluate import Evaluator, Outcome
+from rnascl_cli.attacks.gradient import Model
 from rnascl_cli.attacks.masking import AA_GAP, beyond_chance, percent
 from rnascl_cli.attacks.problem import Attack
 from rnascl_cli.units import Epsilon
@@ -75,11 +76,12 @@ class _Audit:
     def gradient(self, name: str, *, eps: Epsilon, broken_N: Tensor, restarts: int = 1) -> Outcome:
         """Run a gradient attack on the images not in ``broken_N``."""
         (attack,) = build_attacks([name], options=Options(restarts=restarts), norm=self.evaluator.norm)
-        return self.evaluator.run(attack, eps, broken_N)
+        several = f" from {restarts} starts" if restarts > 1 else ""
+        return self.evaluator.run(attack, eps, broken_N, label=f"audit: {name}{several}")
 
     def other(self, attack: Attack, broken_N: Tensor) -> Outcome:
         """Run any attack on the images not in ``broken_N``."""
-        return self.evaluator.run(attack, self.eps, broken_N)
+        return self.evaluator.run(attack, self.eps, broken_N, label=f"audit: {attack.name}")
 
 
 def audit_model(
@@ -95,7 +97,8 @@ def audit_model(
         limit: How many images to work on.
 
     Returns:
-        The checks in order; the model passes when all of them do.
+        The checks in order; the model passes when all of them do. The card ends early where an image's logits
+        depend on the images beside it: no verdict would be about that image.
     """
     rows = _spread(right_N.nonzero().squeeze(1), limit)
     if not len(rows):
@@ -104,11 +107,14 @@ def audit_model(
     chosen = _Chosen(images.pixels(rows), images.labels_N[rows], images.index_N[rows])
     pixels = chosen.images_NCHW[0].numel()
     large = LARGE_EPS if evaluator.norm == "Linf" else LARGE_EPS * math.sqrt(pixels)
-    audit = _Audit(replace(evaluator, images=chosen, journal=None), eps, Epsilon(f"{large:.3g}", large))
+    audit = _Audit(replace(evaluator, images=chosen), eps, Epsilon(f"{large:.3g}", large))
     known = {outcome.attack.name: outcome.broken_N[rows] for outcome in outcomes if outcome.eps.value == eps.value}
+    forward = _forward_checks(audit)
+    if not forward[-1].passed:  # nothing an attack finds is about one image then
+        return forward
     pgd = audit.gradient("pgd20", eps=eps, broken_N=audit.none_N)
     return [
-        *_forward_checks(audit),
+        *forward,
         _gradient_check(audit),
         _large_eps_check(audit),
         _one_step_check(audit, pgd),
@@ -124,11 +130,12 @@ def _forward_checks(audit: _Audit) -> list[AuditCheck]:
     with torch.no_grad():
         first_BK, second_BK = evaluator.model(x_BCHW), evaluator.model(x_BCHW)
         turned_BK = evaluator.model(x_BCHW.flip(0)).flip(0)
-        alone_BK = torch.cat([evaluator.model(x_BCHW[i : i + 1]) for i in range(min(ALONE, len(x_BCHW)))])
+        alone_BK = _one_by_one(evaluator.model, x_BCHW[:ALONE])
     scale = float(first_BK.abs().max().clamp(min=1e-12))
     repeated = float((first_BK - second_BK).abs().max()) / scale
     turned = float((first_BK - turned_BK).abs().max()) / scale
-    alone = float((first_BK[: len(alone_BK)] - alone_BK).abs().max()) / scale
+    alone = math.inf if alone_BK is None else float((first_BK[: len(alone_BK)] - alone_BK).abs().max()) / scale
+    by_itself = "refused by itself" if alone_BK is None else f"one by one by {alone:.1e}"
     return [
         AuditCheck(
             name="the forward pass is deterministic",
@@ -138,9 +145,17 @@ def _forward_checks(audit: _Audit) -> list[AuditCheck]:
         AuditCheck(
             name="an image's logits do not depend on its batch",
             passed=max(turned, alone) <= DRIFT,
-            detail=f"in another order they differ by {turned:.1e} of the largest logit, one by one by {alone:.1e}",
+            detail=f"in another order they differ by {turned:.1e} of the largest logit, {by_itself}",
         ),
     ]
+
+
+def _one_by_one(model: Model, x_BCHW: Tensor) -> Tensor | None:
+    """Return the logits of images passed singly; None where the model takes no batch of one."""
+    try:
+        return torch.cat([model(x_BCHW[i : i + 1]) for i in range(len(x_BCHW))])
+    except (RuntimeError, ValueError):  # statistics of a batch of one
+        return None
 
 
 def _gradient_check(audit: _Audit) -> AuditCheck:

@@ -3,8 +3,9 @@
 The parts, their settings and their arithmetic are pyautoattack's. Its outer loop, which hands the images not
 broken yet from part to part in batches, is walked here instead, in the same order and with the same seeds, so that the
 verdicts are the same while time left, interruption and the recount of each image work as for any other
-attack. What pyautoattack would do beside that is kept in: it reseeds torch's global stream, replaces the
-interpreter's trace function, keeps counts between models, and logs.
+attack, and APGD spends no further step on an image that it has broken (:mod:`rnascl_cli.attacks.dropping`). What
+pyautoattack would do beside that is kept in: it reseeds torch's global stream, replaces the interpreter's trace
+function, keeps counts between models, and logs.
 
 Shape suffixes: B images, C channels, H height, W width.
 """
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rnascl_cli.attacks.dropping import drop_broken
 from rnascl_cli.attacks.problem import Note, Problem, Round
 from rnascl_cli.errors import UserError
 
@@ -106,10 +108,10 @@ class AutoAttack:
         collector = _Collector(messages.append)
         with _quiet(problem.device):
             if self.name != "aa-rand":
-                checks.check_randomized(problem.exact, z_BCHW, y_B, bs=len(z_BCHW), logger=collector)
-            checks.check_range_output(problem.exact, z_BCHW, logger=collector)
+                checks.check_randomized(problem.plain, z_BCHW, y_B, bs=len(z_BCHW), logger=collector)
+            checks.check_range_output(problem.plain, z_BCHW, logger=collector)
             checks.funcs.update(dict.fromkeys(checks.funcs, 0))
-            checks.check_dynamic(problem.exact, z_BCHW, False, logger=collector)
+            checks.check_dynamic(problem.plain, z_BCHW, False, logger=collector)
         return messages
 
     def _suite(self, problem: Problem, targets: int, note: Note) -> Any:
@@ -133,6 +135,8 @@ class AutoAttack:
                 part.n_iter_min = max(int(0.06 * self.iterations), 1)
                 part.size_decr = max(int(0.03 * self.iterations), 1)
             suite.fab.n_iter = self.iterations
+        for part in (suite.apgd, suite.apgd_targeted):
+            drop_broken(part)
         collector = _Collector(note)
         suite.apgd.logger = suite.apgd_targeted.logger = collector
         return suite

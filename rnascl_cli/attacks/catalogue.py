@@ -19,6 +19,7 @@ from torch import Tensor
 from rnascl_cli.attacks.autoattack import PARTS, AutoAttack
 from rnascl_cli.attacks.gradient import LossB, cross_entropy, margin, projected_gradient
 from rnascl_cli.attacks.problem import Attack, Norm, Note, Problem, Round
+from rnascl_cli.attacks.verdicts import right
 from rnascl_cli.errors import UserError, nearest
 
 LINF_ONLY = ("fgsm", "mi-fgsm", "cw")
@@ -36,6 +37,7 @@ class Options:
         mi_decay: Its momentum.
         cw_steps: Steps of CW-inf.
         cw_kappa: Confidence at which CW-inf stops.
+        stop_early: PGD and CW leave out an image once an iterate of it fools the model.
     """
 
     step_size: float | None = None
@@ -44,6 +46,7 @@ class Options:
     mi_decay: float = 1.0
     cw_steps: int = 20
     cw_kappa: float = 0.0
+    stop_early: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class GradientAttack:
         restarts: Random starts; an image broken by one is left out of the next.
         noise: The stream that random starts are drawn from; None starts from the image itself.
         momentum: MI-FGSM's decay.
+        stop_early: Leave out an image once an iterate of it fools the model, instead of judging the last iterate.
     """
 
     name: str
@@ -94,6 +98,7 @@ class GradientAttack:
     restarts: int = 1
     noise: str | None = None
     momentum: float | None = None
+    stop_early: bool = False
 
     def step_size_at(self, eps: float) -> float:
         """Return the length of a step at this eps."""
@@ -118,13 +123,25 @@ class GradientAttack:
         start_BCHW = z_BCHW
         if self.noise is not None:
             start_BCHW = z_BCHW + _noise(problem, z_BCHW, self.noise, restart, index_B)
+        if not self.stop_early:
+            return self._climb(problem, z_BCHW, y_B, start_BCHW, self.steps)
+        found_BCHW, left_b = start_BCHW.clone(), torch.arange(len(y_B), device=y_B.device)
+        for steps in _doubling(self.steps):
+            found_BCHW[left_b] = self._climb(problem, z_BCHW[left_b], y_B[left_b], found_BCHW[left_b], steps)
+            with torch.no_grad():
+                left_b = left_b[right(problem.exact(found_BCHW[left_b]), y_B[left_b])]
+            if not len(left_b):
+                break
+        return found_BCHW
+
+    def _climb(self, problem: Problem, z_BCHW: Tensor, y_B: Tensor, start_BCHW: Tensor, steps: int) -> Tensor:
         return projected_gradient(
             problem.model,
             z_BCHW,
             loss=self.loss(y_B),
             ball=problem.ball,
             step_size=self.step_size_at(problem.eps),
-            steps=self.steps,
+            steps=steps,
             start_BCHW=start_BCHW,
             momentum=self.momentum,
             lowest=problem.domain.lowest,
@@ -180,7 +197,16 @@ def _with_random_starts(name: str, steps: int, options: Options, loss: Callable[
         step_size=options.step_size,
         restarts=options.restarts,
         noise=name.rstrip("0123456789"),
+        stop_early=options.stop_early,
     )
+
+
+def _doubling(steps: int) -> list[int]:
+    """Return 1, 1, 2, 4, 8, ... with the given sum: an easy image is found out soon, a hard one seldom asked."""
+    parts: list[int] = []
+    while (left := steps - sum(parts)) > 0:
+        parts.append(min(left, max(1, sum(parts))))
+    return parts
 
 
 def _noise(problem: Problem, z_BCHW: Tensor, stream: str, restart: int, index_B: Sequence[int]) -> Tensor:

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from rnascl_cli.attacks.domain import PIXEL, Domain
 from rnascl_cli.attacks.gradient import Model, cross_entropy
-from rnascl_cli.attacks.journal import Done, Journal
+from rnascl_cli.attacks.journal import Done, Journal, Key
+from rnascl_cli.attacks.precision import exact_float32
 from rnascl_cli.attacks.problem import Attack, Norm, Problem, Round, Streams
 from rnascl_cli.attacks.verdicts import allowed, right
 from rnascl_cli.units import Epsilon
@@ -105,7 +106,7 @@ class Evaluator:
     """A model and the images it is attacked on.
 
     Attributes:
-        model: Images in [0, 1] to logits, in eval mode, taking no gradients of its parameters.
+        model: Images in [0, 1] to logits, in eval mode, taking no gradients of its parameters. Verdicts are its own.
         images: What to attack.
         num_classes: Number of logits.
         streams: Generators for attacks' noise, image by image.
@@ -118,6 +119,7 @@ class Evaluator:
         layout: How the model wants its input in memory; channels last is faster on CPUs and in bf16.
         watch: Shows progress.
         journal: Keeps finished batches; None keeps none.
+        worker: The same function as ``model`` up to rounding, made faster, for attacks to work on; None is ``model``.
     """
 
     model: Model
@@ -133,11 +135,12 @@ class Evaluator:
     layout: torch.memory_format = torch.contiguous_format
     watch: Watch = _no_watch
     journal: Journal | None = None
+    worker: Model | None = None
 
     def clean(self) -> Tensor:
         """Return which images the model classifies rightly as they are: ``right_N``, bool, on the CPU."""
         found = []
-        with _exact_float32(), torch.no_grad(), self.watch("clean", len(self.images.labels_N)) as advance:
+        with exact_float32(), torch.no_grad(), self.watch("clean", len(self.images.labels_N)) as advance:
             for rows in self._split(torch.arange(len(self.images.labels_N))):
                 x_BCHW, y_B = self._batch(rows)
                 found.append(right(self.model(x_BCHW), y_B).cpu())
@@ -151,8 +154,8 @@ class Evaluator:
             return Gradients(0, 0, 0)
         x_BCHW, y_B = self._batch(rows)
         z_BCHW = self.domain.encode(x_BCHW).requires_grad_(True)
-        with _exact_float32(), torch.enable_grad():
-            loss_B = cross_entropy(y_B)(self.model(self.domain.decode(z_BCHW)))
+        with exact_float32(), torch.enable_grad():
+            loss_B = cross_entropy(y_B)(_attached(self.model(self.domain.decode(z_BCHW)), z_BCHW))
             (gradient_BCHW,) = torch.autograd.grad(loss_B.sum(), z_BCHW)
         size_B = gradient_BCHW.abs().flatten(1).amax(dim=1)
         return Gradients(len(rows), int((size_B == 0).sum()), int((~size_B.isfinite()).sum()))
@@ -174,14 +177,16 @@ class Evaluator:
                 broken_N = outcomes[-1].broken_N
         return outcomes
 
-    def run(self, attack: Attack, eps: Epsilon, broken_N: Tensor) -> Outcome:
+    def run(self, attack: Attack, eps: Epsilon, broken_N: Tensor, *, label: str | None = None) -> Outcome:
         """Run one attack at one eps on the images not broken yet.
 
         Args:
             attack: What to run.
             eps: Perturbation size; at 0 there is nothing to do.
             broken_N: Images to leave out: clean mistakes, and those broken at a smaller eps.
+            label: What progress and the journal call it, where that is not the attack's name.
         """
+        label = label or attack.name
         broken_N = broken_N.clone()
         todo = int((~broken_N).sum())
         if eps.value == 0 or todo == 0:
@@ -190,14 +195,13 @@ class Evaluator:
         meter = _Meter()
         problem = self._problem(eps, meter)
         result = Outcome(attack, eps, broken_N, attacked=todo)
-        with _exact_float32():
+        with exact_float32():
             rounds = attack.rounds(problem, notes.append)
             notes += attack.examine(problem, *self._first_batch(broken_N))
-            label = f"{attack.name} {eps.text}"
-            with self.watch(label, todo * sum(item.passes for item in rounds)) as advance:
+            with self.watch(f"{label} {eps.text}", todo * sum(item.passes for item in rounds)) as advance:
                 for number, item in enumerate(rounds):
                     meter.show = advance
-                    result = self._round(result, number, item, problem, meter, notes)
+                    result = self._round(result, (label, eps.text, number), item, problem, meter, notes)
                     advance(
                         (todo - int((~result.broken_N).sum())) * sum(later.passes for later in rounds[number + 1 :])
                     )
@@ -205,11 +209,10 @@ class Evaluator:
         return replace(result, notes=tuple(dict.fromkeys(notes)))
 
     def _round(
-        self, result: Outcome, number: int, item: Round, problem: Problem, meter: _Meter, notes: list[str]
+        self, result: Outcome, key: Key, item: Round, problem: Problem, meter: _Meter, notes: list[str]
     ) -> Outcome:
         broken_N, strays, seconds = result.broken_N.clone(), result.strays, result.seconds
         before = int(broken_N.sum())
-        key = (result.attack.name, result.eps.text, number)
         for rows in self._split((~broken_N).nonzero().squeeze(1)):
             index_B: list[int] = self.images.index_N[rows].tolist()
             done = self.journal.find(key, index_B) if self.journal else None
@@ -240,10 +243,16 @@ class Evaluator:
         return Done(broken, int((~allowed_B).sum()), time.perf_counter() - started, [])
 
     def _problem(self, eps: Epsilon, meter: _Meter) -> Problem:
-        def exact(z_BCHW: Tensor) -> Tensor:
-            meter.count(len(z_BCHW))
+        worker = self.worker or self.model
+
+        def plain(z_BCHW: Tensor) -> Tensor:
             # The attacks of pyautoattack insist on contiguous tensors of their own.
             return self.model(self.domain.decode(z_BCHW).contiguous(memory_format=self.layout))
+
+        def exact(z_BCHW: Tensor) -> Tensor:
+            meter.count(len(z_BCHW))
+            logits_BK = worker(self.domain.decode(z_BCHW).contiguous(memory_format=self.layout))
+            return _attached(logits_BK, z_BCHW)
 
         def model(z_BCHW: Tensor) -> Tensor:
             with self.autocast():
@@ -252,6 +261,7 @@ class Evaluator:
         return Problem(
             model=model,
             exact=exact,
+            plain=plain,
             domain=self.domain,
             norm=self.norm,
             eps=eps.value,
@@ -271,6 +281,13 @@ class Evaluator:
     def _batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         x_BCHW = self.images.pixels(rows).to(self.device).float() / 255
         return x_BCHW.contiguous(memory_format=self.layout), self.images.labels_N[rows].to(self.device)
+
+
+def _attached(logits_BK: Tensor, z_BCHW: Tensor) -> Tensor:
+    """Return the logits with a gradient of zero where the model cuts its graph, so that attacks find it so."""
+    if not z_BCHW.requires_grad or logits_BK.requires_grad or not torch.is_grad_enabled():
+        return logits_BK
+    return logits_BK + 0 * z_BCHW.flatten(1).sum(dim=1, keepdim=True)
 
 
 class _Meter:
@@ -293,14 +310,3 @@ class _Meter:
         self._left = planned
         yield
         self.count(self._left)
-
-
-@contextlib.contextmanager
-def _exact_float32() -> Iterator[None]:
-    """Keep TF32, which rounds to ten bits on its way, out of the arithmetic for the while."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before

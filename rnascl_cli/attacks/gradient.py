@@ -27,7 +27,7 @@ class Ball(Protocol):
         ...
 
     def project(self, delta_BCHW: Tensor) -> Tensor:
-        """Return the nearest perturbation inside the ball, image by image."""
+        """Return the nearest perturbation inside the ball, image by image, as a tensor of its own."""
         ...
 
     def direction(self, gradient_BCHW: Tensor) -> Tensor:
@@ -123,8 +123,8 @@ def projected_gradient(
             mean_l1 = gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
             velocity = momentum * velocity + gradient / mean_l1
             gradient = velocity
-        moved = adversarial.detach() + step_size * ball.direction(gradient)
-        adversarial = _clip(x_BCHW + ball.project(moved - x_BCHW), lowest, highest)
+        moved = torch.add(adversarial.detach(), ball.direction(gradient), alpha=step_size)
+        adversarial = _clip(ball.project(moved.sub_(x_BCHW)).add_(x_BCHW), lowest, highest)
     return adversarial.detach()
 
 

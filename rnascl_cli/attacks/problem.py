@@ -31,6 +31,7 @@ class Problem:
     Attributes:
         model: Coordinates ``z`` of the domain to logits, in the precision chosen for attacks.
         exact: The same in float32.
+        plain: The same in float32, by the module under attack itself: no faster stand-in.
         domain: Where the perturbation lives.
         norm: Of the ball.
         eps: Its size, in the domain's units.
@@ -42,6 +43,7 @@ class Problem:
 
     model: Model
     exact: Model
+    plain: Model
     domain: Domain
     norm: Norm
     eps: float

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from rnascl_cli import console
 from rnascl_cli.artifacts.documents import AttackDocument
-from rnascl_cli.cli import options
+from rnascl_cli.cli import attack_tables, options
 from rnascl_cli.errors import UserError
 from rnascl_cli.recipes import find_recipe, read_recipe_file
+
+if TYPE_CHECKING:
+    from rnascl_cli.stages.attack_plan import Assault
 
 NAME = "attack"
 EPILOG = "Example: rnascl attack runs/s5-trades --attack fgsm,mi-fgsm,pgd20,cw,aa --eps 8/255 --limit-test 500"
 
 
 def command(
-    model: Annotated[
-        str,
-        typer.Argument(metavar="MODEL", help="A run directory with a student, a teacher's name or file, or timm:NAME."),
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="A run directory with a student, a teacher's name or file, or timm:NAME. Of several, each gets an "
+            "attack.json.",
+        ),
     ],
     attacks: Annotated[
         str | None,
@@ -65,66 +71,52 @@ def command(
     json: options.Json = False,
 ) -> None:
     """Measure robust accuracy, attack by attack and image by image."""
-    from rnascl_cli.stages import attack as stage
+    from rnascl_cli.stages.attack_plan import plan
+    from rnascl_cli.stages.attack_target import claim_directory, find_target, folders_in
 
-    target = stage.find_target(model)
-    if target.provenance is None and data is None and not _names_data(recipe, settings or []):
-        raise UserError(f"attack {model}: says nothing about images; name them with --data, e.g. --data cifar10")
-    resolved = options.build_recipe(
-        "attack",
-        recipe=recipe,
-        settings=settings,
-        inherited=target.provenance,
-        top={"seed": seed, "device": device, "precision": precision},
-        data={"spec": data, "limit_test": limit_test},
-        own={
-            "attacks": attacks,
-            "eps": eps,
-            "norm": norm,
-            "protocol": protocol,
-            "step_size": step_size,
-            "restarts": restarts,
-            "batch_size": batch_size,
-        },
-    )
-    where = out or (target.loaded.run if target.provenance else None) or options.new_run_directory("attack")
-    directory = stage.claim_directory(target, where, force=force, resume=resume)
-    document = stage.attack(target, resolved, directory, audit=audit, resume=resume)
-    _show(document)
-    console.say(f"wrote {directory / stage.ATTACK_JSON}")
-    console.finish(document, out=str(directory), json=json)
-
-
-def _show(document: AttackDocument) -> None:
-    """Print the results as a table on stderr, with the protocol, the audit's card and the warnings."""
-    units = "pixels in [0, 1]" if document.protocol == "pixel" else "normalised inputs"
-    table = Table(title=f"protocol {document.protocol} (eps in {units}), {document.n} images", title_justify="left")
-    for heading in ("attack", "eps", "steps", "accuracy", "95 % interval", "seconds", "images/s"):
-        table.add_column(heading, justify="left" if heading == "attack" else "right")
-    if all(result.attack != "clean" for result in document.results):
-        table.add_row("clean", "", "", _percent(document.clean_accuracy), "", "", "")
-    for result in document.results:
-        interval = result.confidence_interval
-        table.add_row(
-            result.attack + ("" if result.standard else " (not standard)"),
-            result.eps + ("" if result.norm == "Linf" else f" {result.norm}"),
-            "" if result.steps is None else str(result.steps),
-            _percent(result.accuracy),
-            "" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}",
-            f"{result.seconds:.1f}",
-            f"{result.images_per_second:.1f}",
+    several = len(models) > 1
+    root = out or options.new_run_directory("attack")
+    assaults = []
+    for name, folder in zip(models, folders_in(root, models) if several else [root], strict=True):
+        target = find_target(name)
+        if target.provenance is None and data is None and not _names_data(recipe, settings or []):
+            raise UserError(f"attack {name}: says nothing about images; name them with --data, e.g. --data cifar10")
+        resolved = options.build_recipe(
+            "attack",
+            recipe=recipe,
+            settings=settings,
+            inherited=target.provenance,
+            top={"seed": seed, "device": device, "precision": precision},
+            data={"spec": data, "limit_test": limit_test},
+            own={
+                "attacks": attacks,
+                "eps": eps,
+                "norm": norm,
+                "protocol": protocol,
+                "step_size": step_size,
+                "restarts": restarts,
+                "batch_size": batch_size,
+            },
         )
-    if document.worst_case_accuracy is not None:
-        table.add_row("worst case", "", "", _percent(document.worst_case_accuracy), "", "", "")
-    console.stderr.print(table)
-    for check in document.audit or []:
-        console.say(f"{'pass' if check.passed else 'FAIL'}  {check.name}: {check.detail}")
-    for warning in document.warnings:
-        console.warn(warning)
+        where = folder if out else target.own_directory or folder
+        claim_directory(target, where, force=force, resume=resume)
+        assaults.append(plan(target, resolved, where, audit=audit))
+    _carry_out(assaults, resume=resume, json=json)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def _carry_out(assaults: Sequence[Assault], *, resume: bool, json: bool) -> None:
+    """Run the attacks, one model after the other, and show what they found."""
+    from rnascl_cli.stages.attack import attack
+
+    documents: list[AttackDocument] = []
+    any_begun = any(assault.begun for assault in assaults)
+    for assault in assaults:
+        # Of several models, an interrupted command has finished some and not come to others.
+        documents.append(attack(assault, resume=resume and (assault.begun or not any_begun)))
+        attack_tables.show(documents[-1])
+    if len(documents) > 1:
+        attack_tables.show_side_by_side(documents)
+    console.finish_all(documents, out=[str(assault.directory) for assault in assaults], json=json)
 
 
 def _names_data(recipe: str | None, settings: Sequence[str]) -> bool:

@@ -212,7 +212,18 @@ class AttackSettings(Settings):
     paper_code_clamp: bool = Field(
         default=False, description="paper-code only: clamp normalised values to [0, 1], as the authors' code does"
     )
-    batch_size: int = Field(default=250, ge=1)
+    stop_early: bool = Field(
+        default=False,
+        description="PGD and CW leave out an image once an iterate fools the model; false: the last iterate is judged",
+    )
+    batch_size: Annotated[int, Field(ge=1)] | None = Field(default=None, description="null: 250 on a GPU, 50 on a CPU")
+    fold: bool = Field(
+        default=True,
+        description="attack a copy whose BatchNorms are folded into the convolutions; verdicts are the model's own",
+    )
+    capture: Literal["auto", "on", "off"] = Field(
+        default="auto", description="on a GPU, replay captured graphs; auto: for networks of up to 5 M params"
+    )
     audit_images: int = Field(default=100, ge=1, description="how many of the images --audit works on")
 
 

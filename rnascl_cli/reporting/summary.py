@@ -245,7 +245,10 @@ def _asked(document: AttackDocument) -> list[tuple[str, float]]:
     """Return the attacks and sizes the recipe asked for; what is not in the results was not done."""
     asked = document.provenance.recipe.get("attack", {})
     names, sizes = asked.get("attacks", ()), asked.get("eps", ())
-    return [(str(name), parse_epsilon(str(size)).value) for name in names if name != "clean" for size in sizes]
+    norm = asked.get("norm", "Linf")
+    return [
+        (str(name), parse_epsilon(str(size), norm=norm).value) for name in names if name != "clean" for size in sizes
+    ]
 
 
 def _missing(document: AttackDocument) -> list[tuple[str, float]]:

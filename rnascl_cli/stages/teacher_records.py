@@ -31,7 +31,9 @@ from rnascl_cli.models.teachers import TeacherArchitecture, architecture_named, 
 from rnascl_cli.models.teachers.public import PUBLIC
 from rnascl_cli.models.teachers.timm_models import PREFIX, timm_model
 from rnascl_cli.recipes import Recipe
-from rnascl_cli.stages.attack import ATTACK_JSON, attack, claim_directory, find_target
+from rnascl_cli.stages.attack import attack
+from rnascl_cli.stages.attack_plan import plan
+from rnascl_cli.stages.attack_target import ATTACK_JSON, claim_directory, find_target
 from rnascl_cli.stages.teacher_library import published_of
 
 AUTOATTACK = "aa"
@@ -69,7 +71,7 @@ def measure_teacher(source: str, recipe: Recipe, *, force: bool, resume: bool) -
     folder = measured_folder(source)
     target = find_target(source)
     claim_directory(target, folder, force=force, resume=resume)
-    return attack(target, recipe, folder, resume=resume), folder / ATTACK_JSON
+    return attack(plan(target, recipe, folder), resume=resume), folder / ATTACK_JSON
 
 
 def usual_eps(source: str) -> str:

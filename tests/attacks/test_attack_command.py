@@ -3,101 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from rnascl_cli.artifacts.documents import Architecture, AttackDocument, Provenance, TrainDocument
+from rnascl_cli.artifacts.documents import TrainDocument
 from rnascl_cli.artifacts.store import read_document, sha256_file, write_document
 from rnascl_cli.attacks.evaluate import Evaluator
 from rnascl_cli.cli.app import run
-from rnascl_cli.data import load_data
-from rnascl_cli.models.files import build_student, save_student
-from rnascl_cli.models.student import Student
-from rnascl_cli.recipes import DataSettings
-from rnascl_cli.spaces import network_cost, space_named
+from tests.attacks.commands import QUICK, attacked, refused
 
 pytestmark = pytest.mark.unit
-QUICK = ["--attack", "fgsm,pgd2", "--limit-test", "12"]
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student file of random features, whose linear layer is fitted to digits."""
-    space = space_named("S3")
-    cost = network_cost(space, space.smallest, num_classes=10, input_size=32)
-    architecture = Architecture(
-        space="S3",
-        widths=list(space.smallest),
-        num_classes=10,
-        input_size=32,
-        params=cost.params,
-        macs=cost.macs,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = build_student(architecture, mean=(0.3, 0.3, 0.3), std=(0.25, 0.25, 0.25))
-    _fit_classifier(network.eval())
-    path = tmp_path_factory.mktemp("student") / "student.safetensors"
-    save_student(path, network, architecture)
-    return path
-
-
-@torch.no_grad()
-def _fit_classifier(network: Student) -> None:
-    images = load_data(DataSettings(spec="digits", limit_train=600), seed=0).train
-    features: list[torch.Tensor] = []
-    hook = network.classifier.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
-    network(images.images_NCHW.float() / 255)
-    hook.remove()
-    with_bias = torch.cat([features[0], torch.ones(len(images), 1)], dim=1).double()
-    scale = with_bias.abs().mean()
-    gram = with_bias.T @ with_bias + 1e-4 * scale**2 * torch.eye(with_bias.shape[1])
-    wanted = torch.nn.functional.one_hot(images.labels_N, 10).double() - 0.1
-    fitted = torch.linalg.solve(gram, with_bias.T @ wanted).T.float()
-    network.classifier.weight.copy_(fitted[:, :-1])
-    network.classifier.bias.copy_(fitted[:, -1])
-
-
-@pytest.fixture
-def trained_run(student: Path, tmp_path: Path, provenance: Provenance) -> Path:
-    """A run directory of ``train``, on digits."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    shutil.copy(student, folder / "student.safetensors")
-    space = space_named("S3")
-    cost = network_cost(space, space.smallest, num_classes=10, input_size=32)
-    document = TrainDocument(
-        provenance=provenance,
-        paradigm="rnas-cl",
-        architecture=Architecture(
-            space="S3", widths=list(space.smallest), num_classes=10, input_size=32, params=cost.params, macs=cost.macs
-        ),
-        student_sha256=sha256_file(folder / "student.safetensors"),
-        clean_accuracy=0.1,
-        epochs=1,
-        seconds=1.0,
-        history=[],
-    )
-    write_document(folder / "train.json", document)
-    return folder
-
-
-def attacked(folder: Path) -> AttackDocument:
-    return read_document(folder / "attack.json", AttackDocument)
-
-
-def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Run a command that must end with 2, and return its one line."""
-    assert run(["attack", *arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    lines = [line for line in captured.err.splitlines() if line.startswith("rnascl: ")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 def test_a_file_with_data(student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -319,3 +236,25 @@ def test_the_document_says_which_eps_and_which_images(student: Path, tmp_path: P
     raw = json.loads((out / "attack.json").read_text())
     assert (raw["results"][0]["eps"], raw["results"][0]["eps_value"]) == ("0.03", 0.03)
     assert raw["results"][1]["step_size"] == pytest.approx(0.0075)
+
+
+def test_l2_may_be_above_one(student: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["--attack", "pgd2", "--norm", "L2", "--eps", "0.5,8", "--limit-test", "6", "--out", str(out)]
+    assert run(["attack", str(student), "--data", "digits", *arguments]) == 0
+    document = attacked(out)
+    assert [row.eps_value for row in document.results] == [0.5, 8.0]
+    assert any("8/255 was meant" in warning for warning in document.warnings)
+
+
+def test_a_part_of_the_test_set_has_intervals_everywhere(student: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(["attack", str(student), "--data", "digits", *QUICK, "--out", str(out)]) == 0
+    document = attacked(out)
+    for share, interval in (
+        (document.clean_accuracy, document.clean_confidence_interval),
+        (document.worst_case_accuracy, document.worst_case_confidence_interval),
+    ):
+        assert share is not None
+        assert interval is not None
+        assert interval[0] <= share <= interval[1]

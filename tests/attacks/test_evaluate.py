@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rnascl_cli.attacks.catalogue import Options, build_attacks
-from rnascl_cli.attacks.problem import Note, Problem, Round
+from rnascl_cli.attacks.autoattack import AutoAttack
+from rnascl_cli.attacks.catalogue import Options, _doubling, build_attacks
+from rnascl_cli.attacks.problem import Attack, Norm, Note, Problem, Round
 from rnascl_cli.attacks.verdicts import right, wilson_interval
 from rnascl_cli.units import Epsilon, parse_epsilon, parse_epsilons
 from tests.attacks import tiny
@@ -122,12 +123,17 @@ def test_fooling_is_recounted_in_float32_whatever_the_attacks_precision() -> Non
     assert all(outcome.accuracy == 1.0 for outcome in evaluator.sweep(attacks, [EPS], evaluator.clean()))
 
 
-def test_sweeps_are_monotone_and_leave_out_what_is_broken(robust: nn.Module) -> None:
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_sweeps_are_monotone_and_leave_out_what_is_broken(robust: nn.Module, norm: Norm) -> None:
     data = tiny.images(60, seed=3, noise=0.18)
-    evaluator = tiny.evaluator(robust, data)
+    evaluator = tiny.evaluator(robust, data, norm=norm)
     right_N = evaluator.clean()
     epsilons = parse_epsilons("16/255,0,2/255,8/255,4/255")
-    attacks = build_attacks(["fgsm", "pgd5", "cw"], options=Options(), norm="Linf")
+    names = ["fgsm", "mi-fgsm", "pgd5", "cw"] if norm == "Linf" else ["pgd5"]
+    attacks: list[Attack] = [
+        *build_attacks(names, options=Options(), norm=norm),
+        AutoAttack("aa", iterations=5, queries=10),
+    ]
     outcomes = evaluator.sweep(attacks, epsilons, right_N)
     for attack in attacks:
         mine = [outcome for outcome in outcomes if outcome.attack is attack]
@@ -154,6 +160,70 @@ def test_a_verdict_does_not_depend_on_the_batch_or_on_which_others_are_attacked(
         first, second, third = (run.run(attack, EPS, ~run.clean()) for run in (whole, batched, alone))
         assert torch.equal(first.broken_N, second.broken_N)
         assert torch.equal(first.broken_N[some], third.broken_N)
+
+
+def test_attacks_work_on_the_worker_and_verdicts_are_the_models() -> None:
+    data = grey(100, 100, 100, labels=[0, 0, 0])
+
+    def alarmist(x_BCHW: Tensor) -> Tensor:
+        return -brightness(x_BCHW)  # takes every image for broken
+
+    evaluator = tiny.evaluator(brightness, data, num_classes=2, worker=alarmist)
+    attacks: list[Attack] = [
+        *build_attacks(["fgsm", "pgd3", "cw"], options=Options(stop_early=True), norm="Linf"),
+        AutoAttack("square", queries=5),
+    ]
+    for outcome in evaluator.sweep(attacks, [EPS], evaluator.clean()):
+        assert outcome.attacked == 3
+        assert outcome.accuracy == 1.0
+
+
+def test_a_model_that_cuts_its_graph_has_gradients_of_zero(robust: nn.Module) -> None:
+    def cut(x_BCHW: Tensor) -> Tensor:
+        logits: Tensor = robust(x_BCHW.detach())
+        return logits
+
+    data = tiny.images(20)
+    evaluator = tiny.evaluator(cut, data)
+    right_N = evaluator.clean()
+    gradients = evaluator.gradients(right_N)
+    assert gradients.zero == gradients.images == int(right_N.sum())
+    attacks: list[Attack] = [
+        *build_attacks(["fgsm", "mi-fgsm", "pgd2", "cw"], options=Options(), norm="Linf"),
+        AutoAttack("aa", iterations=5, queries=5),
+    ]
+    assert all(outcome.strays == 0 for outcome in evaluator.sweep(attacks, [EPS], right_N))
+
+
+@pytest.mark.parametrize("name", ["pgd7", "cw"])
+def test_stopping_early_leaves_no_more_accuracy_for_fewer_passes(plain: nn.Module, name: str) -> None:
+    passes, left = [], []
+    for stop_early in (False, True):
+        counting = Counting(plain)
+        evaluator = tiny.evaluator(plain, tiny.images(60, seed=3), worker=counting)
+        (attack,) = build_attacks([name], options=Options(stop_early=stop_early), norm="Linf")
+        outcome = evaluator.run(attack, Epsilon("24/255", 24 / 255), ~evaluator.clean())
+        passes.append(counting.images)
+        left.append(outcome.accuracy)
+        assert outcome.strays == 0
+    assert left[1] <= left[0] < 0.5
+    assert passes[1] < passes[0]
+
+
+def test_early_stops_are_asked_for_after_1_2_4_8_steps() -> None:
+    assert [_doubling(steps) for steps in (1, 2, 7, 20)] == [[1], [1, 1], [1, 1, 2, 3], [1, 1, 2, 4, 8, 4]]
+
+
+class Counting:
+    """The model, and how many images it has been given."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.images = model, 0
+
+    def __call__(self, x_BCHW: Tensor) -> Tensor:
+        self.images += len(x_BCHW)
+        logits: Tensor = self.model(x_BCHW)
+        return logits
 
 
 def test_restarts_only_ever_break_more(robust: nn.Module) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rnascl_cli.attacks.autoattack import AutoAttack
 from rnascl_cli.attacks.catalogue import Options, build_attacks
@@ -15,25 +15,11 @@ from rnascl_cli.attacks.problem import Attack
 from rnascl_cli.errors import UserError
 from rnascl_cli.units import parse_epsilons
 from tests.attacks import tiny
+from tests.attacks.tiny import Interrupting
 
 HEADER = {"model_sha256": "a" * 64, "settings": {"batch_size": 8}}
 DONE = Done(broken=[3], strays=0, seconds=1.5, notes=[])
 pytestmark = pytest.mark.unit
-
-
-class Interrupting(nn.Module):
-    """The model, until somebody presses Ctrl-C after so many forward passes."""
-
-    def __init__(self, model: nn.Module, passes: int) -> None:
-        super().__init__()
-        self.model, self.left = model, passes
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
-        logits: Tensor = self.model(x_BCHW)
-        return logits
 
 
 @pytest.mark.parametrize("passes", [3, 60, 300])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from rnascl_cli.attacks import audit
 from rnascl_cli.attacks.autoattack import AutoAttack
 from rnascl_cli.attacks.catalogue import Options, build_attacks
 from rnascl_cli.attacks.evaluate import Gradients, Outcome
+from rnascl_cli.attacks.journal import Journal
 from rnascl_cli.attacks.masking import masking_signs
 from rnascl_cli.attacks.problem import Attack
 from rnascl_cli.units import parse_epsilon
 from tests.attacks import tiny
+from tests.attacks.tiny import Interrupting
 
 FINE = Gradients(images=100, zero=0, not_finite=0)
 pytestmark = pytest.mark.unit
@@ -132,6 +135,57 @@ def test_randomness_and_batch_dependence_are_caught(robust: nn.Module) -> None:
 
     assert not card(Fickle(robust).eval(), limit=5)["the forward pass is deterministic"].passed
     assert not card(Sociable(robust).eval(), limit=5)["an image's logits do not depend on its batch"].passed
+
+
+@pytest.mark.usefixtures("_short")
+def test_statistics_of_the_batch_and_a_cut_graph_are_caught(robust: nn.Module) -> None:
+    class Batched(Scaled):
+        """A BatchNorm that normalises with its batch's own statistics, in eval mode too."""
+
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__(model)
+            self.norm = nn.BatchNorm1d(10, track_running_stats=False)
+
+        def forward(self, x_BCHW: Tensor) -> Tensor:
+            logits: Tensor = self.norm(self.model(x_BCHW))
+            return logits
+
+    class Cut(Scaled):
+        def forward(self, x_BCHW: Tensor) -> Tensor:
+            logits: Tensor = self.model(x_BCHW.detach())
+            return logits
+
+    assert not card(Batched(robust).eval().requires_grad_(False), limit=5)[
+        "an image's logits do not depend on its batch"
+    ].passed
+    flat = card(Cut(robust).eval(), limit=5)
+    assert not flat["gradients are there"].passed
+    assert not flat["accuracy reaches about 0 at a large eps"].passed
+
+
+def test_an_interrupted_audit_goes_on(robust: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "AutoAttack", lambda name, **_: AutoAttack(name, iterations=5, queries=20))
+    data, eps = tiny.images(30, seed=9), parse_epsilon("8/255")
+    right_N = tiny.evaluator(robust, data).clean()
+
+    def run(model: nn.Module, journal: Journal | None) -> list[AuditCheck]:
+        evaluator = tiny.evaluator(model, data, batch_size=10, journal=journal)
+        return audit.audit_model(evaluator, right_N, eps, [], limit=20)
+
+    whole = run(robust, None)
+    first = Journal(tmp_path / "partial.jsonl", {})
+    first.start()
+    with pytest.raises(KeyboardInterrupt):
+        run(Interrupting(robust, 400), first)
+    second = Journal(tmp_path / "partial.jsonl", {})
+    assert second.load() > 2
+    counting = Interrupting(robust, 10**6)
+    assert run(counting, second) == whole
+    third = Journal(tmp_path / "partial.jsonl", {})
+    third.load()
+    again = Interrupting(robust, 10**6)
+    assert run(again, third) == whole
+    assert 10**6 - again.left < 60 < 10**6 - counting.left  # the looks at the model itself are all that is repeated
 
 
 def test_nothing_right_is_no_pass(robust: nn.Module) -> None:

@@ -92,3 +92,18 @@ def evaluator(model: Any, data: Images, **settings: Any) -> Evaluator:
         **settings,
     }
     return Evaluator(model=model, images=data, **given)
+
+
+class Interrupting(nn.Module):
+    """The model, until somebody presses Ctrl-C after so many forward passes."""
+
+    def __init__(self, model: nn.Module, passes: int) -> None:
+        super().__init__()
+        self.model, self.left = model, passes
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        logits: Tensor = self.model(x_BCHW)
+        return logits

@@ -18,7 +18,7 @@ SURFACE = {
     "derive": "RUN_OR_SEARCH_JSON --out --force --json",
     "train": f"DERIVED|- {STAGE}",
     "adv-finetune": f"RUN --method {STAGE}",
-    "attack": "MODEL --attack --eps --norm --protocol --step-size --restarts --audit --data --limit-test --recipe "
+    "attack": "MODEL... --attack --eps --norm --protocol --step-size --restarts --audit --data --limit-test --recipe "
     "--set --batch-size --seed --device --precision --out --force --resume --json",
     "report": "RUN... --out --paper --image --force --json",
     "quickstart": "--out --recipe --seed --device --force",

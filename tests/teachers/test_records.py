@@ -11,10 +11,10 @@ import pytest
 from rnascl_cli.artifacts.documents import AttackDocument
 from rnascl_cli.artifacts.store import read_document, sha256_file, write_document
 from rnascl_cli.models.checkpoints import write_teacher
-from rnascl_cli.recipes import AttackSettings, Recipe
+from rnascl_cli.recipes import AttackSettings
 from rnascl_cli.stages import attack as attack_stage
 from rnascl_cli.stages import teacher_records
-from rnascl_cli.stages.attack import Target
+from rnascl_cli.stages.attack_plan import Assault, plan
 from rnascl_cli.stages.teacher_records import measured_folder, usual_eps
 from tests.command import done, refused
 from tests.teachers.conftest import random_teacher
@@ -81,10 +81,12 @@ def test_autoattack_is_measured_by_default_and_shown(mine: Path, monkeypatch: py
     """AutoAttack takes a minute even here, so FGSM stands in for it: what is kept and shown is the same."""
     asked: list[AttackSettings] = []
 
-    def quick(target: Target, recipe: Recipe, directory: Path, *, resume: bool) -> AttackDocument:
+    def quick(assault: Assault, *, resume: bool) -> AttackDocument:
+        directory, recipe = assault.directory, assault.recipe
         asked.append(recipe.attack)
         settings = recipe.attack.model_copy(update={"attacks": ("pgd20", "fgsm")})
-        document = attack_stage.attack(target, recipe.model_copy(update={"attack": settings}), directory, resume=resume)
+        shortened = plan(assault.target, recipe.model_copy(update={"attack": settings}), directory)
+        document = attack_stage.attack(shortened, resume=resume)
         renamed = [result.model_copy(update={"attack": "aa"}) for result in document.results if result.attack == "fgsm"]
         document = document.model_copy(update={"results": [document.results[0], *renamed]})
         write_document(directory / "attack.json", document)

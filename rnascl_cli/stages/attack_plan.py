@@ -1,0 +1,153 @@
+"""What ``attack`` is going to do, checked before the first image is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from torch import nn
+
+from rnascl_cli.attacks.catalogue import Options, build_attacks
+from rnascl_cli.attacks.domain import PIXEL, Domain, normalised_domain
+from rnascl_cli.attacks.journal import Journal
+from rnascl_cli.attacks.problem import Attack
+from rnascl_cli.data import Data, load_data
+from rnascl_cli.engine.compute import Compute, resolve_compute
+from rnascl_cli.engine.run_directory import JOURNAL
+from rnascl_cli.errors import UserError
+from rnascl_cli.models.normalise import Normalise
+from rnascl_cli.recipes import AttackSettings, Recipe
+from rnascl_cli.stages.attack_target import ATTACK_JSON, Target, check_fit
+from rnascl_cli.units import Epsilon, parse_epsilon
+
+CUSTOMARY_EPS = {"Linf": 8 / 255, "L2": 0.5}
+BATCH = {"cuda": 250, "cpu": 50}
+"""Images a batch. A CPU is fastest with what stays in its caches, and an interruption costs less."""
+
+
+@dataclass(frozen=True, eq=False)
+class Assault:
+    """An attack that has been checked and touches nothing yet.
+
+    Attributes:
+        target: The model.
+        recipe: Data, seed, device, and the attack table.
+        directory: Where ``attack.json`` goes.
+        data: The images.
+        compute: Device and precision.
+        attacks: By the recipe's names.
+        epsilons: Ascending.
+        audit_eps: Where the audit compares attacks; None without one.
+    """
+
+    target: Target
+    recipe: Recipe
+    directory: Path
+    data: Data
+    compute: Compute
+    attacks: Sequence[Attack]
+    epsilons: Sequence[Epsilon]
+    audit_eps: Epsilon | None
+
+    @property
+    def begun(self) -> bool:
+        """Whether an earlier run has left anything to go on with."""
+        return any((self.directory / name).exists() for name in (JOURNAL, ATTACK_JSON))
+
+    @property
+    def domain(self) -> Domain:
+        """Where perturbations live, on the device that the model is on now."""
+        return _domain(self.target.loaded.module, self.recipe.attack, self.target)
+
+    @property
+    def batch_size(self) -> int:
+        """Images a batch."""
+        return self.recipe.attack.batch_size or BATCH[self.compute.device.type]
+
+    def journal(self) -> Journal:
+        """Return the journal of this attack, neither started nor read."""
+        settings = self.recipe.attack.model_dump(mode="json", exclude={"attacks", "eps", "audit_images"})
+        header = {
+            "model_sha256": self.target.loaded.sha256,
+            "data_fingerprint": self.data.fingerprint,
+            "images": self.data.test.index_N.tolist(),
+            "seed": self.recipe.seed,
+            "precision": self.recipe.precision,
+            "settings": {**settings, "batch_size": self.batch_size},
+        }
+        return Journal(self.directory / JOURNAL, header)
+
+
+def plan(target: Target, recipe: Recipe, directory: Path, *, audit: bool = False) -> Assault:
+    """Check everything that can be wrong about an attack before the first image is touched.
+
+    Args:
+        target: The model.
+        recipe: Data, seed, device, and the attack table.
+        directory: Where ``attack.json`` will go.
+        audit: Also run the gradient-masking card.
+
+    Raises:
+        UserError: A setting, the data or the model do not fit.
+    """
+    settings = recipe.attack
+    # Verdicts are float32 in any case; so are the attacks unless bf16 is asked for, as they are then strongest.
+    compute = resolve_compute(recipe.device, "fp32" if recipe.precision == "auto" else recipe.precision)
+    if settings.capture == "on" and compute.device.type != "cuda":
+        raise UserError("attack.capture=on: graphs are captured on a GPU only; leave it at auto")
+    attacks = _attacks(settings)
+    epsilons = _epsilons(settings)
+    audit_eps = _audit_eps(settings, epsilons) if audit else None
+    _domain(target.loaded.module, settings, target)
+    data = load_data(recipe.data, seed=recipe.seed, training=False)
+    check_fit(target, data)
+    for item in attacks:
+        item.standard(data.num_classes)  # refuses an attack that so few classes do not allow
+    return Assault(target, recipe, directory, data, compute, attacks, epsilons, audit_eps)
+
+
+def _attacks(settings: AttackSettings) -> list[Attack]:
+    options = Options(
+        step_size=settings.step_size,
+        restarts=settings.restarts,
+        mi_steps=settings.mi_steps,
+        mi_decay=settings.mi_decay,
+        cw_steps=settings.cw_steps,
+        cw_kappa=settings.cw_kappa,
+        stop_early=settings.stop_early,
+    )
+    return build_attacks(
+        settings.attacks, options=options, norm=settings.norm, paper_code=settings.protocol == "paper-code"
+    )
+
+
+def _epsilons(settings: AttackSettings) -> list[Epsilon]:
+    epsilons = sorted((parse_epsilon(text, norm=settings.norm) for text in settings.eps), key=lambda eps: eps.value)
+    if not epsilons:
+        raise UserError("--eps: name at least one, e.g. 8/255")
+    for smaller, larger in pairwise(epsilons):
+        if smaller.value == larger.value:
+            raise UserError(f"--eps: {smaller.text} and {larger.text} are the same; name each once")
+    return epsilons
+
+
+def _audit_eps(settings: AttackSettings, epsilons: Sequence[Epsilon]) -> Epsilon:
+    """Return the eps nearest to the customary one: at much larger ones no model is left with any accuracy."""
+    if settings.protocol != "pixel":
+        raise UserError("--audit: works on pixels; use --protocol pixel")
+    above_zero = [eps for eps in epsilons if eps.value > 0]
+    if not above_zero:
+        raise UserError("--audit: needs an --eps above 0, e.g. 8/255")
+    customary = CUSTOMARY_EPS[settings.norm]
+    return min(above_zero, key=lambda eps: abs(eps.value - customary))
+
+
+def _domain(model: nn.Module, settings: AttackSettings, target: Target) -> Domain:
+    if settings.protocol == "pixel":
+        return PIXEL
+    layers = [module for module in model.modules() if isinstance(module, Normalise)]
+    if len(layers) != 1:
+        raise UserError(f"--protocol paper-code: {target.name} has no normalisation layer; use --protocol pixel")
+    return normalised_domain(layers[0].mean, layers[0].std, clamp_to_unit=settings.paper_code_clamp)
