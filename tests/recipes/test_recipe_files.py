@@ -1,7 +1,8 @@
-"""Every recipe that comes with rnascl: it is read, says what the paper says, and takes its first steps."""
+"""Every recipe that comes with rnascl: it is read, says what the paper says, and takes two steps of all its stages."""
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,21 +10,50 @@ from typing import Any
 
 import pytest
 
-from rnascl_cli.artifacts.store import write_document
+from rnascl_cli.attacks.catalogue import Options, build_attacks
 from rnascl_cli.distill.gumbel import temperature_at
 from rnascl_cli.engine.optimise import learning_rate
 from rnascl_cli.engine.run_directory import RunDirectory
+from rnascl_cli.models.teachers import architecture_named
+from rnascl_cli.models.teachers.public import PUBLIC
 from rnascl_cli.recipes import SGD, CosineSchedule, Recipe, StepSchedule, find_recipe, read_recipe_file, resolve
 from rnascl_cli.recipes import recipes_folder as folder
+from rnascl_cli.reporting.published import TABLES, PublishedRow, PublishedTable
 from rnascl_cli.spaces import SPACES
 from rnascl_cli.stages.adv_finetune import adv_finetune
+from rnascl_cli.stages.attack import attack, find_target
 from rnascl_cli.stages.derive import derive
 from rnascl_cli.stages.search import search
+from rnascl_cli.stages.teacher import train_teacher
 from rnascl_cli.stages.train import train
+from tests.photographs import write_photographs
 
 FILES = sorted(folder().rglob("*.toml"))
 NAMES = [str(path.relative_to(folder()).with_suffix("")) for path in FILES]
 TABLE_1 = [f"cifar10/rnas-cl-{space}-wrt34{end}" for space in ("s3", "s5", "s7", "m", "l") for end in ("", "-trades")]
+TABLE_2 = [  # beside three rows that stand in Table 1 too
+    *(f"cifar10/standard-{space}" for space in ("s3", "s5", "s7")),
+    *(f"cifar10/rnas-cl-{space}-{teacher}" for space in ("s3", "s5", "s7") for teacher in ("r50", "r18")),
+]
+TABLE_3 = [f"imagenet100/rnas-cl-i-{teacher}{end}" for teacher in ("r18", "r50", "wrt50") for end in ("", "-trades")]
+TABLE_5 = ["imagenet/standard-i-fast-at", "imagenet/rnas-cl-i-wrt50-fast-at"]
+OTHERS = [
+    "cifar10/paper-code",
+    "imagenet100/rnas-cl-im-wrt50",
+    "imagenet100/rnas-cl-is-wrt50",
+    "smoke/quickstart",
+    "smoke/tiny",
+]
+CLASSES = [str(number) for number in range(10)]  # as many as the tiny teacher's
+SHOWN = {
+    "clean": "clean",
+    "fgsm": "FGSM",
+    "pgd20": "PGD-20",
+    "pgd10": "PGD-10 at 4/255",
+    "mi-fgsm": "MI-FGSM",
+    "cw": "CW",
+    "aa": "AutoAttack",
+}
 
 
 def recipe_named(name: str) -> Recipe:
@@ -40,8 +70,63 @@ def keys(table: dict[str, Any], under: str = "") -> Iterator[tuple[str, Any]]:
 
 @pytest.mark.unit
 def test_all_recipes_are_there() -> None:
-    imagenet = [f"imagenet100/rnas-cl-{space}-wrt50" for space in ("is", "im", "i")]
-    assert sorted(NAMES) == sorted([*TABLE_1, "cifar10/paper-code", *imagenet, "smoke/quickstart", "smoke/tiny"])
+    assert sorted(NAMES) == sorted([*TABLE_1, *TABLE_2, *TABLE_3, *TABLE_5, *OTHERS])
+    assert len(NAMES) == 10 + 9 + 6 + 2 + 5
+
+
+def recipe_of(table: PublishedTable, row: PublishedRow) -> str:
+    """The recipe of one of the paper's own rows; Table 5 gives no space, I is ours."""
+    taught = f"-{row.teacher}" if row.teacher else ""
+    return f"{table.dataset}/{row.paradigm}-{(row.space or 'I').lower()}{taught}" + (
+        f"-{row.finetuned}" if row.finetuned else ""
+    )
+
+
+OWN_ROWS = [
+    (table, row)
+    for table in (TABLES[0], TABLES[1], TABLES[2], TABLES[3], TABLES[4])
+    for row in table.rows
+    if row.paradigm is not None
+]
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("table", "row"), OWN_ROWS, ids=[f"table-{table.number}-{recipe_of(table, row)}" for table, row in OWN_ROWS]
+)
+def test_every_row_of_the_paper_s_own_has_a_recipe_that_names_it(table: PublishedTable, row: PublishedRow) -> None:
+    name = recipe_of(table, row)
+    assert name in NAMES
+    text = find_recipe(name).read_text(encoding="utf-8")
+    comment = "\n".join(line for line in text.splitlines() if line.startswith("#"))
+    assert f"Table {table.number}" in comment.splitlines()[0]
+    assert row.method in comment.splitlines()[0]
+    recipe = recipe_named(name)
+    assert set(row.measures) - {"clean"} <= set(recipe.attack.attacks)
+    assert recipe.attack.eps == (table.eps,)
+    for measure, value in row.measures.items():
+        assert re.search(rf"\b{SHOWN[measure]} {value:g}[,\s]", comment), measure
+    if row.finetuned is not None:
+        assert recipe.adv_finetune.method == row.finetuned
+    assert recipe.search.paradigm == {"imagenet100": "icc"}.get(table.dataset, row.paradigm)
+
+
+@pytest.mark.unit
+def test_there_are_25_such_rows_in_the_tables_with_recipes() -> None:
+    assert len([table for table, _ in OWN_ROWS if table.number in (1, 2, 3, 5)]) == 10 + 12 + 6 + 2
+    named = {recipe_of(table, row) for table, row in OWN_ROWS}
+    assert named == {*TABLE_1, *TABLE_2, *TABLE_3, *TABLE_5}
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", [*TABLE_1, *TABLE_2, *TABLE_3, *TABLE_5])
+def test_its_teacher_is_one_that_can_be_fetched(name: str) -> None:
+    recipe, standard = recipe_named(name), "/standard-" in name
+    assert (recipe.teacher is None) == standard
+    if recipe.teacher is not None:
+        image = 32 if name.startswith("cifar10/") else 224
+        assert architecture_named(PUBLIC[recipe.teacher].architecture).input_size == image
+    assert (recipe.search.paradigm == "standard") == standard
 
 
 @pytest.mark.unit
@@ -63,11 +148,13 @@ def test_it_is_valid_and_says_what_it_is_for(name: str) -> None:
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("name", TABLE_1)
-def test_table_1_has_section_4_1s_settings(name: str) -> None:
+@pytest.mark.parametrize("name", [*TABLE_1, *TABLE_2])
+def test_cifar_has_section_4_1s_settings(name: str) -> None:
     recipe = recipe_named(name)
-    assert recipe.space == name.split("-")[2].upper()
-    assert (recipe.teacher, recipe.data.spec, recipe.data.limit_train) == ("wrt34", "cifar10", None)
+    words = name.removeprefix("cifar10/").removeprefix("rnas-cl-").removeprefix("standard-").split("-")
+    assert recipe.space == words[0].upper()
+    assert recipe.teacher == (words[1] if len(words) > 1 else None)
+    assert (recipe.data.spec, recipe.data.limit_train, recipe.data.holdout) == ("cifar10", None, 0.0)
     for settings in (recipe.search, recipe.train):
         assert (settings.epochs, settings.batch_size) == (100, 128)
         assert settings.optimiser == SGD(lr=0.1, momentum=0.9, weight_decay=2e-4)
@@ -79,24 +166,44 @@ def test_table_1_has_section_4_1s_settings(name: str) -> None:
         10, epochs=100, start=gumbel.temperature, decay=gumbel.decay, decay_epochs=gumbel.decay_epochs
     )
     assert warm == pytest.approx(5.0 * 2.718281828**-0.45)
-    assert (recipe.search.paradigm, recipe.search.weight_share) == ("rnas-cl", 0.8)
+    assert recipe.search.weight_share == 0.8
     if name.endswith("-trades"):
         fine = recipe.adv_finetune
         assert (fine.method, fine.epochs, fine.beta, fine.perturbation.steps) == ("trades", 20, 6.0, 10)
         assert (fine.perturbation.eps, fine.perturbation.step_size) == (8 / 255, 2 / 255)
-    assert {"fgsm", "pgd20", "mi-fgsm"} <= set(recipe.attack.attacks)
+    assert "pgd20" in recipe.attack.attacks
     assert (recipe.attack.eps, recipe.attack.protocol) == (("8/255",), "pixel")
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("imagenet100/")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("imagenet")])
 def test_imagenet_has_section_4_1s_settings(name: str) -> None:
     recipe = recipe_named(name)
-    assert recipe.space == name.split("-")[2].upper()
+    dataset, _, words = name.partition("/")
+    assert recipe.space == words.removeprefix("rnas-cl-").removeprefix("standard-").split("-")[0].upper()
+    assert (recipe.data.spec, recipe.data.augment) == (dataset, "resized-crop-flip")
+    assert recipe.data.keep == "auto"
     for settings, epochs in ((recipe.search, 100), (recipe.train, 200)):
         assert (settings.epochs, settings.batch_size) == (epochs, 256)
         assert settings.optimiser == SGD(lr=0.05, momentum=0.9, weight_decay=4e-5)
         assert settings.schedule == CosineSchedule(kind="cosine")
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("imagenet")])
+def test_imagenet_is_fine_tuned_as_its_table_says(name: str) -> None:
+    recipe, tables = recipe_named(name), tomllib.loads(find_recipe(name).read_text(encoding="utf-8"))
+    fine = recipe.adv_finetune
+    if name in TABLE_5:
+        assert (fine.method, fine.perturbation.eps) == ("fast-at", 4 / 255)
+        assert (recipe.attack.attacks, recipe.attack.eps) == (("pgd10",), ("4/255",))
+    elif name.endswith("-trades"):
+        assert (fine.method, fine.epochs, fine.beta) == ("trades", 20, 6.0)
+        assert (fine.perturbation.eps, fine.perturbation.steps) == (8 / 255, 10)
+    else:
+        assert "adv_finetune" not in tables
+    if "adv_finetune" in tables:
+        assert (fine.batch_size, fine.optimiser, fine.schedule) == (256, recipe.train.optimiser, recipe.train.schedule)
 
 
 @pytest.mark.unit
@@ -113,47 +220,71 @@ def test_paper_code_differs_where_the_notes_say() -> None:
     assert recipe.train.schedule == StepSchedule()
 
 
-def two_steps(name: str, teacher: Path) -> Recipe:
-    """The recipe with twenty digits in batches of ten, one epoch, and a small teacher."""
-    short = {"epochs": 1, "batch_size": 10}
-    return resolve(
-        [
-            read_recipe_file(find_recipe(name)),
-            {
-                "teacher": str(teacher),
-                "device": "cpu",
-                "data": {"spec": "digits", "limit_train": 20, "limit_test": 10, "holdout": 0.0},
-                "search": short,
-                "train": short,
-                "adv_finetune": short | {"perturbation": {"steps": 2}},
-            },
-        ]
-    )
-
-
 @pytest.mark.unit
-@pytest.mark.parametrize("name", [name for name in TABLE_1 if name.endswith("-trades")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("-trades")])
 def test_adversarial_rows_search_and_train_as_the_others(name: str) -> None:
     with_trades, without = recipe_named(name), recipe_named(name.removesuffix("-trades"))
     assert (with_trades.search, with_trades.train) == (without.search, without.train)
 
 
-@pytest.mark.pipeline
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("-trades")])
-def test_two_steps_of_the_search(name: str, tmp_path: Path, tiny_teacher: Path) -> None:
-    document = search(two_steps(name, tiny_teacher), RunDirectory.claim(tmp_path / "run"))
-    assert document.space == recipe_named(name).space
-    assert len(document.history) == 1
-    assert any(logit != 0 for block in document.width_logits for logit in block)
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten classes of 64-pixel squares: for the ImageNet recipes, whose 224 pixels tests/data takes."""
+    return write_photographs(tmp_path_factory.mktemp("squares"), CLASSES, train=1, test=1, shapes=[(64, 64)])
+
+
+def two_steps(name: str, *, teacher: Path, squares: Path) -> Recipe:
+    """The recipe with four images in batches of two, one epoch, and a small teacher with random weights."""
+    short = {"epochs": 1, "batch_size": 2}
+    spec = f"folder:{squares}" if name.startswith("imagenet") else "digits"
+    recipe = recipe_named(name)
+    return resolve(
+        [
+            read_recipe_file(find_recipe(name)),
+            {
+                "teacher": None if recipe.teacher is None and recipe.search.paradigm == "standard" else str(teacher),
+                "device": "cpu",
+                "precision": "fp32",
+                "data": {"spec": spec, "limit_train": 4, "limit_test": 2, "holdout": 0.0},
+                "search": short,
+                "train": short,
+                "adv_finetune": short,
+                # AutoAttack alone would take a minute; tests/attacks runs it.
+                "attack": {"attacks": [attack for attack in recipe.attack.attacks if attack != "aa"], "batch_size": 2},
+                "teacher_train": short,
+            },
+        ]
+    )
 
 
 @pytest.mark.pipeline
-@pytest.mark.parametrize("name", ["cifar10/rnas-cl-s3-wrt34-trades", "cifar10/paper-code", "smoke/quickstart"])
-def test_two_steps_of_the_other_stages(name: str, tmp_path: Path, tiny_teacher: Path) -> None:
-    recipe = two_steps(name, tiny_teacher)
-    search(recipe, RunDirectory.claim(tmp_path / "search"))
+@pytest.mark.parametrize("name", NAMES)
+def test_two_steps_of_every_stage(name: str, tmp_path: Path, tiny_teacher: Path, squares: Path) -> None:
+    recipe = two_steps(name, teacher=tiny_teacher, squares=squares)
+    build_attacks(recipe_named(name).attack.attacks, options=Options(), norm="Linf")
+    searched = search(recipe, RunDirectory.claim(tmp_path / "search"))
+    assert searched.space == recipe_named(name).space
+    assert any(logit != 0 for block in searched.width_logits for logit in block)
+    assert bool(searched.tutor_logits) == (recipe.search.paradigm != "standard")
     derived = derive(tmp_path / "search")
-    write_document(tmp_path / "derived.json", derived)
     trained = train(derived, recipe, RunDirectory.claim(tmp_path / "train"))
-    tuned = adv_finetune(tmp_path / "train", recipe, RunDirectory.claim(tmp_path / "fine"))
-    assert (len(trained.history), len(tuned.history)) == (1, 1)
+    last = tmp_path / "train"
+    if "adv_finetune" in tomllib.loads(find_recipe(name).read_text(encoding="utf-8")):
+        last = tmp_path / "fine"
+        tuned = adv_finetune(tmp_path / "train", recipe, RunDirectory.claim(last))
+        assert (tuned.method, len(tuned.history)) == (recipe.adv_finetune.method, 1)
+    attacked = attack(find_target(str(last)), recipe, last)
+    assert [result.attack for result in attacked.results] == list(recipe.attack.attacks)
+    assert (len(searched.history), len(trained.history), attacked.n) == (1, 1, 2)
+    assert (trained.provenance.data.train_images if trained.provenance.data else 0) == 4
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize("name", ["smoke/quickstart", "smoke/tiny"])
+def test_two_steps_of_the_teacher(name: str, tmp_path: Path, tiny_teacher: Path, squares: Path) -> None:
+    recipe = two_steps(name, teacher=tiny_teacher, squares=squares)
+    recipe = resolve(
+        [recipe.model_dump(), {"data": {"limit_train": 20, "holdout": 0.5}, "teacher_train": {"batch_size": 5}}]
+    )
+    trained = train_teacher(recipe, tmp_path / "r8.safetensors", RunDirectory.claim(tmp_path / "training"))
+    assert trained.path.is_file()
