@@ -8,11 +8,12 @@ itself.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections import Counter
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 AGREEMENT = 1e-4
@@ -59,33 +60,34 @@ def _pairs(model: nn.Module, x_BCHW: Tensor) -> list[tuple[str, str]]:
     norms: dict[nn.Module, str] = {
         module: name
         for name, module in model.named_modules()
-        if type(module) is nn.BatchNorm2d and module.running_mean is not None and not module.training
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and not module.training
     }
     made: list[tuple[nn.Module, Tensor]] = []  # holds the tensors, so that none takes another's place in memory
     taken: list[tuple[nn.Module, Tensor]] = []
-    with torch.no_grad(), _hooked(convs, norms, made, taken):
+
+    def after_conv(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        made.append((module, output))
+
+    def after_norm(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        # A class derived from BatchNorm may do more than BatchNorm does: an activation, a mask.
+        plain = torch.allclose(output, _normalised(module, inputs[0]), rtol=1e-4, atol=1e-5)
+        taken.append((module, inputs[0] if plain else output))
+
+    with torch.no_grad(), ExitStack() as hooks:
+        for conv in convs:
+            hooks.enter_context(conv.register_forward_hook(after_conv))
+        for norm in norms:
+            hooks.enter_context(norm.register_forward_hook(after_norm))
         model(x_BCHW)
-    once = {module for module in (*convs, *norms) if sum(module is used for used, _ in (*made, *taken)) == 1}
+    uses = Counter(module for module, _ in (*made, *taken))
     return [
         (convs[conv], norms[norm])
         for norm, took in taken
         for conv, gave in made
-        if took is gave and conv in once and norm in once
+        if took is gave and uses[conv] == uses[norm] == 1
     ]
 
 
-@contextmanager
-def _hooked(
-    convs: dict[nn.Module, str],
-    norms: dict[nn.Module, str],
-    made: list[tuple[nn.Module, Tensor]],
-    taken: list[tuple[nn.Module, Tensor]],
-) -> Iterator[None]:
-    with ExitStack() as hooks:
-        for conv in convs:
-            hooks.enter_context(conv.register_forward_hook(lambda module, _, output: made.append((module, output))))
-        for norm in norms:
-            hooks.enter_context(
-                norm.register_forward_pre_hook(lambda module, inputs: taken.append((module, inputs[0])))
-            )
-        yield
+def _normalised(module: nn.Module, x_BCHW: Tensor) -> Tensor:
+    assert isinstance(module, nn.BatchNorm2d)
+    return F.batch_norm(x_BCHW, module.running_mean, module.running_var, module.weight, module.bias, eps=module.eps)

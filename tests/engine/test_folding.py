@@ -16,6 +16,13 @@ from rnascl_cli.spaces import space_named
 pytestmark = pytest.mark.unit
 
 
+class Active(nn.BatchNorm2d):
+    """A norm with an activation inside."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.relu(super().forward(input))
+
+
 def settled(model: nn.Module) -> nn.Module:
     """Give every BatchNorm statistics and affine parameters of its own."""
     drawn = torch.Generator().manual_seed(1)
@@ -111,18 +118,25 @@ def test_what_would_change_the_function_is_left_alone(x_BCHW: Tensor) -> None:
             logits: Tensor = self.inner(x)
             return logits + torch.randn_like(logits)
 
-    class Batchwise(nn.BatchNorm2d):
-        """A norm with something of its own inside."""
-
     assert folded(settled(Twice()), x_BCHW) is None
     assert folded(settled(Again()), x_BCHW) is None
     assert folded(settled(Noisy()), x_BCHW) is None
-    assert folded(settled(nn.Sequential(nn.Conv2d(3, 6, 3), Batchwise(6))), x_BCHW) is None
+    assert folded(settled(nn.Sequential(nn.Conv2d(3, 6, 3), Active(6))), x_BCHW) is None
     no_statistics = nn.BatchNorm2d(6, track_running_stats=False)
     assert folded(settled(nn.Sequential(nn.Conv2d(3, 6, 3), no_statistics)), x_BCHW) is None
     training = settled(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)))
     training[1].train()  # type: ignore[index]
     assert folded(training, x_BCHW) is None
+
+
+def test_a_norm_that_is_more_than_one_leaves_the_others_to_be_folded(x_BCHW: Tensor) -> None:
+    class Derived(nn.BatchNorm2d):
+        """Only another name."""
+
+    inner = [nn.Conv2d(3, 6, 3), Active(6), nn.Conv2d(6, 6, 1), Derived(6)]
+    twin = folded(settled(nn.Sequential(*inner)), x_BCHW)
+    assert twin is not None
+    assert [type(module) for module in twin.children()] == [nn.Conv2d, Active, nn.Conv2d, nn.Identity]
 
 
 def test_no_hook_is_left_behind(x_BCHW: Tensor) -> None:
