@@ -1,9 +1,10 @@
-"""The two ways a command can end badly."""
+"""The ways a command can end before its time."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -16,6 +17,45 @@ class UserError(ValueError):
 
 class RunError(RuntimeError):
     """A failure while running that the input did not announce (a loss that became NaN, say): exit 1."""
+
+
+class WriteError(RunError, OSError):
+    """A file could not be written: the disk is full, or the folder has become read-only.
+
+    Args:
+        path: The file; what was there before is untouched.
+        error: What the system said.
+    """
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(error.errno, error.strerror or str(error))
+        self.path = path
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: cannot be written ({self.args[1]}); what was there before is unchanged. Make room or mend "
+            "the folder and run again, with --resume where there is a checkpoint"
+        )
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM ended the command: exit 128 plus the signal's number, 130 or 143.
+
+    Like :class:`KeyboardInterrupt`, and for the same reason, it is no :class:`Exception`.
+
+    Args:
+        signum: The signal's number.
+        message: What was kept and how to go on; empty where nothing is known.
+    """
+
+    def __init__(self, signum: int, message: str = "") -> None:
+        super().__init__(message)
+        self.signum = signum
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell expects of a command that a signal ended."""
+        return 128 + self.signum
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 
 from rnascl_cli.artifacts.documents import DOCUMENTS, SCHEMA_VERSION, AnyDocument, Document
-from rnascl_cli.errors import UserError
+from rnascl_cli.errors import UserError, WriteError
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,7 @@ D = TypeVar("D", bound=Document)
 MAX_DOCUMENT_BYTES = 64 * 2**20
 HEADER_KEY = "rnascl"
 STUDENT = "student.safetensors"  # the file of a student in its run directory
+TEMPORARY = ".tmp"
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -38,44 +39,74 @@ def sha256_file(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def _replacing(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success fsync it and rename it over ``path``.
 
-    A reader therefore sees the old file or the whole new one, never a part, even across a crash.
+    A reader therefore sees the old file or the whole new one, never a part, even across a crash. With ``keep``
+    the old file is renamed to that first: at any moment one of the two names is a whole file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         temporary.chmod(0o644)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            path.replace(keep)
         temporary.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        _sync_folder(path.parent)
+    except WriteError:
+        raise
+    except OSError as error:
+        raise WriteError(path, error) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            with contextlib.suppress(OSError):  # a folder that has become read-only keeps it
+                temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable: it is an entry of the folder, and outlives a power cut only once that is on disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether a file's name is one that an unfinished write has while it lasts."""
+    return name.startswith(".") and name.endswith(TEMPORARY)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` atomically."""
+    """Write ``data`` to ``path`` atomically.
+
+    Raises:
+        WriteError: The disk is full or the folder read-only; the old file is unchanged, no part of the new one stays.
+    """
     with _replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` atomically, as UTF-8."""
+    """Write ``text`` to ``path`` atomically, as UTF-8; see :func:`write_bytes`."""
     write_bytes(path, text.encode())
 
 
-def write_with(path: Path, writer: Callable[[Path], None]) -> None:
-    """Let ``writer`` fill a temporary file, then move it to ``path`` atomically."""
-    with _replacing(path) as temporary:
+def write_with(path: Path, writer: Callable[[Path], None], *, keep: Path | None = None) -> None:
+    """Let ``writer`` fill a temporary file, then move it to ``path`` atomically; see :func:`write_bytes`.
+
+    Args:
+        path: Where the file goes.
+        writer: Fills the temporary file it is given.
+        keep: Another name in the same folder that the old file is kept under.
+    """
+    with _replacing(path, keep=keep) as temporary:
         writer(temporary)
 
 

@@ -1,8 +1,8 @@
 """The batches an interrupted evaluation has finished, so that ``--resume`` goes on behind them.
 
-A file of JSON lines: the first says what the evaluation is of, each further one is a finished batch. Lines are
-appended and the file closed each time, so Ctrl-C or a kill costs at most the batch it fell in; a last line that
-was cut short is dropped.
+A file of JSON lines: the first says what the evaluation is of, each further one is a finished batch. Each line is
+on disk before the next batch begins, so Ctrl-C, a kill or a power cut costs at most the batch it fell in; a last
+line that was cut short is dropped.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rnascl_cli.errors import UserError
+from rnascl_cli.artifacts.store import write_text
+from rnascl_cli.errors import UserError, WriteError
 
 Key = tuple[str, str, int]
 """Attack, eps as text, number of the round."""
@@ -50,9 +51,12 @@ class Journal:
     _done: dict[tuple[Key, tuple[int, ...]], Done] = field(default_factory=dict)
 
     def start(self) -> None:
-        """Begin a new file."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(self.header, sort_keys=True) + "\n", encoding="utf-8")
+        """Begin a new file.
+
+        Raises:
+            WriteError: It cannot be written.
+        """
+        write_text(self.path, json.dumps(self.header, sort_keys=True) + "\n")
 
     def load(self) -> int:
         """Read the finished batches of an earlier run, and return how many there are.
@@ -86,11 +90,20 @@ class Journal:
         return self._done.get((key, tuple(images)))
 
     def record(self, key: Key, images: Sequence[int], done: Done) -> None:
-        """Append a finished batch."""
+        """Append a finished batch.
+
+        Raises:
+            WriteError: It cannot be written; the batches before are kept.
+        """
         attack, eps, number = key
         entry = {"attack": attack, "eps": eps, "round": number, "images": list(images), **done._asdict()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise WriteError(self.path, error) from None
 
     def remove(self) -> None:
         """Delete the file: the evaluation is complete."""

@@ -34,6 +34,7 @@ def command(
     seed: options.Seed = None,
     device: options.Device = None,
     precision: options.Precision = None,
+    deterministic: options.Deterministic = None,
     out: options.Out = None,
     force: options.Force = False,
     resume: options.Resume = False,
@@ -48,7 +49,13 @@ def command(
         recipe=recipe,
         settings=settings,
         inherited=before.provenance,
-        top={"teacher": teacher, "seed": seed, "device": device, "precision": precision},
+        top={
+            "teacher": teacher,
+            "seed": seed,
+            "device": device,
+            "precision": precision,
+            "deterministic": deterministic,
+        },
         data={"spec": data, "limit_train": limit_train, "limit_test": limit_test},
         own={"method": method, "paradigm": paradigm, "epochs": epochs, "batch_size": batch_size},
     )

@@ -1,7 +1,7 @@
 """The ``rnascl`` command: subcommands, exit codes, and errors as one clear line.
 
-Exit codes: 0 success, 1 failure while running, 2 bad usage or input, 130 on Ctrl-C. ``RNASCL_DEBUG=1`` adds
-the traceback.
+Exit codes: 0 success, 1 failure while running, 2 bad usage or input, 130 on Ctrl-C, 143 on SIGTERM.
+``RNASCL_DEBUG=1`` adds the traceback.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ import typer
 
 from rnascl_cli import __version__
 from rnascl_cli.cli import adv_finetune, attack, cache, derive, quickstart, report, search, teacher, train
-from rnascl_cli.errors import RunError, UserError
+from rnascl_cli.engine.interrupts import ending_at_once
+from rnascl_cli.engine.provenance import commanded_as
+from rnascl_cli.errors import Interrupted, RunError, UserError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+INTERRUPTED = "interrupted; where a checkpoint was written, the same command with --resume goes on from it"
 
 app = typer.Typer(
     name="rnascl",
@@ -58,9 +61,12 @@ def main() -> NoReturn:
 def run(arguments: list[str]) -> int:
     """Run the command line on ``arguments`` and return the exit code."""
     try:
-        outcome: Any = app(args=arguments, prog_name="rnascl", standalone_mode=False)
+        with commanded_as(arguments), ending_at_once():
+            outcome: Any = app(args=arguments, prog_name="rnascl", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        return _interrupted()
+        return _complain(INTERRUPTED, EXIT_INTERRUPTED)
+    except Interrupted as stop:
+        return _complain(str(stop) or INTERRUPTED, stop.exit_code)
     except UserError as error:
         return _complain(str(error), EXIT_USAGE)
     except BrokenPipeError:
@@ -74,7 +80,7 @@ def run(arguments: list[str]) -> int:
         kind = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
         return _complain(f"{kind}{error}" if str(error) else type(error).__name__, EXIT_FAILED)
     if outcome == EXIT_INTERRUPTED:  # typer turns Ctrl-C into this code without a word
-        return _interrupted()
+        return _complain(INTERRUPTED, EXIT_INTERRUPTED)
     return outcome if isinstance(outcome, int) else 0
 
 
@@ -84,10 +90,6 @@ def _usage_error(error: Any) -> int:
         print(message, file=sys.stderr)
         return code
     return _complain(message, code) if message else code
-
-
-def _interrupted() -> int:
-    return _complain("interrupted; where a checkpoint was written, --resume goes on from it", EXIT_INTERRUPTED)
 
 
 def _complain(message: str, code: int = EXIT_FAILED) -> int:

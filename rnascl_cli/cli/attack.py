@@ -65,6 +65,7 @@ def command(
     seed: options.Seed = None,
     device: options.Device = None,
     precision: options.Precision = None,
+    deterministic: options.Deterministic = None,
     out: options.Out = None,
     force: options.Force = False,
     resume: options.Resume = False,
@@ -86,7 +87,7 @@ def command(
             recipe=recipe,
             settings=settings,
             inherited=target.provenance,
-            top={"seed": seed, "device": device, "precision": precision},
+            top={"seed": seed, "device": device, "precision": precision, "deterministic": deterministic},
             data={"spec": data, "limit_test": limit_test},
             own={
                 "attacks": attacks,

@@ -49,6 +49,10 @@ Precision = Annotated[
     str | None,
     typer.Option("--precision", metavar="auto|fp32|bf16", help="auto: bf16 where it is faster; attacks: fp32."),
 ]
+Deterministic = Annotated[
+    bool | None,
+    typer.Option("--deterministic", help="On a GPU too, the same bytes every time; slower. On a CPU they are anyway."),
+]
 Out = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="The run directory; by default a new one under runs/.")
 ]

@@ -12,7 +12,8 @@ import typer
 
 from rnascl_cli import console
 from rnascl_cli.cli import options
-from rnascl_cli.errors import UserError
+from rnascl_cli.engine.interrupts import STOPPING
+from rnascl_cli.errors import Interrupted, UserError
 
 NAME = "quickstart"
 EPILOG = "Example: rnascl quickstart --out runs/quickstart"
@@ -60,13 +61,12 @@ def chain(out: Path, recipe: str, *, seed: int | None, device: str | None, force
 
 def _run(arguments: list[str]) -> None:
     from rnascl_cli.cli.app import run
-    from rnascl_cli.engine.provenance import commanded_as
 
     console.say(f"\n$ rnascl {shlex.join(arguments)}")
-    # What the steps print as their result is no result of quickstart's.
-    with commanded_as(arguments), contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()):  # what the steps print as their result is none of quickstart's
         code = run(arguments)
-    if code == 130:
-        raise KeyboardInterrupt
+    for signum in STOPPING:
+        if code == 128 + signum:
+            raise Interrupted(signum, "quickstart: stopped; the same command with --force starts it again")
     if code != 0:  # the step has said why
         raise typer.Exit(code)

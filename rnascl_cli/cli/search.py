@@ -31,6 +31,7 @@ def command(
     seed: options.Seed = None,
     device: options.Device = None,
     precision: options.Precision = None,
+    deterministic: options.Deterministic = None,
     out: options.Out = None,
     force: options.Force = False,
     resume: options.Resume = False,
@@ -41,7 +42,14 @@ def command(
         "search",
         recipe=recipe,
         settings=settings,
-        top={"space": space, "teacher": teacher, "seed": seed, "device": device, "precision": precision},
+        top={
+            "space": space,
+            "teacher": teacher,
+            "seed": seed,
+            "device": device,
+            "precision": precision,
+            "deterministic": deterministic,
+        },
         data={"spec": data, "limit_train": limit_train, "limit_test": limit_test},
         own={"paradigm": paradigm, "epochs": epochs, "batch_size": batch_size},
     )

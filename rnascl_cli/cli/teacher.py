@@ -210,6 +210,7 @@ def train_command(
     seed: options.Seed = None,
     device: options.Device = None,
     precision: options.Precision = None,
+    deterministic: options.Deterministic = None,
     out: OutFile = None,
     force: ForceFile = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint beside --out.")] = False,
@@ -220,7 +221,7 @@ def train_command(
         "teacher_train",
         recipe=recipe,
         settings=settings,
-        top={"seed": seed, "device": device, "precision": precision},
+        top={"seed": seed, "device": device, "precision": precision, "deterministic": deterministic},
         data={"spec": data, "limit_train": limit_train, "limit_test": limit_test},
         own={
             "architecture": architecture,
@@ -231,12 +232,14 @@ def train_command(
             "perturbation": None if eps is None else {"eps": eps},
         },
     )
-    from rnascl_cli.engine.run_directory import RunDirectory
+    from rnascl_cli.engine.run_directory import RunDirectory, has_checkpoint
     from rnascl_cli.stages.teacher import check_out, train_teacher, training_folder
     from rnascl_cli.stages.teacher_library import default_file
 
-    path = check_out(out or default_file(_trained_stem(resolved)), force=force)
-    run = RunDirectory.claim(training_folder(path), force=force, resume=resume)
+    path = out or default_file(_trained_stem(resolved))
+    folder = training_folder(path)
+    check_out(path, force=force or (resume and has_checkpoint(folder)))  # killed after the file, before the end
+    run = RunDirectory.claim(folder, force=force, resume=resume, out=path)
     trained = train_teacher(resolved, path, run)
     measured = trained.measured
     console.say(

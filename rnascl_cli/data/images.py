@@ -8,6 +8,7 @@ Shape suffixes: N images of a set, B images of a batch, C channels, H height, W 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -109,7 +110,13 @@ def batch_count(images: ImageSet, batch_size: int) -> int:
 
 
 def batches(
-    images: ImageSet, *, batch_size: int, generator: torch.Generator, augment: Augment, device: torch.device
+    images: ImageSet,
+    *,
+    batch_size: int,
+    generator: torch.Generator,
+    augment: Augment,
+    device: torch.device,
+    behind: int = 0,
 ) -> Iterator[Batch]:
     """Yield one shuffled, augmented pass over the images.
 
@@ -123,6 +130,7 @@ def batches(
             gives the same batches on any device.
         augment: What is done to each batch, on ``device``.
         device: Where the batches are wanted.
+        behind: How many batches an interrupted pass has had already; they are drawn and not made.
 
     Yields:
         The batches.
@@ -131,7 +139,7 @@ def batches(
     rows = [
         order_N[number * batch_size : (number + 1) * batch_size] for number in range(batch_count(images, batch_size))
     ]
-    drawn = ((rows_B, augment.draw(len(rows_B), generator)) for rows_B in rows)
+    drawn = itertools.islice(((rows_B, augment.draw(len(rows_B), generator)) for rows_B in rows), behind, None)
     for (rows_B, views_B), x_BCHW in images.augmented(drawn, augment=augment, device=device):
         x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
         yield Batch(x_BCHW, _labels(images, rows_B, device), rows_B, views_B)

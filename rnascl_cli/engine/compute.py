@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,16 +51,25 @@ class Compute:
         return self.student if self.student == self.teacher else f"{self.student}, teacher {self.teacher}"
 
 
-def resolve_compute(device: Literal["auto", "cpu", "cuda"], precision: Literal["auto", "fp32", "bf16"]) -> Compute:
+def resolve_compute(
+    device: Literal["auto", "cpu", "cuda"], precision: Literal["auto", "fp32", "bf16"], *, deterministic: bool = False
+) -> Compute:
     """Choose device and precision.
 
     ``auto`` takes CUDA where it is there. In precision, ``auto`` is bf16 for both networks on a GPU that has
     it; on a CPU with bf16 instructions it is bf16 for the teacher only (training depthwise convolutions in
     bf16 is slower there than in float32), and float32 elsewhere.
 
+    Args:
+        device: As in the recipe.
+        precision: As in the recipe.
+        deterministic: Make this process deterministic first, see :func:`make_deterministic`.
+
     Raises:
         UserError: CUDA was asked for and is not there.
     """
+    if deterministic:
+        make_deterministic()
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device is available; use --device cpu or auto")
     where = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
@@ -69,6 +79,18 @@ def resolve_compute(device: Literal["auto", "cpu", "cuda"], precision: Literal["
         both: DType = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
         return Compute(where, both, both)
     return Compute(where, "fp32", "bf16" if _cpu_has_bf16() else "fp32")
+
+
+def make_deterministic() -> None:
+    """Let torch take only operators that give the same bits every time, in this process and for good.
+
+    Must come before the first call to cuBLAS, which reads its workspace setting then. An operator that has no
+    such form is named by a warning of torch's on stderr.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -8,26 +8,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
-from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from rnascl_cli.artifacts.store import write_with
 from rnascl_cli.data import Augment, Batch, ImageSet, batch_count, batches
+from rnascl_cli.engine.checkpoint import first_not_finite, read_newest, write_checkpoint
 from rnascl_cli.engine.compute import Compute, peak_memory_bytes
+from rnascl_cli.engine.interrupts import StopRequest, finishing_steps
 from rnascl_cli.engine.optimise import learning_rate, set_learning_rate
+from rnascl_cli.engine.place import faulty, set_place
 from rnascl_cli.engine.progress import progress, say_epoch
-from rnascl_cli.engine.run_directory import CHECKPOINT, RunDirectory
+from rnascl_cli.engine.provenance import command_to_resume
+from rnascl_cli.engine.run_directory import PREVIOUS, RunDirectory
 from rnascl_cli.engine.seeds import generator
-from rnascl_cli.errors import RunError, UserError
+from rnascl_cli.engine.tally import Tally
+from rnascl_cli.errors import Interrupted, RunError, UserError
 from rnascl_cli.recipes import Schedule
 
 History = list[dict[str, Any]]
+
+LONELY = "Expected more than 1 value per channel"  # torch's BatchNorm, of one image whose map is one pixel
+LONELY_MEND = (
+    "one image is too little to take them from, as the last maps are a single pixel; use a larger --batch-size"
+)
 
 
 class Stateful(Protocol):
@@ -89,6 +98,7 @@ class Plan:
         compute: Device and precision.
         run: Where metrics and checkpoints go.
         identity: What must be the same for a checkpoint to fit: recipe, data and teacher, as JSON-able values.
+        checkpoint_seconds: The longest an epoch goes on without a checkpoint in its middle.
     """
 
     stage: str
@@ -100,129 +110,164 @@ class Plan:
     compute: Compute
     run: RunDirectory
     identity: dict[str, Any]
+    checkpoint_seconds: float = math.inf
 
 
 def fit(task: Task, plan: Plan) -> History:
     """Run a task to its last epoch and return the metrics of every epoch.
 
-    After each epoch ``metrics.jsonl`` and the checkpoint are written. With ``plan.run.resume`` the run goes on
-    after the checkpoint's epoch; as every epoch draws from its own random stream, it gives what the
-    uninterrupted run would have given.
+    After each epoch ``metrics.jsonl`` and the checkpoint are written; inside an epoch a checkpoint is written at
+    Ctrl-C or SIGTERM, which end the run after the step, and when ``plan.checkpoint_seconds`` have passed. With
+    ``plan.run.resume`` the run goes on behind the checkpoint's last step, and gives what the uninterrupted run
+    would have given.
 
     Raises:
         UserError: The checkpoint belongs to another recipe, data set or teacher.
-        RunError: A term of the loss is not finite; nothing of that epoch is written.
+        RunError: A term of the loss, or a weight, is not finite; nothing of that epoch is written.
+        WriteError: A file could not be written; the checkpoint before is unchanged.
+        Interrupted: Ctrl-C or SIGTERM; the message says how to go on.
     """
-    images = plan.images.to(plan.compute.device)
-    history = _load_checkpoint(task, plan) if plan.run.resume else []
-    if history:  # a stop between the checkpoint and the metrics left these a line short
-        plan.run.write_metrics(history)
-    for epoch in range(len(history), plan.epochs):
-        history.append(_epoch(task, plan, images, epoch))
-        _save_checkpoint(task, plan, history)
-        plan.run.write_metrics(history)
-        say_epoch(plan.stage, history[-1], plan.epochs)
-    return history
+    with finishing_steps() as stop:
+        loop = _Loop(task, plan, plan.images.to(plan.compute.device), stop)
+        under_way = loop.resume() if plan.run.resume else None
+        for epoch in range(len(loop.history), plan.epochs):
+            loop.epoch(under_way or loop.begin(epoch))
+            under_way = None
+    (plan.run.path / PREVIOUS).unlink(missing_ok=True)
+    return loop.history
 
 
-def _epoch(task: Task, plan: Plan, images: ImageSet, epoch: int) -> dict[str, Any]:
-    began = time.perf_counter()
-    steps = batch_count(images, plan.batch_size)
-    stream = generator(plan.seed, plan.stage, "batches", epoch)
-    seen: dict[str, list[Tensor]] = defaultdict(list)
-    sizes: list[int] = []
-    task.start_epoch(epoch, generator(plan.seed, plan.stage, "noise", epoch))
-    with progress(f"{plan.stage} epoch {epoch + 1}/{plan.epochs}", steps) as advance:
-        for index, batch in enumerate(
-            batches(
-                images,
-                batch_size=plan.batch_size,
-                generator=stream,
-                augment=plan.augment,
-                device=plan.compute.device,
-            )
-        ):
-            for item in task.optimisers:
-                share = (epoch + index / steps) / plan.epochs
-                set_learning_rate(item.optimiser, learning_rate(item.schedule, item.base, share))
-            metrics = task.step(batch)
-            for name, value in metrics.items():
-                seen[name].append(value)
-            sizes.append(len(batch))
-            advance()
-    means = _means(seen, sizes, stage=plan.stage, epoch=epoch)  # the epoch's only synchronisation with the device
-    extra = task.end_epoch()
-    seconds = time.perf_counter() - began
-    return {
-        "epoch": epoch,
-        **means,
-        **extra,
-        "lr": learning_rate(task.optimisers[0].schedule, task.optimisers[0].base, epoch / plan.epochs),
-        "seconds": seconds,
-        "images_per_second": len(images) / seconds,
-        "peak_memory_bytes": peak_memory_bytes(plan.compute.device),
-    }
+@dataclass
+class _UnderWay:
+    """An epoch between two of its steps: what they reported, and the stream that the next ones draw from."""
+
+    tally: Tally
+    noise: torch.Generator
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"tally": self.tally.state_dict(), "noise": self.noise.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.tally.load_state_dict(state["tally"])
+        self.noise.set_state(state["noise"].cpu())
 
 
-def _means(seen: dict[str, list[Tensor]], sizes: list[int], *, stage: str, epoch: int) -> dict[str, float]:
-    weights = torch.tensor(sizes, dtype=torch.float64)
-    stacked = {name: torch.stack(values).double().cpu() for name, values in seen.items()}
-    # The first step that went wrong, and there a term before the sum that it spoilt.
-    bad = [
-        (int((~values.isfinite()).nonzero()[0]), name == "loss", name)
-        for name, values in stacked.items()
-        if not values.isfinite().all()
-    ]
-    if bad:
-        step, _, name = min(bad)
-        raise RunError(
-            f"{stage}: '{name}' is {stacked[name][step].item()} at epoch {epoch + 1}, step {step + 1}; "
-            "lower the learning rate or use --precision fp32. The last checkpoint, if there is one, is kept"
+class _Loop:
+    """A task on its way through the epochs, and what is kept of it."""
+
+    def __init__(self, task: Task, plan: Plan, images: ImageSet, stop: StopRequest) -> None:
+        self.task, self.plan, self.images, self.stop = task, plan, images, stop
+        self.history: History = []
+        self._steps = batch_count(images, plan.batch_size)
+        self._saved_at = time.monotonic()
+
+    def begin(self, epoch: int) -> _UnderWay:
+        """Return an epoch at its beginning."""
+        return _UnderWay(Tally(self.plan.stage, epoch), generator(self.plan.seed, self.plan.stage, "noise", epoch))
+
+    def epoch(self, under_way: _UnderWay) -> None:
+        """Run an epoch from its beginning, or from behind the steps that an interrupted run has taken of it."""
+        task, plan, tally = self.task, self.plan, under_way.tally
+        epoch, began = tally.epoch, time.perf_counter() - tally.seconds
+        task.start_epoch(epoch, under_way.noise)
+        with progress(f"{plan.stage} epoch {epoch + 1}/{plan.epochs}", self._steps) as advance:
+            advance(tally.steps)
+            for batch in self._batches(epoch, behind=tally.steps):
+                self._step(tally, batch)
+                advance()
+                if self._pause_wanted():
+                    tally.seconds = time.perf_counter() - began
+                    tally.check()
+                    self._save(tally, under_way.state_dict())
+                    self._obey(f"epoch {epoch + 1}, step {tally.steps} of {self._steps}")
+        means = tally.means()
+        self.history.append(self._entry(epoch, {**means, **task.end_epoch()}, began))
+        self._save(tally)
+        plan.run.write_metrics(self.history)
+        say_epoch(plan.stage, self.history[-1], plan.epochs)
+        self._obey(f"the end of epoch {epoch + 1}")
+
+    def _batches(self, epoch: int, *, behind: int) -> Iterator[Batch]:
+        """Yield the epoch's batches but for the first ``behind``, which an interrupted run has had."""
+        return batches(
+            self.images,
+            batch_size=self.plan.batch_size,
+            generator=generator(self.plan.seed, self.plan.stage, "batches", epoch),
+            augment=self.plan.augment,
+            device=self.plan.compute.device,
+            behind=behind,
         )
-    return {
-        name: float((values * weights[: len(values)]).sum() / weights[: len(values)].sum())
-        for name, values in stacked.items()
-    }
+
+    def _step(self, tally: Tally, batch: Batch) -> None:
+        for item in self.task.optimisers:
+            share = (tally.epoch + tally.steps / self._steps) / self.plan.epochs
+            set_learning_rate(item.optimiser, learning_rate(item.schedule, item.base, share))
+        set_place(self.plan.stage, epoch=tally.epoch, step=tally.steps)
+        try:
+            metrics = self.task.step(batch)
+        except ValueError as error:
+            if LONELY in str(error):
+                raise RunError(faulty("batch statistics", LONELY_MEND)) from None
+            raise
+        tally.add(metrics, len(batch))
+
+    def _entry(self, epoch: int, metrics: dict[str, Any], began: float) -> dict[str, Any]:
+        first, plan = self.task.optimisers[0], self.plan
+        seconds = time.perf_counter() - began
+        return {
+            "epoch": epoch,
+            **metrics,
+            "lr": learning_rate(first.schedule, first.base, epoch / plan.epochs),
+            "seconds": seconds,
+            "images_per_second": len(self.images) / seconds,
+            "peak_memory_bytes": peak_memory_bytes(plan.compute.device),
+        }
+
+    def _pause_wanted(self) -> bool:
+        """Return whether to write a checkpoint between two steps."""
+        return self.stop.signum is not None or time.monotonic() - self._saved_at >= self.plan.checkpoint_seconds
+
+    def _obey(self, where: str) -> None:
+        """End the run if that was asked for; the checkpoint has just been written."""
+        if self.stop.signum is not None:
+            raise Interrupted(
+                self.stop.signum,
+                f"{self.plan.stage}: stopped at {where}; go on with: {command_to_resume(self.plan.run)}",
+            )
+
+    def _save(self, tally: Tally, under_way: dict[str, Any] | None = None) -> None:
+        """Write the checkpoint, unless a weight in it is not finite."""
+        state = {name: item.state_dict() for name, item in self.task.state.items()}
+        if name := first_not_finite(state):
+            raise RunError(
+                f"{self.plan.stage}: '{name}' holds NaN or infinity after epoch {tally.epoch + 1}, step {tally.steps}; "
+                "lower the learning rate or use --precision fp32. The last checkpoint, if there is one, is kept"
+            )
+        content = {"identity": _identity(self.plan), "history": self.history, "under_way": under_way, "state": state}
+        write_checkpoint(self.plan.run.path, content)
+        self._saved_at = time.monotonic()
+
+    def resume(self) -> _UnderWay | None:
+        """Take back the checkpoint, and return the epoch that it was written in the middle of, if it was."""
+        path, checkpoint = read_newest(self.plan.run.path, self.plan.compute.device)
+        if checkpoint.get("identity") != _identity(self.plan):
+            raise UserError(f"--resume: {path} belongs to another recipe, data set or teacher; give the same options")
+        try:
+            for name, item in self.task.state.items():
+                item.load_state_dict(checkpoint["state"][name])
+            self.history = list(checkpoint["history"])
+            under_way = None
+            if checkpoint["under_way"] is not None:
+                under_way = self.begin(len(self.history))
+                under_way.load_state_dict(checkpoint["under_way"])
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"--resume: {path}: does not fit this stage ({reason})") from None
+        if self.history:  # a stop between the checkpoint and the metrics left these a line short
+            self.plan.run.write_metrics(self.history)
+        return under_way
 
 
 def _identity(plan: Plan) -> str:
     text = json.dumps({"stage": plan.stage, **plan.identity}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _save_checkpoint(task: Task, plan: Plan, history: History) -> None:
-    checkpoint = {
-        "identity": _identity(plan),
-        "history": history,
-        "state": {name: item.state_dict() for name, item in task.state.items()},
-    }
-    write_with(plan.run.path / CHECKPOINT, lambda path: torch.save(checkpoint, path))
-
-
-def _load_checkpoint(task: Task, plan: Plan) -> History:
-    path = plan.run.path / CHECKPOINT
-    checkpoint = read_checkpoint(path, plan.compute.device)
-    if checkpoint.get("identity") != _identity(plan):
-        raise UserError(f"--resume: {path} belongs to another recipe, data set or teacher; give the same options")
-    try:
-        for name, item in task.state.items():
-            item.load_state_dict(checkpoint["state"][name])
-        history: History = list(checkpoint["history"])
-    except (KeyError, RuntimeError, ValueError, TypeError) as error:
-        raise UserError(f"--resume: {path}: does not fit this stage ({' '.join(str(error).split())[:200]})") from None
-    return history
-
-
-def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read a checkpoint without running anything that it might hold.
-
-    Raises:
-        UserError: It is damaged.
-    """
-    try:
-        loaded = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise UserError(f"{path}: damaged checkpoint ({type(error).__name__}); start again with --force") from None
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path}: not a checkpoint of rnascl; start again with --force")
-    return loaded

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import importlib.metadata
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from rnascl_cli import __version__
 from rnascl_cli.artifacts.documents import DataReference, Provenance, TeacherReference
+from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.recipes import Recipe
 
 _arguments: ContextVar[tuple[str, ...] | None] = ContextVar("arguments", default=None)
@@ -41,7 +43,7 @@ def make_provenance(
     return Provenance(
         tool_version=__version__,
         created=_now(),
-        command=_command(),
+        command=running_command(),
         recipe=recipe.model_dump(mode="json"),
         seed=recipe.seed,
         data=data,
@@ -56,7 +58,7 @@ def make_provenance(
 
 def remade(provenance: Provenance, *, inputs: Mapping[str, str]) -> Provenance:
     """Return the provenance of what this command makes, without computing, from an artifact with ``provenance``."""
-    now = {"tool_version": __version__, "created": _now(), "command": _command(), "commit": _commit()}
+    now = {"tool_version": __version__, "created": _now(), "command": running_command(), "commit": _commit()}
     return provenance.model_copy(update={**now, "inputs": dict(inputs)})
 
 
@@ -74,7 +76,29 @@ def commanded_as(arguments: Sequence[str]) -> Iterator[None]:
         _arguments.reset(token)
 
 
-def _command() -> list[str]:
+def command_to_resume(run: RunDirectory) -> str:
+    """Return the running command as one would type it to go on: with ``--resume``, and ``--out`` where it had none."""
+    return with_resume(running_command(), out=run.out or run.path, derived=run.path / "derived.json")
+
+
+def with_resume(command: Sequence[str], *, out: Path, derived: Path | None = None) -> str:
+    """Return ``command`` with ``--resume``, quoted for a shell.
+
+    Args:
+        command: The words of the command.
+        out: What ``--out`` is to name, should the command not say it.
+        derived: What to read where the command read stdin, which cannot be read twice.
+    """
+    words = [word for word in command if word not in ("--force", "--resume")]
+    if derived is not None:
+        words = [str(derived) if word == "-" else word for word in words]
+    if not any(word == "--out" or word.startswith("--out=") for word in words):
+        words += ["--out", str(out)]
+    return shlex.join([*words, "--resume"])
+
+
+def running_command() -> list[str]:
+    """Return the words of the command that is running."""
     given = _arguments.get()
     return ["rnascl", *(sys.argv[1:] if given is None else given)]
 

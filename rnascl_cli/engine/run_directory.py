@@ -1,25 +1,27 @@
-"""Run directories: never overwritten by accident, written only once the inputs are known to be good."""
+"""Run directories: never overwritten by accident, written only once the inputs are known to be good, by one process."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rnascl_cli.artifacts.documents import Document
-from rnascl_cli.artifacts.store import STUDENT, read_document, write_text
+from rnascl_cli.artifacts.store import STUDENT, is_temporary, read_document, write_text
 from rnascl_cli.console import say
-from rnascl_cli.errors import UserError
+from rnascl_cli.engine.lock import LOCK, Lock, lock_directory, refuse_if_in_use
+from rnascl_cli.errors import UserError, WriteError
 
 D = TypeVar("D", bound=Document)
 
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.pt"
+PREVIOUS = "checkpoint.previous.pt"  # the one before, while a run lasts
 JOURNAL = "attack.partial.jsonl"
 STAGE_DOCUMENTS = ("search.json", "train.json", "adv-finetune.json")
 DOCUMENTS = (*STAGE_DOCUMENTS, "derived.json", "attack.json")
-ARTIFACTS = (*DOCUMENTS, STUDENT, METRICS, CHECKPOINT, JOURNAL)
+ARTIFACTS = (*DOCUMENTS, STUDENT, METRICS, CHECKPOINT, PREVIOUS, JOURNAL)
 
 
 @dataclass(frozen=True)
@@ -29,52 +31,82 @@ class RunDirectory:
     Attributes:
         path: The folder.
         resume: Whether to go on from its checkpoint.
+        force: Whether to replace what is there.
+        out: What ``--out`` names, where that is not the folder itself.
     """
 
     path: Path
     resume: bool = False
+    force: bool = False
+    out: Path | None = None
+    _locks: list[Lock] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
-    def claim(cls, path: Path, *, own: str | None = None, force: bool = False, resume: bool = False) -> RunDirectory:
+    def claim(
+        cls,
+        path: Path,
+        *,
+        own: str | None = None,
+        force: bool = False,
+        resume: bool = False,
+        out: Path | None = None,
+    ) -> RunDirectory:
         """Check that ``path`` may be written to, without touching it.
 
         Args:
             path: The folder.
             own: The document that the stage ends with: with ``force`` it replaces a run of its own kind only.
             force: Replace an older run.
-            resume: Go on from the checkpoint.
+            resume: Go on from the checkpoint. A run that was killed before its first one starts from the beginning.
+            out: What ``--out`` names, where that is not the folder itself.
 
         Raises:
             UserError: It exists and neither ``force`` nor ``resume`` is given, it is no folder, it holds another
-                stage's run, or there is nothing to resume.
+                stage's run, there is nothing to resume, or another process is writing there.
         """
         if force and resume:
             raise UserError("--force and --resume exclude each other")
         if path.exists() and not path.is_dir():
             raise UserError(f"--out {path}: is a file; name a folder")
+        refuse_if_in_use(path)
         if resume:
-            if not (path / CHECKPOINT).is_file():
-                raise UserError(f"--resume: no checkpoint in {path}; start without --resume")
-        elif not force and path.is_dir() and any(path.iterdir()):
+            if not has_checkpoint(path):
+                if not (path / LOCK).is_file():
+                    raise UserError(f"--resume: no checkpoint in {path}; start without --resume")
+                say(f"{path}: was stopped before its first checkpoint; starting from the beginning")
+                force, resume = True, False
+        elif not force and occupied(path):
             raise UserError(f"--out {path}: already exists; use another name, --force or --resume")
         foreign = [name for name in STAGE_DOCUMENTS if name != own and (path / name).exists()]
         if foreign and own is not None:
             raise UserError(f"--out {path}: holds {foreign[0]}, the run of another stage; name another folder")
-        return cls(path, resume)
+        return cls(path, resume, force, out)
 
     def create(self) -> None:
-        """Make the folder; in a fresh run, drop the artifacts of an older one, so that none outlives its making.
+        """Make the folder and lock it for as long as this object lives.
+
+        In a fresh run, drop the artifacts of an older one, so that none outlives its making. What writes that a
+        kill cut short have left is dropped in any run.
 
         Raises:
-            UserError: The folder cannot be made.
+            UserError: The folder cannot be made, or another process was quicker.
+            WriteError: The folder is read-only.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out {self.path}: {error.strerror}") from None
+        self._locks.append(lock_directory(self.path))
+        if not (self.resume or self.force) and occupied(self.path):  # since it was claimed
+            raise UserError(f"--out {self.path}: already exists; use another name, --force or --resume")
+        doomed = [item for item in self.path.iterdir() if _left_behind(item.name)]
         if not self.resume:
-            for name in ARTIFACTS:
-                (self.path / name).unlink(missing_ok=True)
+            doomed += [self.path / name for name in ARTIFACTS]
+        for item in doomed:
+            try:
+                item.unlink(missing_ok=True)
+            except OSError as error:
+                raise WriteError(item, error) from None
 
     def finished(self, kind: type[D], name: str) -> D | None:
         """Return the document of a run that is resumed though it had ended; None where there is something to do.
@@ -90,3 +122,18 @@ class RunDirectory:
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """Write ``metrics.jsonl``: a line an epoch."""
         write_text(self.path / METRICS, "".join(json.dumps(entry) + "\n" for entry in history))
+
+
+def has_checkpoint(path: Path) -> bool:
+    """Return whether there is something in a run directory to go on from."""
+    return any((path / name).is_file() for name in (CHECKPOINT, PREVIOUS))
+
+
+def occupied(path: Path) -> bool:
+    """Return whether a folder holds anything but what a killed process may have left of its own housekeeping."""
+    return path.is_dir() and any(item.name != LOCK and not _left_behind(item.name) for item in path.iterdir())
+
+
+def _left_behind(name: str) -> bool:
+    """Return whether this is the temporary file of an artifact whose writing was cut short."""
+    return is_temporary(name) and name.startswith(tuple(f".{artifact}." for artifact in ARTIFACTS))

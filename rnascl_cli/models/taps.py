@@ -62,8 +62,25 @@ def to_common_side(map_BHW: Tensor, side: int) -> Tensor:
         return map_BHW
     x = map_BHW.unsqueeze(1)
     if min(height, width) >= side:
+        if x.is_cuda and torch.are_deterministic_algorithms_enabled():  # the pooling's backward is not, on a GPU
+            return area_average(map_BHW, side)
         return F.adaptive_avg_pool2d(x, side).squeeze(1)
     return F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False).squeeze(1)
+
+
+def area_average(map_BHW: Tensor, side: int) -> Tensor:
+    """Do what adaptive average pooling does by two matrix products, whose gradients add up in a fixed order."""
+    rows_sH, columns_sW = (_averaging(size, side).to(map_BHW) for size in map_BHW.shape[-2:])
+    return rows_sH @ map_BHW @ columns_sW.T
+
+
+def _averaging(size: int, side: int) -> Tensor:
+    """Return the (side, size) matrix whose row i averages pixels floor(i size / side) to ceil((i + 1) size / side)."""
+    pixel = torch.arange(size)
+    start = (torch.arange(side) * size) // side
+    end = -((-(torch.arange(side) + 1) * size) // side)
+    inside = ((pixel >= start[:, None]) & (pixel < end[:, None])).float()
+    return inside / inside.sum(dim=1, keepdim=True)
 
 
 class MapRecorder:

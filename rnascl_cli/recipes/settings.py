@@ -264,6 +264,15 @@ class Recipe(Settings):
     seed: int = Field(default=0, ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    deterministic: bool = Field(
+        default=False,
+        description="on a GPU: only operators that give the same bits every time, slower; see --deterministic",
+    )
+    checkpoint_minutes: float | None = Field(
+        default=10.0,
+        gt=0.0,
+        description="a checkpoint inside an epoch that lasts longer than this; null: only at its end",
+    )
     data: DataSettings = DataSettings()
     search: SearchSettings = SearchSettings()
     train: TrainSettings = TrainSettings()

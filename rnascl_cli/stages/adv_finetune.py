@@ -31,6 +31,7 @@ from rnascl_cli.errors import UserError
 from rnascl_cli.models.files import load_student, save_student
 from rnascl_cli.recipes import AdvFinetuneSettings, Recipe
 from rnascl_cli.stages.apprentice import Apprentice
+from rnascl_cli.stages.inspection import warn_without_perturbation
 from rnascl_cli.stages.perturbing import perturb
 from rnascl_cli.stages.planning import training_provenance
 from rnascl_cli.stages.schooling import school
@@ -81,10 +82,11 @@ def adv_finetune(source: Path, recipe: Recipe, run: RunDirectory) -> AdvFinetune
         raise UserError(f"--out {run.path}: is the run to be fine-tuned, and would be lost; name another")
     before, derived = source_run(source)
     paradigm: Paradigm = settings.paradigm or before.paradigm
-    compute = resolve_compute(recipe.device, recipe.precision)
+    compute = resolve_compute(recipe.device, recipe.precision, deterministic=recipe.deterministic)
     student, architecture = load_student(source / STUDENT)
     data = load_data(recipe.data, seed=recipe.seed)
     check_fits(recipe, architecture, data, before=before.provenance.data)
+    warn_without_perturbation("adv-finetune", settings.perturbation, term="adversarial")
     inputs = {STUDENT: before.student_sha256, f"{before.kind}.json": sha256_file(source / f"{before.kind}.json")}
 
     history, teacher = school(
@@ -140,6 +142,7 @@ class AdvFinetuneTask:
     def start_epoch(self, epoch: int, noise: torch.Generator) -> None:
         """Draw this epoch's starting points from ``noise``."""
         self._noise = noise
+        self._apprentice.inspection.start_epoch()
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Perturb the batch, then take one step of SGD."""

@@ -24,6 +24,7 @@ from rnascl_cli.models.checkpoints import Teacher
 from rnascl_cli.models.student import Student
 from rnascl_cli.models.taps import MapRecorder, recording_maps, tappable_layers
 from rnascl_cli.recipes import AttentionSettings, KLSettings
+from rnascl_cli.stages.inspection import Inspection
 from rnascl_cli.stages.teacher_outputs import KeptOutputs
 from rnascl_cli.stages.teaching import TeacherOnDuty, on_duty, require_teacher, uses_kl, uses_tutors
 
@@ -62,6 +63,7 @@ class Apprentice:
         picks = [] if tutors is None else [seats[tutors.teacher_layers[index]] for index in tutors.tutor]
         self._picks_S = torch.tensor(picks, dtype=torch.int64, device=compute.device)
         self.weights = {"kl": kl.weight, "attention": attention.gamma}
+        self.inspection = Inspection()
 
     def answer(self, x_BCHW: Tensor) -> Answer:
         """Run the student on images in [0, 1]."""
@@ -84,6 +86,13 @@ class Apprentice:
         if self._teacher is None:
             return {}
         lesson = self._teacher.look(batch)
+        self.inspection.look(
+            lesson,
+            kl=uses_kl(self._paradigm, self._kl),
+            teacher_layers=self._teacher.layers,
+            student_layers=[] if self._recorder is None else self._recorder.layers,
+            student_BLP=answer.maps_BSP,
+        )
         terms = {}
         if uses_kl(self._paradigm, self._kl):
             terms["kl"] = kl_divergence(

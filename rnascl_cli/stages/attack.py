@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -22,12 +24,13 @@ from rnascl_cli.attacks.masking import masking_signs
 from rnascl_cli.attacks.precision import exact_float32
 from rnascl_cli.engine.compute import Compute
 from rnascl_cli.engine.folding import folded
+from rnascl_cli.engine.lock import Lock, lock_directory
 from rnascl_cli.engine.modes import evaluating, frozen
 from rnascl_cli.engine.progress import progress
-from rnascl_cli.engine.provenance import make_provenance
+from rnascl_cli.engine.provenance import make_provenance, running_command, with_resume
 from rnascl_cli.engine.run_directory import JOURNAL
 from rnascl_cli.engine.seeds import generator
-from rnascl_cli.errors import UserError
+from rnascl_cli.errors import Interrupted, UserError
 from rnascl_cli.stages.attack_document import (
     accuracy,
     confidence,
@@ -59,20 +62,22 @@ def attack(assault: Assault, *, resume: bool = False) -> AttackDocument:
     """
     if resume and (document := _finished(assault)) is not None:
         return document
+    if resume and not assault.begun:
+        raise UserError(f"--resume: no interrupted attack in {assault.directory}; start without --resume")
     recipe, data, settings = assault.recipe, assault.data, assault.recipe.attack
     model = assault.target.loaded.module.to(assault.compute.device)
     model.to(memory_format=_layout(assault.compute))
     domain = assault.domain
-    journal = _opened(assault, resume=resume)
-    with evaluating(model), frozen(model.parameters()):
+    lock = _lock(assault.directory)
+    with _hint_at_resume(assault.directory), evaluating(model), frozen(model.parameters()):
+        journal = _opened(assault, resume=resume)
         evaluator = _evaluator(model, assault, domain, journal)
         right_N = evaluator.clean()
-        with _hint_at_resume(journal):
-            outcomes = evaluator.sweep(assault.attacks, assault.epsilons, right_N)
-            signs = masking_signs(outcomes, evaluator.gradients(right_N))
-            card = None
-            if assault.audit_eps is not None:
-                card = audit_model(evaluator, right_N, assault.audit_eps, outcomes, limit=settings.audit_images)
+        outcomes = evaluator.sweep(assault.attacks, assault.epsilons, right_N)
+        signs = masking_signs(outcomes, evaluator.gradients(right_N))
+        card = None
+        if assault.audit_eps is not None:
+            card = audit_model(evaluator, right_N, assault.audit_eps, outcomes, limit=settings.audit_images)
     worst_N = worst_case(outcomes)
     document = AttackDocument(
         provenance=make_provenance(
@@ -102,8 +107,17 @@ def attack(assault: Assault, *, resume: bool = False) -> AttackDocument:
     )
     write_document(assault.directory / ATTACK_JSON, document)
     journal.remove()
+    lock.release()
     console.say(f"wrote {assault.directory / ATTACK_JSON}")
     return document
+
+
+def _lock(directory: Path) -> Lock:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {directory}: {error.strerror}") from None
+    return lock_directory(directory)
 
 
 def _finished(assault: Assault) -> AttackDocument | None:
@@ -135,10 +149,7 @@ def _opened(assault: Assault, *, resume: bool) -> Journal:
     if resume:
         console.say(f"going on behind {journal.load()} finished batches")
     else:
-        try:
-            journal.start()
-        except OSError as error:
-            raise UserError(f"--out {assault.directory}: {error.strerror}") from None
+        journal.start()
     return journal
 
 
@@ -184,12 +195,16 @@ def _layout(compute: Compute) -> torch.memory_format:
 
 
 @contextlib.contextmanager
-def _hint_at_resume(journal: Journal) -> Iterator[None]:
+def _hint_at_resume(directory: Path) -> Iterator[None]:
+    """Say at Ctrl-C or SIGTERM, which end an attack at once, what is kept and how to go on."""
     try:
         yield
-    except KeyboardInterrupt:
-        console.say(f"finished batches are kept in {journal.path}; the same command with --resume goes on behind them")
-        raise
+    except (KeyboardInterrupt, Interrupted) as stop:
+        if not (directory / JOURNAL).is_file():
+            raise
+        signum = stop.signum if isinstance(stop, Interrupted) else signal.SIGINT
+        again = with_resume(running_command(), out=directory)
+        raise Interrupted(signum, f"attack: finished batches are kept in {directory}; go on with: {again}") from None
 
 
 @contextlib.contextmanager

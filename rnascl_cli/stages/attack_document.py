@@ -29,6 +29,8 @@ def setting_warnings(
     ]
     if domain.protocol == "paper-code" and torch.all(torch.as_tensor(domain.std) == 1):
         warnings.append("the model does not rescale its input: protocols paper-code and pixel coincide")
+    if not any(eps.value for eps in epsilons) and any(item.name != "clean" for item in attacks):
+        warnings.append("every eps is 0: no image is attacked, and each accuracy is that on clean images")
     for item in attacks:
         if not item.standard(num_classes):
             warnings.append(

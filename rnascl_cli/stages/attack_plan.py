@@ -94,7 +94,8 @@ def plan(target: Target, recipe: Recipe, directory: Path, *, audit: bool = False
     """
     settings = recipe.attack
     # Verdicts are float32 in any case; so are the attacks unless bf16 is asked for, as they are then strongest.
-    compute = resolve_compute(recipe.device, "fp32" if recipe.precision == "auto" else recipe.precision)
+    precision = "fp32" if recipe.precision == "auto" else recipe.precision
+    compute = resolve_compute(recipe.device, precision, deterministic=recipe.deterministic)
     if settings.capture == "on" and compute.device.type != "cuda":
         raise UserError("attack.capture=on: graphs are captured on a GPU only; leave it at auto")
     attacks = _attacks(settings)

@@ -10,7 +10,8 @@ from pathlib import Path
 from rnascl_cli.artifacts.documents import AdvFinetuneDocument, Provenance, TrainDocument
 from rnascl_cli.artifacts.store import read_document, sha256_file
 from rnascl_cli.data import Data
-from rnascl_cli.engine.run_directory import JOURNAL
+from rnascl_cli.engine.lock import refuse_if_in_use
+from rnascl_cli.engine.run_directory import JOURNAL, occupied
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.files import LoadedModel, resolve_model
 from rnascl_cli.models.seeing import check_sees
@@ -104,12 +105,13 @@ def claim_directory(target: Target, out: Path, *, force: bool, resume: bool) -> 
     replaced.
 
     Raises:
-        UserError: The result, or somebody else's folder, is there already.
+        UserError: The result, or somebody else's folder, is there already, or another process is writing there.
     """
     if force and resume:
         raise UserError("--force and --resume exclude each other")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; name a folder")
+    refuse_if_in_use(out)
     if force or resume or not out.is_dir():
         return
     if (out / JOURNAL).exists():
@@ -117,7 +119,7 @@ def claim_directory(target: Target, out: Path, *, force: bool, resume: bool) -> 
     if (out / ATTACK_JSON).exists():
         raise UserError(f"{out / ATTACK_JSON}: already exists; name another --out, or replace it with --force")
     own = target.loaded.run is not None and out.resolve() == target.loaded.run.resolve()
-    if not own and any(out.iterdir()):
+    if not own and occupied(out):
         raise UserError(f"--out {out}: already exists; use another name or --force")
 
 

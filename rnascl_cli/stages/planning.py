@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,4 +70,5 @@ def plan_training(
             "seed": recipe.seed,
             **own,
         },
+        checkpoint_seconds=math.inf if recipe.checkpoint_minutes is None else 60 * recipe.checkpoint_minutes,
     )

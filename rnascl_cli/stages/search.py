@@ -31,10 +31,12 @@ from rnascl_cli.engine.fit import ScheduledOptimiser, Stateful, fit
 from rnascl_cli.engine.modes import fixed_statistics, frozen
 from rnascl_cli.engine.optimise import build_optimiser, descend
 from rnascl_cli.engine.run_directory import RunDirectory
+from rnascl_cli.errors import UserError
 from rnascl_cli.models.supernet import Supernet
 from rnascl_cli.models.taps import MapRecorder, recording_maps, tappable_layers
 from rnascl_cli.recipes import Recipe, SearchSettings
-from rnascl_cli.spaces import final_side, space_named
+from rnascl_cli.spaces import SearchSpace, final_side, space_named
+from rnascl_cli.stages.inspection import Inspection
 from rnascl_cli.stages.planning import plan_training, training_provenance
 from rnascl_cli.stages.teacher_outputs import keep_outputs
 from rnascl_cli.stages.teaching import (
@@ -56,13 +58,14 @@ def search(recipe: Recipe, run: RunDirectory) -> SearchDocument:
         run: The run directory, claimed but not yet made: nothing is written before data and teacher are read.
 
     Raises:
-        UserError: Unknown space, unusable data or teacher.
+        UserError: Unknown space, unusable data or teacher, or batches too small for both steps.
         RunError: The loss became NaN or infinite.
     """
     settings = recipe.search
     space = space_named(recipe.space)
-    compute = resolve_compute(recipe.device, recipe.precision)
+    compute = resolve_compute(recipe.device, recipe.precision, deterministic=recipe.deterministic)
     data = load_data(recipe.data, seed=recipe.seed)
+    check_batches_can_be_split(settings, space, data)
     teacher = require_teacher(
         recipe.teacher,
         settings.paradigm,
@@ -134,6 +137,26 @@ def split_batch(batch: int, weight_share: float) -> int:
     return min(max(round(batch * weight_share), 1), batch - 1)
 
 
+def smallest_part(space: SearchSpace, input_size: int) -> int:
+    """Return how many images a part of a batch needs: BatchNorm takes no statistics of a single number."""
+    return 2 if final_side(space, input_size) == 1 else 1
+
+
+def check_batches_can_be_split(settings: SearchSettings, space: SearchSpace, data: Data) -> None:
+    """Refuse a search in which no batch is large enough for both steps.
+
+    Raises:
+        UserError: The Gumbel parameters, and with them widths and tutors, would learn nothing.
+    """
+    batch = min(settings.batch_size, len(data.train))
+    cut, least = split_batch(batch, settings.weight_share), smallest_part(space, data.input_size)
+    if min(cut, batch - cut) < least:
+        raise UserError(
+            f"--batch-size: a batch of {batch} cannot give {least} or more images to the weights and as many to the "
+            "Gumbel parameters, which would learn nothing; use larger batches or more images"
+        )
+
+
 class SearchTask:
     """One search step: the teacher once, then the two halves of eq. (2)'s optimisation.
 
@@ -178,15 +201,16 @@ class SearchTask:
             "weights_optimiser": weights,
             "gumbel_optimiser": gumbel,
         }
-        # BatchNorm takes no statistics of a single number.
-        self._smallest_part = 2 if final_side(supernet.space, data.input_size) == 1 else 1
+        self._smallest_part = smallest_part(supernet.space, data.input_size)
         self._temperature = settings.gumbel.temperature
         self._noise = torch.Generator()
+        self._inspection = Inspection()
 
     def start_epoch(self, epoch: int, noise: torch.Generator) -> None:
         """Lower the temperature: tau = 5.0 e^(-0.045 epoch)."""
         gumbel = self._settings.gumbel
         self._noise = noise
+        self._inspection.start_epoch()
         self._temperature = temperature_at(
             epoch,
             epochs=self._settings.epochs,
@@ -240,9 +264,10 @@ class SearchTask:
             terms["kl"] = kl_divergence(
                 logits_bK, lesson.logits_BK, direction=settings.kl.direction, temperature=settings.kl.temperature
             )
-        if self._recorder is not None and lesson is not None and lesson.maps_BTP is not None:
+        student_bSP = None if self._recorder is None else unit_maps(self._recorder.take(), over=settings.attention.norm)
+        self._inspect(lesson, student_bSP)
+        if student_bSP is not None and lesson is not None and lesson.maps_BTP is not None:
             assert sample.tutors is not None
-            student_bSP = unit_maps(self._recorder.take(), over=settings.attention.norm)
             terms["attention"] = attention_loss(sample.tutors, pairwise_distances(student_bSP, lesson.maps_BTP))
         n_f = settings.cost.scale * self._cost.relative(
             sample.widths, exponent=settings.cost.exponent, target=settings.cost.target
@@ -252,6 +277,17 @@ class SearchTask:
         macs = self._macs(sample.widths)
         named = {"loss": loss, **terms, "n_f": n_f, "expected_macs": macs, "train_accuracy": right}
         return loss, {name: value.detach() for name, value in named.items()}
+
+    def _inspect(self, lesson: Lesson | None, student_bSP: Tensor | None) -> None:
+        if lesson is None or self._teacher is None:
+            return
+        self._inspection.look(
+            lesson,
+            kl=uses_kl(self._settings.paradigm, self._settings.kl),
+            teacher_layers=self._teacher.layers,
+            student_layers=[] if self._recorder is None else self._recorder.layers,
+            student_BLP=student_bSP,
+        )
 
     @torch.no_grad()
     def end_epoch(self) -> dict[str, Any]:

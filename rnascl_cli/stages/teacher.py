@@ -35,6 +35,7 @@ from rnascl_cli.errors import UserError
 from rnascl_cli.models.checkpoints import SUFFIX, Teacher, read_teacher, write_teacher
 from rnascl_cli.models.teachers import TeacherArchitecture, architecture_named, build_teacher
 from rnascl_cli.recipes import Recipe, TeacherTrainSettings
+from rnascl_cli.stages.inspection import warn_without_perturbation
 from rnascl_cli.stages.perturbing import perturb
 from rnascl_cli.stages.planning import plan_training
 from rnascl_cli.stages.teacher_measuring import Measured, measure, robust_accuracy
@@ -98,11 +99,12 @@ def train_teacher(recipe: Recipe, out: Path, run: RunDirectory) -> Trained:
     settings = recipe.teacher_train
     start = starting_point(settings)
     architecture = architecture_named(chosen_architecture(settings, start))
-    compute = resolve_compute(recipe.device, recipe.precision)
+    compute = resolve_compute(recipe.device, recipe.precision, deterministic=recipe.deterministic)
     data = load_data(recipe.data, seed=recipe.seed)
     check_size(architecture, data)
     if not len(data.holdout):
         raise UserError("data.holdout: teacher training chooses its epoch on held-out images; set it above 0")
+    warn_without_perturbation(STAGE, settings.perturbation, term="loss")
     if start is None:
         module = fresh_teacher(architecture, data, seed=recipe.seed)
     else:

@@ -110,6 +110,12 @@ class TeacherOnDuty:
         self._teacher, self._recorder, self._attention, self._compute = teacher, recorder, attention, compute
         self._kept, self._wanted_T = kept, wanted_T
 
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers whose maps a lesson has, in their order."""
+        tapped = [] if self._recorder is None else self._recorder.layers
+        return tapped if self._wanted_T is None else [tapped[index] for index in self._wanted_T.tolist()]
+
     @torch.no_grad()
     def look(self, batch: Batch) -> Lesson:
         """Return the lesson of a batch: from the kept outputs where there are any, else from the teacher."""

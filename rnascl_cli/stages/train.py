@@ -43,7 +43,7 @@ def train(derived: DerivedDocument, recipe: Recipe, run: RunDirectory) -> TrainD
     settings = recipe.train
     paradigm = settings.paradigm or derived.paradigm
     architecture = checked_architecture(derived.architecture, where="derived document")
-    compute = resolve_compute(recipe.device, recipe.precision)
+    compute = resolve_compute(recipe.device, recipe.precision, deterministic=recipe.deterministic)
     data = load_data(recipe.data, seed=recipe.seed)
     check_fits(recipe, architecture, data, before=derived.provenance.data)
 
@@ -127,7 +127,8 @@ class TrainTask:
         self.state: dict[str, Stateful] = {"student": apprentice.student, "optimiser": optimiser}
 
     def start_epoch(self, epoch: int, noise: torch.Generator) -> None:
-        """Nothing changes with the epoch."""
+        """Look anew for a teacher that teaches nothing; nothing else changes with the epoch."""
+        self._apprentice.inspection.start_epoch()
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Take one step of SGD."""

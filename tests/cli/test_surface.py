@@ -10,7 +10,7 @@ pytestmark = pytest.mark.unit
 
 STAGE = (
     "--teacher --paradigm --data --limit-train --limit-test --recipe --set --epochs --batch-size --seed --device "
-    "--precision --out --force --resume --json"
+    "--precision --deterministic --out --force --resume --json"
 )
 SURFACE = {
     "": "--version",
@@ -19,7 +19,7 @@ SURFACE = {
     "train": f"DERIVED|- {STAGE}",
     "adv-finetune": f"RUN --method {STAGE}",
     "attack": "MODEL... --attack --eps --norm --protocol --step-size --restarts --audit --data --limit-test --recipe "
-    "--set --batch-size --seed --device --precision --out --force --resume --json",
+    "--set --batch-size --seed --device --precision --deterministic --out --force --resume --json",
     "report": "RUN... --out --paper --image --force --json",
     "quickstart": "--out --recipe --seed --device --force",
     "cache": "",
@@ -34,7 +34,7 @@ SURFACE = {
     "teacher measure": "NAME|FILE --data --attack --eps --limit-test --recipe --set --batch-size --seed --device "
     "--precision --force --resume --json",
     "teacher train": "--arch --from --method --eps --data --limit-train --limit-test --recipe --set --epochs "
-    "--batch-size --seed --device --precision --out --force --resume --json",
+    "--batch-size --seed --device --precision --deterministic --out --force --resume --json",
 }
 # CONTRACT.md: what scripts rely on.
 CONTRACT = {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import pickle
+import signal
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,30 +13,20 @@ import pytest
 import torch
 
 from rnascl_cli.data import Batch
-from rnascl_cli.engine.fit import History, fit, read_checkpoint
-from rnascl_cli.errors import RunError, UserError
-from tests.engine.toy import ToyTask, image_set, toy_plan
+from rnascl_cli.engine.checkpoint import read_checkpoint, write_checkpoint
+from rnascl_cli.engine.fit import fit
+from rnascl_cli.errors import Interrupted, RunError, UserError
+from tests.engine.toy import CPU, TIMES, Stopped, ToyTask, image_set, numbers, stop_at, toy_plan
 
 pytestmark = pytest.mark.unit
 
-TIMES = ("seconds", "images_per_second", "peak_memory_bytes")
 
-
-class Stopped(Exception):  # noqa: N818 (not an error: the test's Ctrl-C)
-    """Ends a run in the middle."""
-
-
-def stop_at(step: int) -> Any:
-    def before_step(now: int) -> None:
-        if now == step:
-            raise Stopped
-
-    return before_step
-
-
-def numbers(history: History) -> list[dict[str, Any]]:
-    """The history without what a clock says."""
-    return [{name: value for name, value in entry.items() if name not in TIMES} for entry in history]
+@pytest.fixture(autouse=True)
+def _heard() -> Iterator[None]:
+    """Hear Ctrl-C even where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def files(path: Path) -> dict[str, bytes]:
@@ -107,7 +98,7 @@ def test_resuming_a_finished_run_takes_no_step(tmp_path: Path) -> None:
     assert len(metrics.read_text().splitlines()) == 5
 
 
-def test_a_stop_in_the_first_epoch_leaves_nothing_to_resume(tmp_path: Path) -> None:
+def test_a_failure_in_the_first_epoch_leaves_nothing_to_resume(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         fit(ToyTask(stop_at(2)), toy_plan(tmp_path / "run"))
     with pytest.raises(UserError, match=r"no checkpoint in .* start without --resume"):
@@ -125,49 +116,11 @@ def test_resuming_another_run_is_refused_and_touches_nothing(tmp_path: Path, cha
     assert task.steps == 0
 
 
-@pytest.mark.parametrize("keep", [0, 1, 1000])
-def test_a_damaged_checkpoint(tmp_path: Path, keep: int) -> None:
-    fit(ToyTask(), toy_plan(tmp_path / "run", epochs=1))
-    checkpoint = tmp_path / "run" / "checkpoint.pt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:keep])
-    with pytest.raises(UserError, match=r"checkpoint.pt: damaged checkpoint .* start again with --force"):
-        fit(ToyTask(), toy_plan(tmp_path / "run", epochs=1, resume=True))
-
-
-class Bomb:
-    """Would make a file when unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.path,)
-
-
-def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint.pt"
-    for write in (
-        lambda: path.write_bytes(pickle.dumps(Bomb(tmp_path / "ran"))),
-        lambda: torch.save(Bomb(tmp_path / "ran"), path),
-    ):
-        write()
-        with pytest.raises(UserError, match="damaged checkpoint"):
-            read_checkpoint(path, torch.device("cpu"))
-    assert not (tmp_path / "ran").exists()
-
-
-def test_a_checkpoint_that_is_no_dictionary(tmp_path: Path) -> None:
-    torch.save([1, 2], tmp_path / "checkpoint.pt")
-    with pytest.raises(UserError, match="not a checkpoint of rnascl"):
-        read_checkpoint(tmp_path / "checkpoint.pt", torch.device("cpu"))
-
-
 def test_a_checkpoint_that_lacks_a_part(tmp_path: Path) -> None:
     fit(ToyTask(), toy_plan(tmp_path / "run", epochs=1))
-    path = tmp_path / "run" / "checkpoint.pt"
-    checkpoint = torch.load(path, weights_only=True)
+    checkpoint = read_checkpoint(tmp_path / "run" / "checkpoint.pt", CPU.device)
     del checkpoint["state"]["model"]["3.bias"]
-    torch.save(checkpoint, path)
+    write_checkpoint(tmp_path / "run", checkpoint)
     with pytest.raises(UserError, match="does not fit this stage"):
         fit(ToyTask(), toy_plan(tmp_path / "run", epochs=1, resume=True))
 
@@ -222,3 +175,126 @@ def test_progress_goes_to_stderr_only(tmp_path: Path, capsys: pytest.CaptureFixt
     lines = captured.err.splitlines()
     assert [line.split(":")[0] for line in lines] == ["toy epoch 1/2", "toy epoch 2/2"]
     assert "left" in lines[0]
+
+
+def signalling_at(*steps: int, signum: signal.Signals = signal.SIGTERM) -> Callable[[int], None]:
+    """Send this process a signal in the middle of the given steps."""
+
+    def before_step(now: int) -> None:
+        for step in steps:
+            if now == step:
+                signal.raise_signal(signum)
+
+    return before_step
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 8, 15], ids=lambda step: f"step {step}")
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_signal_finishes_the_step_and_loses_nothing(tmp_path: Path, step: int, signum: signal.Signals) -> None:
+    whole = ToyTask()
+    history = fit(whole, toy_plan(tmp_path / "whole"))
+    first = ToyTask(signalling_at(step, signum=signum))
+    with pytest.raises(Interrupted) as stop:
+        fit(first, toy_plan(tmp_path / "run"))
+    assert stop.value.exit_code == 128 + signum
+    assert first.steps == step
+    epoch, inside = divmod(step - 1, 3)
+    where = f"toy: stopped at epoch {epoch + 1}, step {inside + 1} of 3; go on with: "
+    assert str(stop.value).startswith(where)
+    assert "--resume" in str(stop.value)
+    again = ToyTask()
+    assert numbers(fit(again, toy_plan(tmp_path / "run", resume=True))) == numbers(history)
+    assert again.steps == 15 - step  # no step is taken twice
+    assert (first.draws + again.draws, first.labels + again.labels) == (whole.draws, whole.labels)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], tensor), name
+
+
+def test_a_second_signal_ends_at_once_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    def twice(now: int) -> None:
+        if now == 5:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    task = ToyTask(twice)
+    with pytest.raises(Interrupted):
+        fit(task, toy_plan(tmp_path / "run"))
+    assert len(task.draws) == 4
+    assert len(fit(ToyTask(), toy_plan(tmp_path / "run", resume=True))) == 5
+
+
+def test_a_signal_between_epochs_is_obeyed_before_the_next(tmp_path: Path) -> None:
+    class AtTheEnd(ToyTask):
+        def end_epoch(self) -> dict[str, Any]:
+            signal.raise_signal(signal.SIGTERM)
+            return super().end_epoch()
+
+    task = AtTheEnd()
+    with pytest.raises(Interrupted, match="stopped at the end of epoch 1;"):
+        fit(task, toy_plan(tmp_path / "run"))
+    assert task.steps == 3
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_checkpoints_inside_an_epoch(tmp_path: Path) -> None:
+    whole = fit(ToyTask(), toy_plan(tmp_path / "whole"))
+    with pytest.raises(Stopped):
+        fit(ToyTask(stop_at(6)), toy_plan(tmp_path / "run", checkpoint_seconds=0.0))
+    again = ToyTask()
+    assert numbers(fit(again, toy_plan(tmp_path / "run", resume=True))) == numbers(whole)
+    assert again.steps == 10
+
+
+def test_no_checkpoint_inside_an_epoch_before_its_time(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        fit(ToyTask(stop_at(6)), toy_plan(tmp_path / "run", checkpoint_seconds=3600.0))
+    again = ToyTask()
+    fit(again, toy_plan(tmp_path / "run", resume=True))
+    assert again.steps == 12
+
+
+def test_a_bad_term_is_found_before_a_checkpoint_inside_an_epoch(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="toy: 'penalty' is nan at epoch 2, step 2;"):
+        fit(Broken("penalty", 5, float("nan")), toy_plan(tmp_path / "run", checkpoint_seconds=0.0))
+    again = ToyTask()
+    fit(again, toy_plan(tmp_path / "run", resume=True))
+    assert again.steps == 11  # step 4, the last good one, was kept
+
+
+def test_weights_that_are_not_finite_are_never_kept(tmp_path: Path) -> None:
+    class Spoilt(ToyTask):
+        """The loss is fine, the weights behind it are not."""
+
+        def step(self, batch: Batch) -> dict[str, torch.Tensor]:
+            metrics = super().step(batch)
+            if self.steps == 6:
+                with torch.no_grad():
+                    self.last.bias[1] = float("inf")
+            return metrics
+
+    with pytest.raises(RunError, match=r"toy: 'model\.3\.bias' holds NaN or infinity after epoch 2, step 3; lower"):
+        fit(Spoilt(), toy_plan(tmp_path / "run"))
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+    task = ToyTask()
+    fit(task, toy_plan(tmp_path / "run", resume=True))
+    assert task.steps == 12
+
+
+def test_a_checkpoint_of_another_epoch_under_way_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        fit(ToyTask(signalling_at(5)), toy_plan(tmp_path / "run"))
+    checkpoint = read_checkpoint(tmp_path / "run" / "checkpoint.pt", CPU.device)
+    checkpoint["under_way"]["tally"]["epoch"] = 3
+    write_checkpoint(tmp_path / "run", checkpoint)
+    with pytest.raises(UserError, match="does not fit this stage"):
+        fit(ToyTask(), toy_plan(tmp_path / "run", resume=True))
+
+
+def test_batch_statistics_of_a_lonely_pixel(tmp_path: Path) -> None:
+    class Lonely(ToyTask):
+        def step(self, batch: Batch) -> dict[str, torch.Tensor]:
+            torch.nn.BatchNorm2d(3)(batch.x_BCHW[:1, :, :1, :1])
+            return {}
+
+    with pytest.raises(RunError, match=r"toy: 'batch statistics' at epoch 1, step 1: one image .* larger --batch-size"):
+        fit(Lonely(), toy_plan(tmp_path / "run"))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rnascl_cli.data import Batch, ImageSet
 from rnascl_cli.data.augment import Crop
 from rnascl_cli.engine.compute import Compute
-from rnascl_cli.engine.fit import Plan, ScheduledOptimiser, Stateful
+from rnascl_cli.engine.fit import History, Plan, ScheduledOptimiser, Stateful
 from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.recipes import StepSchedule
 
@@ -27,6 +27,26 @@ def image_set(count: int = 21, *, side: int = 8, classes: int = 3, seed: int = 0
         torch.arange(count) % classes,
         torch.arange(count),
     )
+
+
+TIMES = ("seconds", "images_per_second", "peak_memory_bytes")
+
+
+class Stopped(Exception):  # noqa: N818 (not an error: the test's Ctrl-C)
+    """Ends a run in the middle."""
+
+
+def stop_at(step: int) -> Any:
+    def before_step(now: int) -> None:
+        if now == step:
+            raise Stopped
+
+    return before_step
+
+
+def numbers(history: History) -> list[dict[str, Any]]:
+    """The history without what a clock says."""
+    return [{name: value for name, value in entry.items() if name not in TIMES} for entry in history]
 
 
 class ToyTask:

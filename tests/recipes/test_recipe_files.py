@@ -21,7 +21,9 @@ from rnascl_cli.recipes import recipes_folder as folder
 from rnascl_cli.reporting.published import TABLES, PublishedRow, PublishedTable
 from rnascl_cli.spaces import SPACES
 from rnascl_cli.stages.adv_finetune import adv_finetune
-from rnascl_cli.stages.attack import attack, find_target
+from rnascl_cli.stages.attack import attack
+from rnascl_cli.stages.attack_plan import plan
+from rnascl_cli.stages.attack_target import find_target
 from rnascl_cli.stages.derive import derive
 from rnascl_cli.stages.search import search
 from rnascl_cli.stages.teacher import train_teacher
@@ -273,7 +275,7 @@ def test_two_steps_of_every_stage(name: str, tmp_path: Path, tiny_teacher: Path,
         last = tmp_path / "fine"
         tuned = adv_finetune(tmp_path / "train", recipe, RunDirectory.claim(last))
         assert (tuned.method, len(tuned.history)) == (recipe.adv_finetune.method, 1)
-    attacked = attack(find_target(str(last)), recipe, last)
+    attacked = attack(plan(find_target(str(last)), recipe, last))
     assert [result.attack for result in attacked.results] == list(recipe.attack.attacks)
     assert (len(searched.history), len(trained.history), attacked.n) == (1, 1, 2)
     assert (trained.provenance.data.train_images if trained.provenance.data else 0) == 4

@@ -1,0 +1,98 @@
+"""Faults that leave every number finite and yet train nothing: looked for in the first batch of each epoch.
+
+Once an epoch, because the answer must be fetched from the device.
+
+Shape suffixes: B images, K classes, L layers, P pixels of a map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from rnascl_cli.console import warn
+from rnascl_cli.engine.place import faulty
+from rnascl_cli.errors import RunError
+from rnascl_cli.recipes import PerturbationSettings
+from rnascl_cli.stages.teaching import Lesson
+
+SAME = 1e-6  # of the largest logit: a spread over the batch below this is rounding
+
+
+class Inspection:
+    """Looks at a batch when asked to, and says each finding once."""
+
+    def __init__(self) -> None:
+        self._due = True
+        self._said: set[tuple[str, str]] = set()
+
+    def start_epoch(self) -> None:
+        """Look at the next batch."""
+        self._due = True
+
+    def look(
+        self,
+        lesson: Lesson,
+        *,
+        kl: bool,
+        teacher_layers: Sequence[str],
+        student_layers: Sequence[str],
+        student_BLP: Tensor | None,
+    ) -> None:
+        """Look at what teacher and student say about a batch, unless the epoch has had its look.
+
+        Args:
+            lesson: The teacher's logits and maps.
+            kl: Whether the loss has the KL term.
+            teacher_layers: Names of the lesson's maps.
+            student_layers: Names of the student's maps.
+            student_BLP: The student's maps; None where the loss has no attention term.
+
+        Raises:
+            RunError: The KL term is there, and the teacher gives the same logits for every image.
+        """
+        if not self._due:
+            return
+        self._due = False
+        if kl and constant(lesson.logits_BK):
+            what = (
+                "the teacher gives the same logits for every image of the batch and can teach nothing; name another "
+                "--teacher, or leave the term out with --paradigm"
+            )
+            raise RunError(faulty("kl", what))
+        if student_BLP is None or lesson.maps_BTP is None:
+            return
+        for who, layers, maps_BLP in (
+            ("teacher", teacher_layers, lesson.maps_BTP),
+            ("student", student_layers, student_BLP),
+        ):
+            self._report(who, [name for name in zero_layers(maps_BLP, layers) if (who, name) not in self._said])
+
+    def _report(self, who: str, layers: Sequence[str]) -> None:
+        if not layers:
+            return
+        self._said.update((who, name) for name in layers)
+        more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
+        shown = f"{', '.join(layers[:3])}{more}"
+        warn(faulty("attention", f"all-zero maps on every image of the batch: layers {shown} of the {who}"))
+
+
+def constant(logits_BK: Tensor) -> bool:
+    """Return whether two or more images have all the same logits, up to rounding."""
+    if len(logits_BK) < 2:
+        return False
+    spread = (logits_BK.amax(dim=0) - logits_BK.amin(dim=0)).max()
+    return bool(spread <= SAME * logits_BK.abs().max())
+
+
+def zero_layers(maps_BLP: Tensor, layers: Sequence[str]) -> list[str]:
+    """Return the names of the layers whose map is zero everywhere on every image."""
+    zero_L = (maps_BLP == 0).all(dim=2).all(dim=0)
+    return [name for name, zero in zip(layers, zero_L.tolist(), strict=True) if zero]
+
+
+def warn_without_perturbation(stage: str, perturbation: PerturbationSettings, *, term: str) -> None:
+    """Say when the settings leave the training images as they are."""
+    if perturbation.eps == 0:
+        warn(f"{stage}: perturbation.eps is 0, so no image is perturbed; '{term}' is a loss on clean images")

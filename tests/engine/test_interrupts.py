@@ -1,0 +1,81 @@
+"""Signals: noted, then obeyed; handlers are put back; what was ignored stays ignored."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from rnascl_cli.engine.interrupts import ending_at_once, finishing_steps
+from rnascl_cli.errors import Interrupted
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(autouse=True)
+def _heard() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_is_noted_the_second_ends(signum: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
+    with finishing_steps() as stop:
+        noted = [stop.signum]
+        signal.raise_signal(signum)
+        noted.append(stop.signum)
+        assert noted == [None, signum]
+        assert "stopping after this step; once more to stop at once" in capfd.readouterr().err
+        with pytest.raises(Interrupted) as ended:
+            signal.raise_signal(signum)
+    assert ended.value.exit_code == {signal.SIGINT: 130, signal.SIGTERM: 143}[signum]
+
+
+def test_handlers_are_put_back() -> None:
+    with pytest.raises(ZeroDivisionError), finishing_steps():
+        raise ZeroDivisionError
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_sigterm_ends_what_is_no_training_by_an_exception() -> None:
+    with ending_at_once():
+        with pytest.raises(Interrupted) as ended:
+            signal.raise_signal(signal.SIGTERM)
+        with finishing_steps() as stop:
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.signum == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):  # Ctrl-C is Python's
+            signal.raise_signal(signal.SIGINT)
+    assert ended.value.exit_code == 143
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with ending_at_once(), finishing_steps() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.signum is None
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+
+def test_another_thread_leaves_signals_alone() -> None:
+    found: list[object] = []
+
+    def work() -> None:
+        with ending_at_once(), finishing_steps():
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [signal.SIG_DFL]
+
+
+def test_it_is_no_exception_that_a_handler_of_errors_would_swallow() -> None:
+    assert not issubclass(Interrupted, Exception)

@@ -1,0 +1,1 @@
+"""Faults provoked on purpose: kills, signals, full disks, two processes, numbers that are none."""

@@ -1,0 +1,130 @@
+"""Two processes on one run directory: the second is refused; a crash leaves no lock behind."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import gc
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rnascl_cli.engine import lock as module
+from rnascl_cli.engine.lock import LOCK, lock_directory, refuse_if_in_use
+from rnascl_cli.engine.run_directory import RunDirectory
+from rnascl_cli.errors import UserError
+from tests.command import refused
+from tests.reliability.processes import Command, run_command
+from tests.reliability.runs import Inputs, command_for
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["train", "attack", "teacher train"])
+def test_the_second_is_refused_until_the_first_is_dead(inputs: Inputs, tmp_path: Path, stage: str) -> None:
+    out = tmp_path / "run"
+    arguments = command_for(stage, inputs, out, epochs=100)
+    if stage == "attack":
+        arguments += ["--attack", "pgd5000"]
+    first = Command(arguments, log=tmp_path / "first")
+    folder = tmp_path / "run" / "t.training" if stage == "teacher train" else out
+    kept = folder / ("attack.partial.jsonl" if stage == "attack" else "checkpoint.pt")
+    first.wait_for(kept.exists)
+    for more in ([], ["--force"], ["--resume"]):
+        line = refused(*arguments, *more)
+        assert f"--out {folder}: another rnascl (process {first.process.pid} on " in line
+        assert "is writing there; wait for it, or name another folder" in line
+    assert first.code is None
+    first.kill()
+    assert (folder / LOCK).is_file()
+    refuse_if_in_use(folder)  # left behind, but not held
+    last = [*command_for(stage, inputs, out, epochs=1), "--force"]
+    run_command(last, log=tmp_path / "second")
+    assert not (folder / LOCK).exists()
+
+
+@pytest.mark.pipeline
+def test_two_that_start_together(inputs: Inputs, tmp_path: Path) -> None:
+    arguments = command_for("train", inputs, tmp_path / "run", epochs=1)
+    both = [Command(arguments, log=tmp_path / str(number)) for number in range(2)]
+    codes = [command.end() for command in both]
+    assert sorted(codes) == [0, 2], [command.said for command in both]
+    said = both[codes.index(2)].said
+    assert "is writing there" in said or "already exists" in said
+    assert not (tmp_path / "run" / LOCK).exists()
+
+
+@pytest.mark.unit
+def test_given_back_with_the_last_reference(tmp_path: Path) -> None:
+    run = RunDirectory.claim(tmp_path / "run")
+    run.create()
+    assert (tmp_path / "run" / LOCK).read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+    del run
+    gc.collect()
+    assert not (tmp_path / "run" / LOCK).exists()
+    RunDirectory.claim(tmp_path / "run").create()  # the lock file never made the folder a used one
+
+
+@pytest.mark.unit
+def test_the_same_process_may_ask_again(tmp_path: Path) -> None:
+    first = lock_directory(tmp_path)
+    assert lock_directory(tmp_path) is first
+    refuse_if_in_use(tmp_path)
+    first.release()
+    second = lock_directory(tmp_path)
+    assert second is not first
+    assert (tmp_path / LOCK).is_file()
+
+
+@pytest.mark.unit
+def test_a_forked_worker_gives_nothing_back(tmp_path: Path) -> None:
+    lock = lock_directory(tmp_path)
+    module._release(tmp_path / LOCK, -1, os.getpid() + 1)
+    assert (tmp_path / LOCK).is_file()
+    assert lock.release.alive
+
+
+@pytest.mark.unit
+def test_a_lock_that_points_elsewhere_is_not_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOCK).symlink_to(victim)
+    with pytest.raises(UserError, match="--out"):
+        lock_directory(tmp_path / "run")
+    assert victim.read_text() == "mine"
+
+
+@pytest.mark.unit
+def test_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def without(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", without)
+    lock_directory(tmp_path)
+    assert "its file system has no locks" in capsys.readouterr().err
+
+
+@pytest.mark.unit
+def test_what_a_killed_write_left_is_cleared_away(tmp_path: Path) -> None:
+    for name in (".checkpoint.pt.abc123.tmp", LOCK):
+        (tmp_path / name).write_text("half")
+    RunDirectory.claim(tmp_path).create()
+    assert not (tmp_path / ".checkpoint.pt.abc123.tmp").exists()
+    (tmp_path / ".notes.tmp").write_text("mine")
+    with pytest.raises(UserError, match="already exists"):
+        RunDirectory.claim(tmp_path)
+
+
+@pytest.mark.unit
+def test_who_was_quicker_is_not_overwritten(tmp_path: Path) -> None:
+    late = RunDirectory.claim(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "train.json").write_text("theirs")
+    with pytest.raises(UserError, match="already exists"):
+        late.create()
+    assert (tmp_path / "run" / "train.json").read_text() == "theirs"

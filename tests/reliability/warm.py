@@ -1,0 +1,15 @@
+"""What the fork server imports once, so that each process of a drill starts within milliseconds."""
+
+# ruff: noqa: F401
+from __future__ import annotations
+
+import sklearn.datasets
+import torch._dynamo  # by the first step of an optimiser, which takes seconds
+
+import rnascl_cli.cli.app
+import rnascl_cli.stages.adv_finetune
+import rnascl_cli.stages.attack
+import rnascl_cli.stages.search
+import rnascl_cli.stages.teacher
+import rnascl_cli.stages.teacher_library
+import rnascl_cli.stages.train
