@@ -14,7 +14,10 @@ SCHEMA_VERSION: Literal[1] = 1
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Paradigm = Literal["rnas-cl", "icc", "kl", "standard"]
+TUTORED: tuple[Paradigm, ...] = ("rnas-cl", "icc")
+"""The paradigms that learn from tutors (section 4.3)."""
 Protocol = Literal["pixel", "paper-code"]
+TutorOrigin = Literal["searched", "random", "same-depth", "last-layer", "by-hand"]
 
 
 class Record(BaseModel):
@@ -119,6 +122,9 @@ class TutorMap(Record):
     student_layers: list[str]
     teacher_layers: list[str]
     tutor: list[Annotated[int, Field(ge=0)]] = Field(description="n_s indices into teacher_layers")
+    origin: TutorOrigin = Field(
+        default="searched", description="who chose: the search, a control (derive --tutors), or somebody by hand"
+    )
 
     @model_validator(mode="after")
     def _indices_in_range(self) -> TutorMap:

@@ -20,6 +20,14 @@ EPILOG = "Example: rnascl derive runs/s5 | rnascl train - --out runs/s5-train"
 def command(
     source: Annotated[Path, typer.Argument(metavar="RUN_OR_SEARCH_JSON", help="A run of search, or its search.json.")],
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write here instead of to stdout.")] = None,
+    tutors: Annotated[
+        str,
+        typer.Option(
+            "--tutors",
+            metavar="searched|random|same-depth|last-layer|FILE",
+            help="The tutor map: the search's, a control, or a JSON file with one teacher layer a student layer.",
+        ),
+    ] = "searched",
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
     json: options.Json = False,
 ) -> None:
@@ -28,11 +36,12 @@ def command(
         raise UserError(f"--out {out}: already exists; use another name or --force")
     if out is not None and out.resolve() in (source.resolve(), (source / "search.json").resolve()):
         raise UserError(f"--out {out}: is the search to derive from; name another file")
-    document = derive(source)
+    document = derive(source, tutors=tutors)
     architecture = document.architecture
     console.say(
         f"derived {architecture.space}: widths {' '.join(map(str, architecture.widths))}, "
         f"{architecture.params / 1e6:.3f} M params, {architecture.macs / 1e6:.2f} M MACs"
+        + (f"; tutors: {document.tutors.origin}" if document.tutors else "")
     )
     if out is not None:
         write_document(out, document)

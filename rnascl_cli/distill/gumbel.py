@@ -54,3 +54,9 @@ def mean_entropy(probabilities: list[Tensor]) -> float:
         return 0.0
     shares = [float(torch.special.entr(row.double()).sum()) / math.log(len(row)) for row in rows]
     return sum(shares) / len(shares)
+
+
+def mean_largest(weights: list[Tensor]) -> float:
+    """Return the mean over the rows of each row's largest weight: 1 over its length undecided, 1 decided."""
+    tops = [float(top) for block in weights for top in block.reshape(-1, block.shape[-1]).amax(dim=1)]
+    return sum(tops) / len(tops)

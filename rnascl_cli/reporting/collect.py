@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from rnascl_cli.artifacts.documents import (
     DOCUMENTS,
@@ -19,11 +19,13 @@ from rnascl_cli.artifacts.documents import (
     TrainDocument,
 )
 from rnascl_cli.artifacts.store import read_document, sha256_file
+from rnascl_cli.engine.run_directory import CHECKPOINT, JOURNAL, METRICS
 from rnascl_cli.errors import UserError
+from rnascl_cli.reporting.leftovers import journal_words, read_metrics
 
 DOCUMENT_NAMES = {f"{kind}.json": document for kind, document in DOCUMENTS.items()}
 STAGE_ENDS = ("search.json", "train.json", "adv-finetune.json", "attack.json")
-LEFTOVERS = ("checkpoint.pt", "metrics.jsonl")
+LEFTOVERS = (CHECKPOINT, METRICS, JOURNAL)
 
 D_co = TypeVar("D_co", bound=Document, covariant=True)
 D = TypeVar("D", bound=Document)
@@ -49,16 +51,33 @@ class Artifact(Generic[D_co]):
 
 
 @dataclass(frozen=True)
+class Unfinished:
+    """A run that left a checkpoint, metrics or a journal, and no document of a stage that has ended.
+
+    Attributes:
+        run: Its name.
+        words: What it holds.
+        history: The epochs it recorded.
+    """
+
+    run: str
+    words: str
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class RunSet:
     """Everything that was found.
 
     Attributes:
         artifacts: All documents, by run name and file name.
-        unfinished: Runs that hold a checkpoint or metrics, and no document of a stage that has ended.
+        unfinished: Runs that did not end.
+        damaged: Files that could not be read or hold something amiss, in words that begin with the run's name.
     """
 
     artifacts: tuple[Artifact[AnyDocument], ...]
-    unfinished: tuple[str, ...]
+    unfinished: tuple[Unfinished, ...] = ()
+    damaged: tuple[str, ...] = ()
 
     def of(self, kind: type[D]) -> list[Artifact[D]]:
         """Return the artifacts whose document is of this kind."""
@@ -100,8 +119,10 @@ def collect(paths: Sequence[Path]) -> RunSet:
     Args:
         paths: Run directories, or folders of them to any depth; hidden folders and links are not entered.
 
+    A damaged document is named in ``damaged`` and left out: the other runs are still worth a report.
+
     Raises:
-        UserError: A path is no folder, nothing was found, or a document is damaged.
+        UserError: A path is no folder, no run was found, or no document of any could be read.
     """
     folders: dict[Path, None] = {}
     for path in paths:
@@ -111,18 +132,32 @@ def collect(paths: Sequence[Path]) -> RunSet:
             raise UserError(f"{path}: is a file; name the run directory it lies in")
         folders.update(dict.fromkeys(_walk(path.resolve())))
     with_documents = [folder for folder in folders if _documents(folder)]
-    if not with_documents:
+    started = [folder for folder in folders if any((folder / name).is_file() for name in LEFTOVERS)]
+    if not with_documents and not started:
         given = ", ".join(str(path) for path in paths)
         raise UserError(f"{given}: no run found; a run directory holds one of {', '.join(sorted(DOCUMENT_NAMES))}")
-    unfinished = [folder for folder in folders if _unfinished(folder)]
-    names = _names({*with_documents, *unfinished})
-    artifacts = [
-        Artifact(names[folder], folder, file, sha256_file(folder / file), _read(folder / file))
-        for folder in with_documents
-        for file in _documents(folder)
-    ]
+    names = _names({*with_documents, *started})
+    artifacts: list[Artifact[AnyDocument]] = []
+    refused: list[tuple[str, UserError]] = []
+    for folder in with_documents:
+        for file in _documents(folder):
+            try:
+                document = read_document(folder / file, DOCUMENT_NAMES[file])
+            except UserError as error:
+                refused.append((f"{names[folder]}: {file} is left out: {_without(folder / file, error)}", error))
+            else:
+                artifacts.append(Artifact(names[folder], folder, file, sha256_file(folder / file), document))
+    if refused and not artifacts:
+        raise refused[0][1]
     artifacts.sort(key=lambda found: (found.run, found.file))
-    return RunSet(tuple(artifacts), tuple(sorted(names[folder] for folder in unfinished)))
+    unfinished = [_unfinished(names[folder], folder) for folder in started if not _ended(folder)]
+    damaged = [*(words for words, _ in refused), *_amiss(names, [folder for folder in started if _ended(folder)])]
+    return RunSet(tuple(artifacts), tuple(sorted(unfinished, key=lambda found: found.run)), tuple(sorted(damaged)))
+
+
+def _without(path: Path, error: UserError) -> str:
+    """Return what is wrong without the machine's folders."""
+    return str(error).removeprefix(f"{path}: ").replace(str(path), path.name)
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -138,13 +173,27 @@ def _documents(folder: Path) -> list[str]:
     return [name for name in DOCUMENT_NAMES if (folder / name).is_file()]
 
 
-def _unfinished(folder: Path) -> bool:
-    started = any((folder / name).is_file() for name in LEFTOVERS)
-    return started and not any((folder / name).is_file() for name in STAGE_ENDS)
+def _ended(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in STAGE_ENDS)
 
 
-def _read(path: Path) -> AnyDocument:
-    return read_document(path, DOCUMENT_NAMES[path.name])
+def _unfinished(run: str, folder: Path) -> Unfinished:
+    if (folder / JOURNAL).is_file() and not (folder / METRICS).is_file():
+        return Unfinished(run, f"the attack was not finished; {journal_words(folder / JOURNAL)}")
+    if not (folder / METRICS).is_file():
+        return Unfinished(run, f"not finished; it holds a {CHECKPOINT} and no metrics")
+    metrics = read_metrics(folder / METRICS)
+    return Unfinished(run, "; ".join(("not finished", metrics.state, *metrics.problems)), metrics.history)
+
+
+def _amiss(names: dict[Path, str], folders: Sequence[Path]) -> Iterator[str]:
+    """Say what is amiss with what lies beside the documents of runs that ended."""
+    for folder in folders:
+        if (folder / METRICS).is_file():
+            for problem in read_metrics(folder / METRICS).problems:
+                yield f"{names[folder]}: {problem}; the curves are those of the run's document"
+        if (folder / JOURNAL).is_file():
+            yield f"{names[folder]}: an attack was begun and not finished; {journal_words(folder / JOURNAL)}"
 
 
 def _names(folders: set[Path]) -> dict[Path, str]:

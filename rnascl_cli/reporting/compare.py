@@ -6,7 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rnascl_cli.artifacts.documents import DataReference, Provenance
+from rnascl_cli.reporting.attack_tables import DEPARTED, DEPARTED_NOTE
 from rnascl_cli.reporting.lineage import Model
+from rnascl_cli.reporting.making import made_anchor
+from rnascl_cli.reporting.measured import attack_name
 from rnascl_cli.reporting.published import (
     PUBLISHED_PROTOCOL,
     TABLES,
@@ -14,7 +17,6 @@ from rnascl_cli.reporting.published import (
     PublishedRow,
     PublishedTable,
 )
-from rnascl_cli.reporting.summary import attack_name
 from rnascl_cli.reporting.tables import NOTHING, Cell, Column, Table, accuracy, number, points, short_spec, text
 from rnascl_cli.units import parse_epsilon
 
@@ -28,6 +30,8 @@ TEACHER_FAMILIES = {
     "wrt50": ("wrt50", "wrn-50-2", "imagenet-wrn-50-2"),
 }
 TOLERANCE = 1e-6
+UNREPORTED = "-"
+DIFFERENCE = "Δ"
 PROTOCOLS = ("pixel", "paper-code", None)
 """In the order of their tables; None for models of which only clean accuracy is known."""
 
@@ -42,6 +46,8 @@ class Reading:
         n: Number of test images.
         fingerprint: Of the data.
         measures: Accuracy in per cent by measure.
+        departed: The measures whose attack departs from its published setting.
+        href: Where the page tells how it was made.
     """
 
     model: Model
@@ -49,6 +55,8 @@ class Reading:
     n: int
     fingerprint: str
     measures: dict[str, float]
+    departed: frozenset[str]
+    href: str
 
 
 def dataset_of(data: DataReference | None) -> Dataset | None:
@@ -83,28 +91,32 @@ def readings(model: Model, table: PublishedTable) -> list[Reading]:
         document, data = attack.document, attack.document.provenance.data
         if data is None or dataset_of(data) != table.dataset:
             continue
-        measures = {"clean": 100 * document.clean_accuracy} | {
-            result.attack: 100 * result.accuracy
-            for result in document.results
-            if abs(result.eps_value - eps) < TOLERANCE and result.norm == "Linf"
-        }
-        found.append(Reading(model, document.protocol, document.n, data.fingerprint, measures))
+        results = [r for r in document.results if abs(r.eps_value - eps) < TOLERANCE and r.norm == "Linf"]
+        results.sort(key=lambda result: result.standard)  # of two, the one by the published setting counts
+        measures = {"clean": 100 * document.clean_accuracy} | {r.attack: 100 * r.accuracy for r in results}
+        departed = {r.attack for r in results} - {r.attack for r in results if r.standard}
+        href = made_anchor(attack)
+        found.append(
+            Reading(model, document.protocol, document.n, data.fingerprint, measures, frozenset(departed), href)
+        )
     if not found and model.made and (data := model.made.document.provenance.data) and dataset_of(data) == table.dataset:
         clean = {"clean": 100 * model.made.document.clean_accuracy}
-        found.append(Reading(model, None, data.test_images, data.fingerprint, clean))
+        href = made_anchor(model.made)
+        found.append(Reading(model, None, data.test_images, data.fingerprint, clean, frozenset(), href))
     return [reading for reading in found if set(reading.measures) & set(table.measures)]
 
 
 def match(model: Model, table: PublishedTable) -> PublishedRow | None:
     """Return the published row a model is to be compared with, the same teacher's before another's.
 
-    Space, paradigm and adversarial fine-tuning must agree; a teacher is matched by its architecture.
+    Space, paradigm and adversarial fine-tuning must agree, and tutors must be learned ones; a teacher is matched by
+    its architecture.
     """
     own = family(model.teacher.architecture if model.teacher else None)
     if model.kind == "teacher":
         rows = [row for row in table.rows if row.paradigm is None and row.teacher]
         return next((row for row in rows if row.teacher == own), None)
-    if model.made is None:
+    if model.made is None or (model.tutors and model.tutors.origin != "searched"):
         return None
     document = model.made.document
     rows = [
@@ -145,18 +157,19 @@ def paper_tables(models: Sequence[Model]) -> list[Table]:
 
 
 def unmatched(models: Iterable[Model]) -> list[str]:
-    """Name the models that no row of the paper can be compared with, and why."""
-    words = []
+    """Say why models have no row of the paper to be compared with: a reason, and the models it holds for."""
+    reasons: dict[str, list[str]] = {}
     for model in models:
         if any(match(model, table) and readings(model, table) for table in TABLES):
             continue
         provenance = _measured_by(model)
         if provenance is not None and dataset_of(provenance.data) is None:
             data = short_spec(provenance.data.spec) if provenance.data else "unrecorded data"
-            words.append(f"{model.name}: measured on {data}, which the paper does not use")
+            reason = f"measured on {data}, which the paper does not use"
         else:
-            words.append(f"{model.name}: the paper's tables have no row of this kind ({model.trained})")
-    return words
+            reason = f"the paper's tables have no row of this kind ({model.trained})"
+        reasons.setdefault(reason, []).append(model.name)
+    return [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
 
 
 def _measured_by(model: Model) -> Provenance | None:
@@ -182,75 +195,79 @@ def _filled(
 ) -> Table:
     rows: list[list[Cell]] = []
     emphasised: set[int] = set()
+    differences = bool(measured)
+    departed = any(reading.departed for found in measured.values() for reading in found)
     for index, row in enumerate(published.rows):
         if not full and index not in measured:
             continue
-        rows.append(_published_row(row, published))
+        rows.append(_published_row(row, published, differences=differences))
         for reading in measured.get(index, ()):
             emphasised.add(len(rows))
             rows.append(_measured_row(reading, row, published))
-            rows.append(_difference_row(reading, row, published))
     under = f"measured under protocol {protocol}" if protocol else "measured without attacks"
-    suffix = f", {under}" if measured else ""
+    words = f"Accuracy in %; attacks at eps {published.eps}."
+    if measured:
+        words += f" {DIFFERENCE}: measured minus published, in percentage points."
     return Table(
         f"table-{published.number}-{protocol or 'clean'}",
-        f"Table {published.number}: {published.title}{suffix}",
-        _columns(published),
+        f"Table {published.number}: {published.title}{f', {under}' if measured else ''}",
+        _columns(published, differences=differences),
         rows,
-        intro=f"Accuracy in %; attacks at eps {published.eps}.",
-        notes=published.footnotes,
-        sortable=False,
+        intro=words,
+        notes=[*published.notes, *([DEPARTED_NOTE] if departed else [])],
         emphasised=frozenset(emphasised),
     )
 
 
-def _columns(published: PublishedTable) -> list[Column]:
-    sizes = [Column("Params (M)", True), Column("MACs (M)", True)] if published.sizes else []
-    return [
-        Column("Method"),
-        Column("Source"),
-        Column("Trained how"),
-        Column("Protocol, images"),
-        *(Column("Clean" if name == "clean" else attack_name(name), True) for name in published.measures),
-        *sizes,
-    ]
+def _columns(published: PublishedTable, *, differences: bool) -> list[Column]:
+    columns = [Column("Method"), Column("Source"), Column("Trained how"), Column("Protocol, images")]
+    for name in published.measures:
+        heading = "Clean" if name == "clean" else attack_name(name)
+        columns.append(Column(heading + published.marks(name), True))
+        if differences:
+            columns.append(Column(DIFFERENCE, True, f"{heading}: measured minus published, percentage points"))
+    if published.sizes:
+        columns += [Column(f"Params (M){published.marks('params')}", True)]
+        columns += [Column(f"MACs (M){published.marks('macs')}", True)]
+    return columns
 
 
-def _published_row(row: PublishedRow, published: PublishedTable) -> list[Cell]:
-    sizes = [
-        number(row.params_m, "g"),
-        number(row.macs_m, "g", mark="*" if row.approximate_macs else ""),
-    ]
-    return [
-        text(row.method),
-        text(row.source or "this paper"),
-        text(row.trained),
-        text(PUBLISHED_PROTOCOL),
-        *(number(row.measures.get(name), ".2f") for name in published.measures),
-        *(sizes if published.sizes else []),
-    ]
+def _published_row(row: PublishedRow, published: PublishedTable, *, differences: bool) -> list[Cell]:
+    cells = [text(row.method), text(row.source or "this paper"), text(row.trained), text(PUBLISHED_PROTOCOL)]
+    for name in published.measures:
+        cells.append(_printed(row.measures.get(name), ".2f", published.marks(name, row)))
+        if differences:
+            cells.append(Cell(""))
+    if published.sizes:
+        star = "*" if row.approximate_macs else ""
+        cells += [_printed(row.params_m, "g", published.marks("params", row))]
+        cells += [_printed(row.macs_m, "g", star + published.marks("macs", row))]
+    return cells
+
+
+def _printed(value: float | None, form: str, marks: str) -> Cell:
+    """Return a published number; a hyphen, as the paper has it, where it has none."""
+    return Cell(UNREPORTED, None, "not in the paper") if value is None else number(value, form, mark=marks)
 
 
 def _measured_row(reading: Reading, row: PublishedRow, published: PublishedTable) -> list[Cell]:
     model = reading.model
     built = model.architecture
-    sizes = [
-        number(built.params / 1e6 if built else None, ".2f"),
-        number(built.macs / 1e6 if built else None, ".2f"),
-    ]
-    return [
-        text(f"measured: {model.name}"),
+    cells = [
+        text(f"measured: {model.name}", href=reading.href),
         text("this tool"),
         text(_how(model, row)),
-        text(f"{reading.protocol or 'clean only'}, n = {reading.n:,}, data {reading.fingerprint[:12]}"),
-        *(_percent(reading, name) for name in published.measures),
-        *(sizes if published.sizes else []),
+        text(f"{reading.protocol or 'clean only'}, n = {reading.n:,}, data {reading.fingerprint[:8]}"),
     ]
-
-
-def _percent(reading: Reading, name: str) -> Cell:
-    value = reading.measures.get(name)
-    return Cell(NOTHING) if value is None else accuracy(value / 100, reading.n)
+    for name in published.measures:
+        value, printed = reading.measures.get(name), row.measures.get(name)
+        mark = DEPARTED if name in reading.departed else ""
+        cells.append(Cell(NOTHING) if value is None else accuracy(value / 100, reading.n, mark=mark))
+        cells.append(points(None if value is None or printed is None else value - printed))
+    if published.sizes:
+        cells += [number(built.params / 1e6 if built else None, ".2f")]
+        cells += [number(built.macs / 1e6 if built else None, ".2f")]
+    return cells
 
 
 def _how(model: Model, row: PublishedRow) -> str:
@@ -267,19 +284,3 @@ def _how(model: Model, row: PublishedRow) -> str:
     if row.teacher is not None and own != row.teacher:
         words += f"; teacher {own or 'none'}, not {row.teacher}"
     return words
-
-
-def _difference_row(reading: Reading, row: PublishedRow, published: PublishedTable) -> list[Cell]:
-    def gap(name: str) -> float | None:
-        if name not in reading.measures or name not in row.measures:
-            return None
-        return reading.measures[name] - row.measures[name]
-
-    return [
-        text("measured − published"),
-        Cell(""),
-        Cell(""),
-        text("percentage points"),
-        *(points(gap(name)) for name in published.measures),
-        *([Cell(""), Cell("")] if published.sizes else []),
-    ]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from rnascl_cli.artifacts.documents import Fraction, Protocol, Record, Sha256
+from rnascl_cli.artifacts.documents import AuditCheck, Fraction, Protocol, Record, Sha256
 from rnascl_cli.reporting.lineage import Model
-from rnascl_cli.reporting.summary import Measured
+from rnascl_cli.reporting.measured import Measured
 
 
 class ReportedAttack(Record):
@@ -20,6 +20,7 @@ class ReportedAttack(Record):
     clean_accuracy: Fraction
     worst_case_eps: str | None
     worst_case_accuracy: Fraction | None
+    audit: list[AuditCheck] | None
     warnings: list[str]
 
 
@@ -81,5 +82,6 @@ def _attack(measured: Measured) -> ReportedAttack:
         clean_accuracy=document.clean_accuracy,
         worst_case_eps=measured.largest.eps if measured.largest else None,
         worst_case_accuracy=measured.worst_case,
+        audit=document.audit,
         warnings=list(document.warnings),
     )

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 # Okabe and Ito (2008), the strongest contrasts first; yellow is left out, being too pale on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
@@ -131,6 +132,12 @@ def colour(index: int) -> str:
     return PALETTE[index % len(PALETTE)]
 
 
+def shading(count: int) -> list[str]:
+    """Return ``count`` colours from dark to bright, for things that are no models."""
+    scale = matplotlib.colormaps[HEAT]
+    return [to_hex(scale(index / max(count - 1, 1))) for index in range(count)]
+
+
 def marker(index: int) -> str:
     """Return a marker that differs wherever a colour comes again."""
     return MARKERS[(index + index // len(PALETTE)) % len(MARKERS)]
@@ -148,7 +155,9 @@ def label(name: str) -> str:
 
 def plain_log(axis: Any) -> None:
     """Give an axis a logarithmic scale with plain numbers: powers of ten would need the mathematical notation."""
-    axis.axes.set_yscale("log")
+    set_scale = axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale
+    set_scale("log")
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 

@@ -7,8 +7,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rnascl_cli.artifacts.documents import DerivedDocument, SearchDocument, TutorMap
-from rnascl_cli.reporting.collect import Artifact, RunSet
+from rnascl_cli.artifacts.documents import SearchDocument, TutorMap
+from rnascl_cli.distill.tutors import same_depth_tutors
+from rnascl_cli.reporting.collect import RunSet
 from rnascl_cli.reporting.tables import Cell, Column, Table, number, text
 
 HARDLY_DECIDED = 0.9
@@ -16,7 +17,14 @@ HARDLY_DECIDED = 0.9
 
 @dataclass(frozen=True)
 class Tutored:
-    """A derived document that has a tutor map."""
+    """A tutor map that a search learned.
+
+    Attributes:
+        run: The search it was read off; where that is not given, the run that holds the derived document.
+        seed: Of the search.
+        space: The search space.
+        tutors: The map.
+    """
 
     run: str
     seed: int
@@ -32,21 +40,29 @@ def softmax(logits: Sequence[float]) -> list[float]:
 
 
 def tutored(runs: RunSet) -> list[Tutored]:
-    """Return every distinct tutor map, by run; a document that training copied into its own folder counts once."""
-    once: dict[str, Artifact[DerivedDocument]] = {}
+    """Return every distinct learned tutor map; a document that training copied into its own folder counts once."""
+    searches = {found.sha256: found.run for found in runs.searches}
+    once: dict[str, Tutored] = {}
     for found in runs.derivations:
-        once.setdefault(_identity(found.document), found)
-    return [
-        Tutored(found.run, found.document.provenance.seed, found.document.architecture.space, found.document.tutors)
-        for found in once.values()
-        if found.document.tutors is not None and found.document.tutors.tutor
-    ]
+        document = found.document
+        tutors = document.tutors
+        if tutors is None or not tutors.tutor or tutors.origin != "searched":
+            continue
+        source = document.provenance.inputs.get("search.json")
+        run = searches.get(source or "", found.run)
+        tutored = Tutored(run, document.provenance.seed, document.architecture.space, tutors)
+        # A search is one map; without it, the whole document tells two apart.
+        once.setdefault(source or document.model_dump_json(), tutored)
+    return list(once.values())
 
 
-def _identity(document: DerivedDocument) -> str:
-    """Return what tells two derivations apart: what they were derived from, else their whole text."""
-    searched = document.provenance.inputs.get("search.json")
-    return f"{searched}" if searched else document.model_dump_json()
+def alike(maps: Sequence[Tutored]) -> list[list[Tutored]]:
+    """Sort maps by student layers, teacher layers and teacher: only within these may choices be compared."""
+    found: dict[tuple[tuple[str, ...], tuple[str, ...], str], list[Tutored]] = {}
+    for one in maps:
+        key = (tuple(one.tutors.student_layers), tuple(one.tutors.teacher_layers), one.tutors.teacher.sha256)
+        found.setdefault(key, []).append(one)
+    return list(found.values())
 
 
 def entropy(logits: Sequence[float]) -> float:
@@ -125,21 +141,14 @@ def counts(tutors: TutorMap) -> list[int]:
     return [tutors.tutor.count(index) for index in range(len(tutors.teacher_layers))]
 
 
-def relative_depth(students: int, teachers: int) -> list[int]:
-    """Return the map in which every student layer has the teacher layer at its own relative depth."""
-    if students == 1:
-        return [teachers - 1]
-    return [round(index * (teachers - 1) / (students - 1)) for index in range(students)]
-
-
-def control_table(maps: Sequence[Tutored]) -> Table | None:
+def likeness_table(maps: Sequence[Tutored]) -> Table | None:
     """Return how often each learned map agrees with three maps nobody had to learn."""
     if not maps:
         return None
     rows = []
     for found in maps:
         tutor, teachers = found.tutors.tutor, len(found.tutors.teacher_layers)
-        depth = relative_depth(len(tutor), teachers)
+        depth = same_depth_tutors(len(tutor), teachers)
         used = len(set(tutor))
         rows.append(
             [
@@ -156,8 +165,8 @@ def control_table(maps: Sequence[Tutored]) -> Table | None:
             ]
         )
     return Table(
-        "tutor-controls",
-        "Learned tutors against simple maps",
+        "tutor-likeness",
+        "How like simple maps the learned tutors are",
         [
             Column("Run"),
             Column("Space"),
@@ -176,35 +185,36 @@ def control_table(maps: Sequence[Tutored]) -> Table | None:
         intro="Share of student layers, in %, whose learned tutor is the one a map without learning would give.",
         notes=(
             "This compares choices. Whether the learned map makes students more robust shows only in the accuracy of "
-            "students trained under each map; such runs stand in the tables above where they are given.",
+            "students trained under each map.",
         ),
     )
 
 
 def agreement_table(maps: Sequence[Tutored]) -> Table | None:
     """Return how often two searches with the same layers and teacher chose the same tutor; None without such pairs."""
-    rows = []
-    for one, other in itertools.combinations(maps, 2):
-        same_layers = (one.tutors.student_layers, one.tutors.teacher_layers, one.tutors.teacher.sha256) == (
-            other.tutors.student_layers,
-            other.tutors.teacher_layers,
-            other.tutors.teacher.sha256,
-        )
-        if not same_layers:
-            continue
-        teachers = len(one.tutors.teacher_layers)
+    pairs = [pair for group in alike(maps) for pair in itertools.combinations(group, 2)]
+    if not pairs:
+        return None
+    rows, shares, chances = [], [], []
+    for one, other in pairs:
+        share, chance = _agreement(one.tutors.tutor, other.tutors.tutor), _chance(one.tutors, other.tutors)
+        shares.append(share)
+        chances.append(chance)
         rows.append(
             [
                 text(f"{one.run} (seed {one.seed})"),
                 text(f"{other.run} (seed {other.seed})"),
-                number(100 * _agreement(one.tutors.tutor, other.tutors.tutor), ".1f"),
-                number(100 * _chance(one.tutors, other.tutors), ".1f"),
-                number(100 / teachers, ".1f"),
+                Cell(f"{100 * share:.1f}", 100 * share, share=share),
+                number(100 * chance, ".1f"),
+                number(_kappa(share, chance), ".2f"),
+                number(100 / len(one.tutors.teacher_layers), ".1f"),
                 number(_distance(one.tutors.tutor, other.tutors.tutor), ".1f"),
             ]
         )
-    if not rows:
-        return None
+    words = "Searches with the same student layers and the same teacher."
+    if len(pairs) > 1:
+        mean, chance = 100 * sum(shares) / len(pairs), 100 * sum(chances) / len(pairs)
+        words += f" Mean over {len(pairs)} pairs: {mean:.1f} % the same tutor, {chance:.1f} % expected by chance."
     return Table(
         "tutor-agreement",
         "Agreement of the chosen tutors between searches",
@@ -215,12 +225,18 @@ def agreement_table(maps: Sequence[Tutored]) -> Table | None:
             Column(
                 "By chance, same popularity (%)", True, "expected if each map's choices were shuffled over its layers"
             ),
+            Column("Cohen's kappa", True, "agreement beyond that chance: 0 none, 1 the same map"),
             Column("By chance, uniform (%)", True),
             Column("Mean distance (teacher layers)", True),
         ],
         rows,
-        intro="Searches with the same student layers and the same teacher.",
+        intro=words,
     )
+
+
+def _kappa(share: float, chance: float) -> float | None:
+    """Return the agreement beyond chance over the most there could be; None where chance alone agrees always."""
+    return None if chance >= 1 else (share - chance) / (1 - chance)
 
 
 def _agreement(one: Sequence[int], other: Sequence[int]) -> float:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rnascl_cli.reporting.audit import failed_audits, unaudited
 from rnascl_cli.reporting.collect import RunSet
 from rnascl_cli.reporting.evidence import undecided
 from rnascl_cli.reporting.lineage import UNKNOWN_ORIGIN, Model
-from rnascl_cli.reporting.summary import Group, missing_results
+from rnascl_cli.reporting.measured import Group, missing_results
+from rnascl_cli.reporting.summary import by_data
+
+MANY = 10
+"""Names in a row beyond which a reader would stop reading."""
 
 
 def find_gaps(runs: RunSet, models: Sequence[Model], groups: Sequence[Group]) -> list[str]:
     """Say what a reader should know is not there, or not comparable."""
     return [
-        *(f"{run}: not finished; it holds a checkpoint or metrics, and no result document" for run in runs.unfinished),
-        *_apart(runs, groups),
+        *(f"{found.run}: {found.words}" for found in runs.unfinished),
+        *runs.damaged,
+        *_apart(models, groups),
         *_missing_stages(runs, models),
         *_partial_attacks(groups),
         *undecided(runs),
@@ -22,7 +28,14 @@ def find_gaps(runs: RunSet, models: Sequence[Model], groups: Sequence[Group]) ->
 
 
 def warnings(groups: Sequence[Group]) -> list[str]:
-    """Return every warning of the gradient-masking checks, with the model it is about."""
+    """Return every warning of the gradient-masking checks and audits, with the model it is about."""
+    return [
+        *failed_audits(groups),
+        *_warned(groups),
+    ]
+
+
+def _warned(groups: Sequence[Group]) -> list[str]:
     return [
         f"{found.model.name} ({group.protocol}, {found.model.trained}): {warning}"
         for group in groups
@@ -31,28 +44,23 @@ def warnings(groups: Sequence[Group]) -> list[str]:
     ]
 
 
-def _apart(runs: RunSet, groups: Sequence[Group]) -> list[str]:
+def _apart(models: Sequence[Model], groups: Sequence[Group]) -> list[str]:
     words = []
     if len(groups) > 1:
         reasons = []
         if len({group.protocol for group in groups}) > 1:
             reasons.append("two protocols")
-        if len({_data(group) for group in groups}) > 1:
+        if len({group.fingerprint for group in groups}) > 1:
             reasons.append("different data")
-        if not reasons or len(groups) > len({(group.protocol, _data(group)) for group in groups}):
+        if len({group.norm for group in groups}) > 1:
+            reasons.append("two norms")
+        if not reasons or len(groups) > len({(group.protocol, group.fingerprint, group.norm) for group in groups}):
             reasons.append("different test images")
         letters = ", ".join(group.letter for group in groups)
         words.append(f"attacks on {' and '.join(reasons)} are given; tables {letters} must not be compared by column")
-    trained_on = [found.document.provenance.data for found in [*runs.trainings, *runs.finetunings]]
-    fingerprints = {data.fingerprint if data else None for data in trained_on}
-    if len(fingerprints) > 1:
+    if len(by_data(models)) > 1:
         words.append("students were trained on different data; their clean accuracies stand in separate tables")
     return words
-
-
-def _data(group: Group) -> str | None:
-    data = group.measured[0].attack.document.provenance.data
-    return data.fingerprint if data else None
 
 
 def _missing_stages(runs: RunSet, models: Sequence[Model]) -> list[str]:
@@ -72,7 +80,7 @@ def _missing_stages(runs: RunSet, models: Sequence[Model]) -> list[str]:
         elif model.search is None:
             words.append(f"{model.name}: the search it was derived from is not given")
     if unattacked := [model.name for model in students if not model.attacks]:
-        words.append(f"not attacked, so of unknown robust accuracy: {', '.join(unattacked)}")
+        words.append(f"not attacked, so of unknown robust accuracy: {listed(unattacked)}")
     for model in models:
         if model.kind == "unknown":
             words.append(f"{model.name}: {UNKNOWN_ORIGIN}; no given run made the file that was attacked")
@@ -85,13 +93,22 @@ def _partial_attacks(groups: Sequence[Group]) -> list[str]:
     words, unproven = [], []
     for group in groups:
         for found in group.measured:
-            document = found.attack.document
-            if missing := missing_results(document):
-                words.append(f"{found.attack.run}: the attack run is partial; no result of {', '.join(missing)}")
+            document, run = found.attack.document, found.attack.run
+            if missing := missing_results(found.attack):
+                words.append(f"{run}: the attack run is partial; no result of {', '.join(missing)}")
             if not document.results:
-                words.append(f"{found.attack.run}: attack.json holds no result")
-            elif not any(result.attack == "aa" for result in document.results):
+                words.append(f"{run}: attack.json holds no result")
+            elif not found.card and not any(result.attack == "aa" for result in document.results):
                 unproven.append(f"{found.model.name} ({group.protocol})")
     if unproven:
-        words.append(f"no AutoAttack, so gradient masking is not ruled out: {', '.join(unproven)}")
+        words.append(f"neither AutoAttack nor an audit, so gradient masking is not ruled out: {listed(unproven)}")
+    if without := unaudited(groups):
+        words.append(f"no audit for masked gradients (attack --audit): {listed(without)}")
     return words
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names in a row; of very many the first, and how many more there are."""
+    if len(names) <= MANY:
+        return ", ".join(names)
+    return f"{', '.join(names[: MANY - 2])} and {len(names) - MANY + 2} more, which the tables mark"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rnascl_cli.artifacts.documents import (
+    TUTORED,
     AdvFinetuneDocument,
     Architecture,
     AttackDocument,
@@ -14,11 +15,20 @@ from rnascl_cli.artifacts.documents import (
     SearchDocument,
     TeacherReference,
     TrainDocument,
+    TutorMap,
+    TutorOrigin,
 )
 from rnascl_cli.reporting.collect import Artifact, D, RunSet
-from rnascl_cli.reporting.merging import merged_attacks
+from rnascl_cli.reporting.merging import Attacked, merged_attacks
 
 UNKNOWN_ORIGIN = "unknown origin"
+TUTOR_WORDS: dict[TutorOrigin, str] = {
+    "searched": "learned",
+    "random": "random",
+    "same-depth": "same relative depth",
+    "last-layer": "last layer only",
+    "by-hand": "fixed by hand",
+}
 
 Made = Artifact[TrainDocument] | Artifact[AdvFinetuneDocument]
 
@@ -46,7 +56,7 @@ class Model:
     source: Artifact[TrainDocument] | None = None
     derived: Artifact[DerivedDocument] | None = None
     search: Artifact[SearchDocument] | None = None
-    attacks: tuple[Artifact[AttackDocument], ...] = ()
+    attacks: tuple[Attacked, ...] = ()
     teacher: TeacherReference | None = None
 
     @property
@@ -62,11 +72,20 @@ class Model:
         return None
 
     @property
+    def tutors(self) -> TutorMap | None:
+        """Who taught its layers; None where nobody did, or none is known."""
+        if self.made is None or self.made.document.paradigm not in TUTORED or self.derived is None:
+            return None
+        return self.derived.document.tutors
+
+    @property
     def trained(self) -> str:
         """How it was trained, in words."""
         if self.made is None:
             return "robust teacher" if self.kind == "teacher" else UNKNOWN_ORIGIN
-        words = self.made.document.paradigm
+        words: str = self.made.document.paradigm
+        if self.tutors and self.tutors.origin != "searched":
+            words += f", tutors: {TUTOR_WORDS[self.tutors.origin]}"
         return f"{words} + {self.finetuned}" if self.finetuned else words
 
     @property
@@ -139,7 +158,7 @@ def _teachers(runs: RunSet) -> list[TeacherReference]:
     return [teacher for teacher in [*referred, *mapped] if teacher is not None]
 
 
-def _attacks(runs: RunSet, sha256: str) -> tuple[Artifact[AttackDocument], ...]:
+def _attacks(runs: RunSet, sha256: str) -> tuple[Attacked, ...]:
     found = {attack.sha256: attack for attack in reversed(runs.attacks) if attack.document.model_sha256 == sha256}
     return merged_attacks(sorted(found.values(), key=lambda attack: attack.run))
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rnascl_cli.artifacts.documents import AdvFinetuneDocument, AnyDocument, AttackDocument, TrainDocument
+from rnascl_cli.artifacts.store import sha256_bytes
 from rnascl_cli.recipes import Recipe
 from rnascl_cli.reporting.collect import Artifact
-from rnascl_cli.reporting.tables import short_spec, teacher_words
+from rnascl_cli.reporting.tables import Cell, Column, Table, number, short_spec, teacher_words, text
 
 STAGE_TABLES = {
     "search": ("search",),
@@ -26,16 +27,24 @@ class Making:
     """How one document was made.
 
     Attributes:
+        anchor: Where the page tells it.
         run: Its run directory.
         file: Its file name.
         command: The command line, quoted for a shell.
         facts: What else there is to know, by name.
     """
 
+    anchor: str
     run: str
     file: str
     command: str
     facts: tuple[tuple[str, str], ...]
+
+
+def made_anchor(found: Artifact[Any]) -> str:
+    """Return the link to where the page tells how a document was made."""
+    # Runs of unlike names may look alike as anchors, and copies of a document have one sha256.
+    return f"#made-{sha256_bytes(f'{found.run}/{found.file}'.encode())[:10]}"
 
 
 def making(found: Artifact[AnyDocument]) -> Making:
@@ -56,7 +65,7 @@ def making(found: Artifact[AnyDocument]) -> Making:
     ]
     if changed := changed_settings(made.recipe, document.kind):
         facts.append(("settings away from the defaults", ", ".join(changed)))
-    return Making(found.run, found.file, shlex.join(made.command), tuple(facts))
+    return Making(made_anchor(found)[1:], found.run, found.file, shlex.join(made.command), tuple(facts))
 
 
 def _data(document: AnyDocument) -> list[tuple[str, str]]:
@@ -83,6 +92,33 @@ def _time(document: AnyDocument) -> list[tuple[str, str]]:
         seconds = sum(result.seconds for result in document.results)
         return [("time", f"{seconds:,.0f} s for {len(document.results)} attacks"), ("protocol", document.protocol)]
     return []
+
+
+def making_table(found: Sequence[Artifact[AnyDocument]]) -> Table:
+    """Return how every document was made, in a row each; the page's details tell the rest."""
+    columns = ["Document", "Command", "Commit", "Teacher (sha256)", "Device", "Data (fingerprint)", "Made"]
+    return Table(
+        "makings",
+        "Documents",
+        [Column(columns[0]), Column("Seed", True), *map(Column, columns[1:])],
+        [_row(artifact) for artifact in found],
+        intro="Every number of this report comes from one of these; the links lead to the whole command and settings.",
+    )
+
+
+def _row(found: Artifact[AnyDocument]) -> list[Cell]:
+    made = found.document.provenance
+    teacher, data = made.teacher, made.data
+    return [
+        text(f"{found.run}/{found.file}", href=made_anchor(found)),
+        number(made.seed, "d"),
+        text(" ".join(made.command[:2]), note=shlex.join(made.command)),
+        text(made.commit),
+        text(f"{teacher.architecture} ({teacher.sha256[:12]})" if teacher else None),
+        text(made.device),
+        text(f"{short_spec(data.spec)} ({data.fingerprint[:12]})" if data else None),
+        text(made.created),
+    ]
 
 
 def changed_settings(recipe: Mapping[str, Any], kind: str) -> list[str]:

@@ -1,10 +1,9 @@
-"""Figures of what happened in a run: curves, choices hardening, widths and tutors (Figures 4b, 6 and 8)."""
+"""Figures of what happened in a run: curves, choices hardening, widths."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from matplotlib.patches import Rectangle
@@ -18,12 +17,12 @@ from rnascl_cli.reporting.drawing import (
     Plot,
     Theme,
     colour,
-    legend_below,
     line,
     marker,
     plain_log,
 )
-from rnascl_cli.reporting.evidence import Tutored, counts, softmax
+from rnascl_cli.reporting.evidence import softmax
+from rnascl_cli.reporting.tables import slug
 from rnascl_cli.spaces import SPACES, network_cost
 
 LOSS_TERMS = {
@@ -31,20 +30,20 @@ LOSS_TERMS = {
     "gumbel_loss": "whole loss, Gumbel step",
     "ce": "cross-entropy",
     "kl": "KL to the teacher",
-    "attention": "attention, eq. (1)",
+    "attention": "attention (distance)",
     "adversarial": "adversarial term",
 }
-ACCURACIES = {"train_accuracy": "training images", "holdout_accuracy": "held-out images"}
+ACCURACIES = {
+    "train_accuracy": "training images",
+    "train_robust_accuracy": "the same, perturbed",
+    "holdout_accuracy": "held-out images",
+    "holdout_robust_accuracy": "the same, perturbed (held out)",
+}
 ENTROPIES = {"width_entropy": "widths", "tutor_entropy": "tutors"}
+TOP_WEIGHTS = {"width_top_weight": "widths", "tutor_top_weight": "tutors"}
 LOG_FROM = 50.0
-NAMED_LAYERS = 45
 
 History = Sequence[dict[str, Any]]
-
-
-def slug(name: str) -> str:
-    """Return a file name's part for a run: letters, digits, dots and dashes only."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.").lower() or "run"
 
 
 def series(history: History, key: str) -> tuple[list[float], list[float]]:
@@ -63,19 +62,29 @@ def curves(found: Artifact[AnyDocument]) -> Plot | None:
     document = found.document
     if not isinstance(document, SearchDocument | TrainDocument | AdvFinetuneDocument):
         return None
-    history = document.history
+    return history_plot(found.run, document.kind, document.history)
+
+
+def history_plot(run: str, kind: str, history: History) -> Plot | None:
+    """Return loss terms, accuracies and learning rate of a run's history; None where it has none of them.
+
+    Args:
+        run: The run's name.
+        kind: Its stage, or how it stands.
+        history: An entry an epoch.
+    """
     terms = {key: words for key, words in LOSS_TERMS.items() if series(history, key)[1]}
     accuracies = {key: words for key, words in ACCURACIES.items() if series(history, key)[1]}
     if not terms and not accuracies:
         return None
 
     def draw(figure: Any, theme: Theme) -> None:
-        left, middle, right = figure.subplots(1, 3, width_ratios=(4, 4, 2.6))
+        left, middle, right = figure.subplots(1, 3, width_ratios=(4, 4, 2.4))
         _lines(left, history, terms, 1.0)
         values = [value for key in terms for value in series(history, key)[1]]
         if values and min(values) > 0 and max(values) > LOG_FROM * min(values):
             plain_log(left.yaxis)
-        left.set_ylabel("Loss (nats; attention: distance)")
+        left.set_ylabel("Loss (nats)")
         _lines(middle, history, accuracies, 100.0)
         middle.set_ylabel("Accuracy (%)")
         _lines(right, history, {"lr": "learning rate"}, 1.0, legend=False)
@@ -84,11 +93,11 @@ def curves(found: Artifact[AnyDocument]) -> Plot | None:
             plain_log(right.yaxis)
 
     return Plot(
-        f"curves-{slug(found.run)}-{document.kind}",
-        f"{found.run}: {document.kind}",
-        "Means over each epoch: terms of the loss (left), accuracy on augmented training images and on held-out "
-        "images (middle), learning rate (right). Missing lines were not recorded.",
-        (11.0, 3.4),
+        f"curves-{slug(run)}-{kind}",
+        f"{run}: {kind}",
+        "Means over each epoch: terms of the loss (left; attention is eq. (1), a distance), accuracy on augmented "
+        "training images and on held-out images (middle), learning rate (right). Missing lines were not recorded.",
+        (8.2, 3.1),
         draw,
     )
 
@@ -109,45 +118,78 @@ def _lines(axis: Any, history: History, keys: dict[str, str], scale: float, *, l
     if len(history) == 1:
         axis.set_xticks([1])  # a lone epoch would be given fractions around it
     if legend and keys:
-        axis.legend()
+        axis.legend(fontsize=7.5)
 
 
 def hardening(found: Artifact[SearchDocument]) -> Plot | None:
-    """Return temperature, entropies and expected MACs over the search; None where none was recorded."""
-    document = found.document
-    history = document.history
-    recorded = {key: words for key, words in ENTROPIES.items() if series(history, key)[1]}
-    if not recorded and not series(history, "temperature")[1]:
+    """Return how the choices hardened as the temperature fell; None where nothing of it was recorded."""
+    history = found.document.history
+    if not any(series(history, key)[1] for key in (*ENTROPIES, "temperature")):
         return None
+    panels: list[Callable[[Any, Theme], None]] = [
+        lambda axis, _: _temperature(axis, history),
+        lambda axis, _: _over_temperature(axis, history, ENTROPIES, "Entropy (1 undecided, 0 decided)"),
+    ]
+    if any(series(history, key)[1] for key in TOP_WEIGHTS):
+        panels.append(lambda axis, _: _over_temperature(axis, history, TOP_WEIGHTS, "Largest Gumbel weight (1 hard)"))
+    panels.append(lambda axis, theme: _expected_macs(axis, found.document, theme))
 
     def draw(figure: Any, theme: Theme) -> None:
-        left, middle, right = figure.subplots(1, 3)
-        _lines(left, history, {"temperature": "temperature"}, 1.0, legend=False)
-        left.set_ylabel("Gumbel-Softmax temperature")
-        left.set_ylim(bottom=0)
-        _lines(middle, history, recorded, 1.0)
-        middle.set_ylabel("Entropy (1 undecided, 0 decided)")
-        middle.set_ylim(-0.03, 1.03)
-        _lines(right, history, {"expected_macs": "expected"}, 1e-6, legend=False)
-        right.set_ylabel("Expected MACs (M)")
-        space = SPACES.get(document.space)
-        if space is not None:
-            sizes = {"num_classes": document.num_classes, "input_size": document.input_size}
-            for widths, words in ((space.largest, "widest"), (space.smallest, "narrowest")):
-                macs = network_cost(space, widths, **sizes).macs / 1e6
-                right.axhline(macs, color=theme.ink, linestyle=":", linewidth=1)
-                right.annotate(words, (0, macs), (3, 3), xycoords=("axes fraction", "data"), textcoords="offset points")
-            right.margins(y=0.12)
+        for axis, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
+            panel(axis, theme)
 
     return Plot(
         f"hardening-{slug(found.run)}",
         f"{found.run}: the choices harden",
-        "Temperature (left), mean entropy of the width and tutor choices without noise, each over the log of the "
-        "number of choices (middle), expected MACs of the supernet between the narrowest and the widest network "
-        "of the space (right).",
-        (11.0, 3.4),
+        "From left to right: the temperature of Gumbel-Softmax by epoch; the entropy of softmax(v), each choice's "
+        "chance to win, over the log of the number of choices, as the temperature falls (mean over blocks or student "
+        f"layers){'; the largest Gumbel weight without noise' if len(panels) == 4 else ''}; expected MACs of the "
+        "supernet by epoch, between the narrowest and the widest network of the space.",
+        (3.5 * len(panels), 3.4),
         draw,
     )
+
+
+def _temperature(axis: Any, history: History) -> None:
+    _lines(axis, history, {"temperature": "temperature"}, 1.0, legend=False)
+    axis.set_ylabel("Gumbel-Softmax temperature")
+    axis.set_ylim(bottom=0)
+
+
+def _over_temperature(axis: Any, history: History, keys: dict[str, str], words: str) -> None:
+    for index, (key, name) in enumerate(keys.items()):
+        track = [
+            (entry["temperature"], entry[key])
+            for entry in history
+            if series([entry], key)[1] and series([entry], "temperature")[1] and entry["temperature"] > 0
+        ]
+        axis.plot(
+            [temperature for temperature, _ in track],
+            [value for _, value in track],
+            color=colour(index),
+            linestyle=line(index),
+            marker=marker(index) if len(track) <= MANY_POINTS else None,
+            label=name,
+        )
+    plain_log(axis.xaxis)
+    axis.invert_xaxis()
+    axis.set_xlabel("Temperature, falling")
+    axis.set_ylabel(words)
+    axis.set_ylim(-0.03, 1.03)
+    axis.legend()
+
+
+def _expected_macs(axis: Any, document: SearchDocument, theme: Theme) -> None:
+    _lines(axis, document.history, {"expected_macs": "expected"}, 1e-6, legend=False)
+    axis.set_ylabel("Expected MACs (M)")
+    space = SPACES.get(document.space)
+    if space is not None:
+        sizes = {"num_classes": document.num_classes, "input_size": document.input_size}
+        for widths, words in ((space.largest, "widest"), (space.smallest, "narrowest")):
+            macs = network_cost(space, widths, **sizes).macs / 1e6
+            axis.axhline(macs, color=theme.ink, linestyle=":", linewidth=1)
+            axis.annotate(words, (0, macs), (3, 3), xycoords=("axes fraction", "data"), textcoords="offset points")
+        axis.margins(y=0.12)
 
 
 def width_choices(found: Artifact[SearchDocument]) -> Plot:
@@ -183,90 +225,5 @@ def width_choices(found: Artifact[SearchDocument]) -> Plot:
         "Softmax of the width logits of each block at the end of the search (temperature 1, no noise); the number is "
         "the choice's output channels, a frame marks the one that derive takes.",
         (max(6.0, 1.6 + 0.55 * blocks), 1.5 + 0.45 * most),
-        draw,
-    )
-
-
-def tutor_heatmap(found: Artifact[SearchDocument]) -> Plot | None:
-    """Return the softmax of the tutor logits, student layers down, teacher layers across; None without tutors."""
-    document = found.document
-    if not document.tutor_logits or not document.teacher_layers:
-        return None
-    students, teachers = len(document.student_layers), len(document.teacher_layers)
-
-    def draw(figure: Any, theme: Theme) -> None:
-        axis = figure.subplots()
-        shares = [softmax(row) for row in document.tutor_logits]
-        relative = [[teachers * share for share in row] for row in shares]
-        image = axis.imshow(relative, cmap=HEAT, aspect="auto", interpolation="nearest")
-        axis.plot(
-            [row.index(max(row)) for row in shares],
-            range(students),
-            linestyle="none",
-            marker="o",
-            markersize=4,
-            markerfacecolor=PALETTE[1],
-            markeredgecolor="#fff",
-            markeredgewidth=0.7,
-        )
-        _layer_ticks(axis.xaxis, document.teacher_layers, rotation=90)
-        _layer_ticks(axis.yaxis, document.student_layers, rotation=0)
-        axis.set_xlabel("Teacher layer")
-        axis.set_ylabel("Student layer")
-        axis.grid(visible=False)
-        # The scale spans what is there, however little: the ticks say how much that is.
-        figure.colorbar(image, ax=axis, label="Softmax over that of an undecided layer", fraction=0.04, format="%.5g")
-
-    return Plot(
-        f"tutors-{slug(found.run)}",
-        f"{found.run}: tutors",
-        "Softmax of the tutor logits at the end of the search (temperature 1, no noise), first layers at the top "
-        f"left, over the 1/{teachers} of an undecided layer; mind the scale, which spans what is there. A dot marks "
-        "the tutor that derive takes for each student layer.",
-        (min(14.0, 3.2 + 0.22 * teachers), min(14.0, 2.4 + 0.17 * students)),
-        draw,
-    )
-
-
-def _layer_ticks(axis: Any, layers: Sequence[str], *, rotation: int) -> None:
-    if len(layers) <= NAMED_LAYERS:
-        axis.set_ticks(range(len(layers)), [f"{name} ({index})" for index, name in enumerate(layers)])
-        axis.set_tick_params(labelsize=7, labelrotation=rotation)
-    else:
-        axis.set_ticks(range(0, len(layers), 5))
-
-
-def tutor_counts(maps: Sequence[Tutored]) -> list[Plot]:
-    """Return, for each teacher, how many student layers chose each of its layers, one panel a search."""
-    by_teacher: dict[tuple[str, tuple[str, ...]], list[Tutored]] = {}
-    for found in maps:
-        key = (found.tutors.teacher.sha256, tuple(found.tutors.teacher_layers))
-        by_teacher.setdefault(key, []).append(found)
-    return [_counts(index, group) for index, group in enumerate(by_teacher.values(), 1)]
-
-
-def _counts(index: int, maps: Sequence[Tutored]) -> Plot:
-    teacher = maps[0].tutors.teacher
-    layers = maps[0].tutors.teacher_layers
-
-    def draw(figure: Any, theme: Theme) -> None:
-        axes = figure.subplots(len(maps), 1, squeeze=False, sharex=True)[:, 0]
-        handles = []
-        for place, (axis, found) in enumerate(zip(axes, maps, strict=True)):
-            handles.append(axis.bar(range(len(layers)), counts(found.tutors), color=colour(place), width=0.8))
-            axis.set_ylabel("Student layers")
-            axis.yaxis.get_major_locator().set_params(integer=True)
-            axis.grid(visible=False, axis="x")
-        if len(layers) <= NAMED_LAYERS:
-            _layer_ticks(axes[-1].xaxis, layers, rotation=90)
-        axes[-1].set_xlabel(f"Layer of the teacher ({teacher.architecture})")
-        named = [f"{found.run}: {found.space}, seed {found.seed}, {len(found.tutors.tutor)} layers" for found in maps]
-        legend_below(figure, handles, named)
-
-    return Plot(
-        f"tutor-counts-{index}",
-        f"How many student layers chose each layer of {teacher.architecture}",
-        f"Teacher {teacher.architecture}, sha256 {teacher.sha256[:12]}. One panel a search; layers are counted from 0.",
-        (max(7.0, 2.0 + 0.2 * len(layers)), 1.9 + 1.7 * len(maps)),
         draw,
     )

@@ -1,14 +1,16 @@
-"""The tables at the top: models, and their accuracy under attack. Unlike measurements never share a column."""
+"""The head of the report: each model with its size, clean and worst-case accuracy and audit, and what stands out."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rnascl_cli.artifacts.documents import AttackDocument, AttackResult, Protocol
-from rnascl_cli.reporting.collect import Artifact
-from rnascl_cli.reporting.lineage import Model
+from rnascl_cli.artifacts.documents import DataReference
+from rnascl_cli.reporting.attack_tables import clean_cell, worst_cell
+from rnascl_cli.reporting.audit import audit_cell, unaudited
+from rnascl_cli.reporting.lineage import Made, Model
+from rnascl_cli.reporting.making import made_anchor
+from rnascl_cli.reporting.measured import Group, Measured, usual_eps
 from rnascl_cli.reporting.tables import (
     NOTHING,
     Cell,
@@ -17,291 +19,162 @@ from rnascl_cli.reporting.tables import (
     accuracy,
     data_words,
     number,
+    percent,
     ranges,
     teacher_words,
     text,
-    wilson,
 )
-from rnascl_cli.units import parse_epsilon
-
-ATTACK_NAMES = {
-    "fgsm": "FGSM",
-    "mi-fgsm": "MI-FGSM",
-    "pgd20": "PGD-20",
-    "pgd10": "PGD-10",
-    "cw": "CW",
-    "aa": "AutoAttack",
-}
-PROTOCOL_WORDS: dict[Protocol, str] = {
-    "pixel": "protocol pixel (eps in units of a pixel range of [0, 1])",
-    "paper-code": "protocol paper-code (eps in units of normalised inputs; not comparable with pixel)",
-}
-DEPARTED = "†"
-PAPER_EPS = 8 / 255
-SAME = 1e-9
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One model under one attack document."""
+class Tile:
+    """A number at the head of the page.
 
-    model: Model
-    attack: Artifact[AttackDocument]
-
-    @property
-    def largest(self) -> AttackResult | None:
-        """A result of the largest eps, for which the worst case is told."""
-        return max(self.attack.document.results, key=lambda result: result.eps_value, default=None)
-
-    @property
-    def worst_case(self) -> float | None:
-        """The share of images that no attack of the largest eps broke; from the verdicts when not recorded."""
-        document = self.attack.document
-        if document.worst_case_accuracy is not None or self.largest is None:
-            return document.worst_case_accuracy
-        verdicts = [verdict for verdict in document.verdicts if verdict.eps == self.largest.eps]
-        if not verdicts:
-            return None
-        broken = {index for verdict in verdicts for index in verdict.broken}
-        return 1 - len(broken & set(document.images)) / document.n
-
-    def interval(self, fraction: float) -> tuple[float, float] | None:
-        """Return an interval where the attack document gives any: where a subset was attacked."""
-        document = self.attack.document
-        subset = any(result.confidence_interval is not None for result in document.results)
-        return wilson(fraction, document.n) if subset else None
-
-
-@dataclass(frozen=True)
-class Group:
-    """Measurements that may share a column: same images, same protocol."""
-
-    letter: str
-    protocol: Protocol
-    measured: tuple[Measured, ...]
-
-    @property
-    def n(self) -> int:
-        """How many test images."""
-        return self.measured[0].attack.document.n
-
-    @property
-    def words(self) -> str:
-        """Which images and which protocol."""
-        document = self.measured[0].attack.document
-        return f"{document.n:,} test images of {data_words(document.provenance)}; {PROTOCOL_WORDS[self.protocol]}"
-
-
-def groups(models: Iterable[Model]) -> list[Group]:
-    """Sort all measurements by the images attacked and the protocol, the largest group first."""
-    sorted_in: dict[tuple[str, Protocol, frozenset[int]], list[Measured]] = {}
-    for model in models:
-        for attack in model.attacks:
-            document = attack.document
-            data = document.provenance.data
-            key = (data.fingerprint if data else "", document.protocol, frozenset(document.images))
-            sorted_in.setdefault(key, []).append(Measured(model, attack))
-    # Pixel first: it is the community's meaning of eps.
-    ordered = sorted(sorted_in.items(), key=lambda item: (item[0][1] != "pixel", -len(item[1]), item[0][0]))
-    return [Group(chr(65 + index), key[1], tuple(found)) for index, (key, found) in enumerate(ordered)]
-
-
-def attack_name(attack: str) -> str:
-    """Return the usual spelling of an attack's name."""
-    return ATTACK_NAMES.get(attack, attack)
-
-
-Setting = tuple[str, float, str, int | None, float | None, int]
-
-
-def _setting(result: AttackResult) -> Setting:
-    """Return what makes two results comparable: the attack and everything it was run with."""
-    step = None if result.step_size is None else round(result.step_size, 9)
-    return (result.attack, result.eps_value, result.norm, result.steps, step, result.restarts)
-
-
-def _heading(result: AttackResult, crowded: bool) -> Column:
-    step = f", step {result.step_size:.4g}" if result.step_size is not None else ""
-    how = f"{result.steps} steps{step}, {result.restarts} restart{'s' * (result.restarts != 1)}"
-    norm = "" if result.norm == "Linf" else f" {result.norm}"
-    label = f"{attack_name(result.attack)}{norm} {result.eps}"
-    return Column(f"{label} ({how})" if crowded else label, True, how if result.steps is not None else "")
-
-
-def usual_eps(group: Group) -> AttackResult | None:
-    """Return a result of the eps that most attacks of the group were run with, 8/255 among equals."""
-    results = [result for found in group.measured for result in _perturbed(found)]
-    times = Counter(result.eps_value for result in results)
-    return max(results, key=lambda result: (times[result.eps_value], -abs(result.eps_value - PAPER_EPS)), default=None)
-
-
-def attack_tables(group: Group) -> list[Table]:
-    """Return the accuracies of one group: a row a measurement, a column an attack, its eps and its settings.
-
-    The usual eps comes with sizes and the worst case; other sizes of perturbation follow in a table of their own.
+    Attributes:
+        label: What it is.
+        value: The number.
+        note: Whose, and measured how.
+        loud: Whether it is a warning.
     """
-    headings = _headings(group)
+
+    label: str
+    value: str
+    note: str
+    loud: bool = False
+
+
+def tiles(found: Sequence[Model], groups: Sequence[Group]) -> list[Tile]:
+    """Return what stands out in the first group of measurements."""
+    finetuned = sum(model.finetuned is not None for model in found)
+    students = sum(model.made is not None for model in found)
+    counted = f"{students} trained here, {finetuned} of them fine-tuned with adversarial images"
+    shown = [Tile("Models", str(len(found)), counted)]
+    if not groups:
+        return [*shown, Tile("Under attack", "nothing", "no attack run is given")]
+    group = groups[0]
+    where = f"{group.n:,} test images, data {group.letter}"
+    if best := _highest(group, lambda measured: measured.attack.document.clean_accuracy):
+        share, name = best
+        shown.append(Tile("Highest clean accuracy", f"{percent(share, group.n)} %", f"{name}; {where}"))
     usual = usual_eps(group)
-    first = [key for key in headings if usual is not None and key[1] == usual.eps_value]
-    rest = [key for key in headings if key not in first]
-    name, title = f"robustness-{group.letter.lower()}", f"Accuracy under attack ({group.letter})"
-    worst = sorted({found.largest.eps_value: found.largest.eps for found in group.measured if found.largest}.items())
-    tables = [
-        Table(
-            name,
-            title,
-            [
-                Column("Model"),
-                Column("Trained with"),
-                Column("Params (M)", True),
-                Column("MACs (M)", True),
-                Column("Warnings", True),
-                Column("Clean", True, f"accuracy in % on the same {group.n} images, unperturbed"),
-                *(Column(f"Worst case {eps}", True, "share that no attack of this eps broke") for _, eps in worst),
-                *(headings[key] for key in first),
-            ],
-            [
-                [
-                    *_model_cells(found),
-                    *(_worst_cell(found, value) for value, _ in worst),
-                    *(_result_cell(found, key) for key in first),
-                ]
-                for found in group.measured
-            ],
-            intro=f"In % of {group.words}.",
-            notes=_attack_notes(group),
-        )
-    ]
-    if rest:
-        swept = [found for found in group.measured if any(_result(found, key) for key in rest)]
-        columns = [Column("Model"), *(headings[key] for key in rest)]
-        rows = [[_name_cell(found), *(_result_cell(found, key) for key in rest)] for found in swept]
-        words = f"In % of {group.words}."
-        tables.append(Table(f"{name}-other", f"{title}: other sizes of perturbation", columns, rows, intro=words))
-    return tables
+    if usual and (best := _highest(group, lambda measured: measured.worst_case_at(usual.eps_value))):
+        share, name = best
+        label = f"Highest worst case at {usual.eps}, {group.protocol}"
+        shown.append(Tile(label, f"{percent(share, group.n)} %", f"{name}; {where}"))
+    return [*shown, _audit_tile(groups)]
 
 
-def _headings(group: Group) -> dict[Setting, Column]:
-    """Return a column heading for each setting, by eps and then in the attacks' usual order."""
-    by_setting: dict[Setting, AttackResult] = {}
-    for measured in group.measured:
-        for result in _perturbed(measured):
-            by_setting.setdefault(_setting(result), result)
-    order = {name: index for index, name in enumerate(ATTACK_NAMES)}
-    settings = sorted(by_setting, key=lambda key: (key[1], order.get(key[0], len(order)), repr(key)))
-    labels = Counter(key[:3] for key in settings)
-    return {key: _heading(by_setting[key], labels[key[:3]] > 1) for key in settings}
+def _highest(group: Group, of: Callable[[Measured], float | None]) -> tuple[float, str] | None:
+    known = [(share, found.model.name) for found in group.measured if (share := of(found)) is not None]
+    return max(known, key=lambda item: item[0], default=None)
 
 
-def _perturbed(measured: Measured) -> list[AttackResult]:
-    """Return the results at any eps above zero; at zero an attack measures clean accuracy, which has its column."""
-    return [result for result in measured.attack.document.results if result.eps_value > 0]
+def _audit_tile(groups: Sequence[Group]) -> Tile:
+    cards = {
+        (found.model.name, group.letter): all(check.passed for check in found.card)
+        for group in groups
+        for found in group.measured
+        if found.card
+    }
+    without = len(unaudited(groups))
+    note = f"{without} model{'s' * (without != 1)} not audited" if without else "every attacked model is audited"
+    if not cards:
+        return Tile("Audits for masked gradients", "none", note)
+    passed = sum(cards.values())
+    return Tile("Audits passed", f"{passed} of {len(cards)}", note, loud=passed < len(cards))
 
 
-def _name_cell(measured: Measured) -> Cell:
-    return text(measured.model.name, note=f"attack run {measured.attack.run}")
+def headline(group: Group) -> Table:
+    """Return the summary of one group: size, clean accuracy, worst-case robust accuracy and audit of each model."""
+    usual = usual_eps(group)
+    worst = f"Worst case {usual.eps}" if usual else "Worst case"
+    return Table(
+        f"summary-{group.letter.lower()}",
+        f"Models under attack ({group.letter})",
+        [
+            Column("Model"),
+            Column("Trained with"),
+            Column("Space"),
+            Column("Params (M)", True),
+            Column("MACs (M)", True),
+            Column("Clean", True, f"accuracy in % on the same {group.n} images, unperturbed"),
+            Column(worst, True, "share of images that no attack of this eps broke"),
+            Column("Audit"),
+            Column("Warnings", True),
+        ],
+        [_headline_row(found, usual.eps_value if usual else None) for found in group.measured],
+        intro=f"In % of {group.words}.",
+    )
 
 
-def _model_cells(measured: Measured) -> list[Cell]:
-    document, built = measured.attack.document, measured.model.architecture
-    count = len(document.warnings)
+def _headline_row(found: Measured, eps: float | None) -> list[Cell]:
+    model, built = found.model, found.model.architecture
+    warned = found.attack.document.warnings
     return [
-        _name_cell(measured),
-        text(measured.model.trained),
+        text(model.name, note=model.origin, href=made_anchor(model.made or found.attack)),
+        text(model.trained),
+        text(built.space if built else None),
         number(built.params / 1e6 if built else None, ".3f"),
         number(built.macs / 1e6 if built else None, ".2f"),
-        Cell(f"⚠ {count}" if count else "none", float(count), "; ".join(document.warnings), bool(count)),
-        accuracy(document.clean_accuracy, document.n, interval=measured.interval(document.clean_accuracy)),
+        clean_cell(found, bar=True),
+        worst_cell(found, eps, bar=True) if eps is not None else Cell(NOTHING, None, "no attack result"),
+        audit_cell(found),
+        Cell(f"⚠ {len(warned)}", float(len(warned)), "; ".join(warned), True)
+        if warned
+        else Cell("none", 0.0, tone="faint"),
     ]
-
-
-def _worst_cell(measured: Measured, eps: float) -> Cell:
-    if measured.largest is None or measured.largest.eps_value != eps or measured.worst_case is None:
-        return Cell(NOTHING)
-    share = measured.worst_case
-    return accuracy(share, measured.attack.document.n, interval=measured.interval(share))
-
-
-def _result(measured: Measured, key: Setting) -> AttackResult | None:
-    return next((result for result in measured.attack.document.results if _setting(result) == key), None)
-
-
-def _result_cell(measured: Measured, key: Setting) -> Cell:
-    document, result = measured.attack.document, _result(measured, key)
-    if result is not None:
-        return accuracy(
-            result.accuracy,
-            document.n,
-            interval=result.confidence_interval,
-            mark="" if result.standard else DEPARTED,
-            note=f"{result.seconds:.1f} s, {result.images_per_second:.0f} images/s",
-        )
-    if any(name == key[0] and abs(eps - key[1]) < SAME for name, eps in _missing(document)):
-        return Cell("no result", None, "asked for, not in attack.json", True)
-    return Cell(NOTHING)
-
-
-def _asked(document: AttackDocument) -> list[tuple[str, float]]:
-    """Return the attacks and sizes the recipe asked for; what is not in the results was not done."""
-    asked = document.provenance.recipe.get("attack", {})
-    names, sizes = asked.get("attacks", ()), asked.get("eps", ())
-    norm = asked.get("norm", "Linf")
-    return [
-        (str(name), parse_epsilon(str(size), norm=norm).value) for name in names if name != "clean" for size in sizes
-    ]
-
-
-def _missing(document: AttackDocument) -> list[tuple[str, float]]:
-    """Return each attack and eps that the recipe asked for and the document has no result of."""
-    # Sizes are compared as numbers, since 8/255 may be written otherwise.
-    done = [(result.attack, result.eps_value) for result in document.results]
-    return [
-        (name, eps)
-        for name, eps in _asked(document)
-        if not any(name == other and abs(eps - value) < SAME for other, value in done)
-    ]
-
-
-def missing_results(document: AttackDocument) -> list[str]:
-    """Name each attack at each eps that the recipe asked for and the document has no result of."""
-    return [f"{attack_name(name)} at eps {eps:.4g}" for name, eps in _missing(document)]
-
-
-def _attack_notes(group: Group) -> list[str]:
-    notes = []
-    if any(measured.attack.document.results and measured.interval(0.5) for measured in group.measured):
-        notes.append(
-            "In brackets: the 95 % Wilson interval for the images drawn; it says nothing about the seed of training."
-        )
-    if any(not result.standard for found in group.measured for result in found.attack.document.results):
-        notes.append(f"{DEPARTED} departs from the attack's published setting.")
-    notes.append("Worst case: an image counts only if it withstood every attack of that eps.")
-    return notes
 
 
 def model_tables(models: Sequence[Model]) -> list[Table]:
     """Return the students' sizes and clean accuracies: one table for each set of data they were trained on."""
-    by_data: dict[str, list[Model]] = {}
+    found = by_data(models)
+    return [_model_table(index, alike, len(found)) for index, alike in enumerate(found, 1)]
+
+
+def by_data(models: Sequence[Model]) -> list[list[Model]]:
+    """Sort the students by their data: in each list all have the same test images, and train on as many of one set.
+
+    Each seed draws its own images to hold out, so among seeds the fingerprint may differ; within one it may not.
+    """
+    kinds: dict[str, list[tuple[Made, Model]]] = {}
     for model in models:
         if model.made:
-            data = model.made.document.provenance.data
-            by_data.setdefault(data.fingerprint if data else "", []).append(model)
-    return [_model_table(index, found, len(by_data)) for index, found in enumerate(by_data.values(), 1)]
+            kinds.setdefault(_kind_of_data(model.made.document.provenance.data), []).append((model.made, model))
+    found: dict[tuple[str, str], list[Model]] = {}
+    for kind, students in kinds.items():
+        drawn: dict[int, set[str]] = {}
+        for made, _ in students:
+            drawn.setdefault(made.document.provenance.seed, set()).add(_fingerprint(made))
+        changed = any(len(fingerprints) > 1 for fingerprints in drawn.values())
+        for made, model in students:
+            found.setdefault((kind, _fingerprint(made) if changed else ""), []).append(model)
+    return list(found.values())
+
+
+def _fingerprint(made: Made) -> str:
+    data = made.document.provenance.data
+    return data.fingerprint if data else ""
+
+
+def _kind_of_data(data: DataReference | None) -> str:
+    """Return what tells sets of data apart but for the seed; a drawn test set is of its seed alone."""
+    if data is None:
+        return ""
+    return data.model_dump_json() if data.limit_test is not None else data.model_dump_json(exclude={"fingerprint"})
 
 
 def _model_table(index: int, models: Sequence[Model], of: int) -> Table:
     columns = [
         Column("Model"),
         Column("Space"),
-        Column("Paradigm"),
-        Column("Fine-tuned with"),
+        Column("Trained with"),
         Column("Teacher"),
         Column("Widths", note="output channels of each block; 16×3 is three blocks of 16"),
         Column("Params (M)", True),
         Column("MACs (M)", True),
         Column("Epochs", True),
         Column("Seed", True),
-        Column("Clean, the run's test images", True),
+        Column("Clean (%)", True, "on all test images of the run"),
         Column("Made from"),
     ]
     first = models[0].made
@@ -312,19 +185,21 @@ def _model_table(index: int, models: Sequence[Model], of: int) -> Table:
         if data
         else ""
     )
+    drawn = {_fingerprint(model.made) for model in models if model.made}
+    each = f" (the first of {len(drawn)}: each seed holds out images of its own)" if len(drawn) > 1 else ""
     return Table(
         f"models-{index}",
-        "Models" if of == 1 else f"Models, data {index} of {of}",
+        "Students" if of == 1 else f"Students, data {index} of {of}",
         columns,
         [_model_row(model) for model in models],
-        intro=f"Students trained on {data_words(first.document.provenance)}{counts}. Clean accuracy in %.",
+        intro=f"Trained on {data_words(first.document.provenance)}{each}{counts}. Clean accuracy in %, on the latter.",
     )
 
 
 def _teacher_cell(model: Model) -> Cell:
     if model.teacher is None:
         return Cell(NOTHING)
-    return text(f"{model.teacher.architecture} ({model.teacher.sha256[:12]})", note=teacher_words(model.teacher) or "")
+    return text(f"{model.teacher.architecture} ({model.teacher.sha256[:8]})", note=teacher_words(model.teacher) or "")
 
 
 def _model_row(model: Model) -> list[Cell]:
@@ -333,16 +208,15 @@ def _model_row(model: Model) -> list[Cell]:
     data = document.provenance.data
     built = document.architecture
     return [
-        text(model.name),
+        text(model.name, href=made_anchor(model.made)),
         text(built.space),
-        text(document.paradigm),
-        text(model.finetuned),
+        text(model.trained),
         _teacher_cell(model) if document.paradigm != "standard" else Cell(NOTHING),
         Cell(ranges(built.widths), float(sum(built.widths))),
         number(built.params / 1e6, ".3f"),
         number(built.macs / 1e6, ".2f"),
         number(document.epochs, "d"),
         number(document.provenance.seed, "d"),
-        accuracy(document.clean_accuracy, data.test_images if data else 0),
+        accuracy(document.clean_accuracy, data.test_images if data else 0, bar=True),
         text(model.origin),
     ]

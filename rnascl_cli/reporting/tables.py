@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from rnascl_cli.artifacts.documents import Provenance, TeacherReference
 
@@ -23,12 +25,18 @@ class Cell:
         value: What the column is sorted by; None sorts last.
         note: A remark, shown when pointed at.
         loud: Whether the reader must not overlook it.
+        href: An anchor of the page that tells more.
+        share: A share in [0, 1] to be drawn as a bar behind the number.
+        tone: ``"good"`` or ``"faint"`` where the cell is a verdict or of lesser weight.
     """
 
     text: str
     value: float | str | None = None
     note: str = ""
     loud: bool = False
+    href: str = ""
+    share: float | None = None
+    tone: Literal["", "good", "faint"] = ""
 
 
 @dataclass(frozen=True)
@@ -68,9 +76,14 @@ class Table:
         assert all(len(row) == len(self.columns) for row in self.rows)
 
 
-def text(value: str | None, *, note: str = "") -> Cell:
+def slug(name: str) -> str:
+    """Return a part of a file name or anchor for a run: letters, digits, dots and dashes only."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.").lower() or "run"
+
+
+def text(value: str | None, *, note: str = "", href: str = "") -> Cell:
     """Return a cell of words; a dash for None."""
-    return Cell(NOTHING, None, note) if value is None else Cell(value, value.lower(), note)
+    return Cell(NOTHING, None, note) if value is None else Cell(value, value.lower(), note, href=href)
 
 
 def number(value: float | None, form: str, *, note: str = "", mark: str = "") -> Cell:
@@ -91,14 +104,15 @@ def accuracy(
     note: str = "",
     loud: bool = False,
     mark: str = "",
+    bar: bool = False,
 ) -> Cell:
-    """Return a cell of an accuracy in per cent, its interval beside it."""
+    """Return a cell of an accuracy in per cent, its interval beside it and, if asked for, a bar behind it."""
     if fraction is None:
         return Cell(NOTHING, None, note)
     shown = percent(fraction, n) + mark
     if interval is not None:
         shown += f" [{percent(interval[0], n)}, {percent(interval[1], n)}]"
-    return Cell(shown, 100 * fraction, note, loud)
+    return Cell(shown, 100 * fraction, note, loud, share=fraction if bar else None)
 
 
 def points(difference: float | None) -> Cell:

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from rnascl_cli.artifacts.documents import TeacherReference, TutorMap
 from rnascl_cli.artifacts.store import STUDENT, sha256_file
 from rnascl_cli.data.decode import CROPPED_SIDE, Shape, decode, image_size
+from rnascl_cli.distill.attention import tutor_distances, unit_maps
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.checkpoints import read_teacher
 from rnascl_cli.models.files import load_student
 from rnascl_cli.models.taps import Tap, recording_maps
 from rnascl_cli.models.teachers.timm_models import PREFIX
 from rnascl_cli.reporting.lineage import Model
-from rnascl_cli.reporting.map_plots import LayerMap, MapSet
+from rnascl_cli.reporting.map_plots import LayerMap, MapSet, Rival
+from rnascl_cli.stages.teaching import uses_tutors
 
 SHOWN = 7
 SMALLEST_SIDE = 16
@@ -30,6 +32,8 @@ TAPS: tuple[Tap, ...] = ("conv", "norm", "block")
 
 def attention_maps(models: Sequence[Model], image: Path) -> tuple[list[MapSet], list[str]]:
     """Compute the maps of every student that has tutors, and whose files and teacher are still there.
+
+    Beside a student stands one that learned from the same teacher with KL alone, where such a one is given.
 
     Args:
         models: The reported models.
@@ -41,37 +45,64 @@ def attention_maps(models: Sequence[Model], image: Path) -> tuple[list[MapSet], 
     Raises:
         UserError: The image does not decode, or has another size than the networks take.
     """
-    sets, words = [], []
+    sets, words, untutored = [], [], []
     image_size(image)  # an image that is none is an error even where no model could use it
     for model in models:
         if model.made is None:
             continue
         tutors = model.derived.document.tutors if model.derived else None
-        if model.made.document.paradigm not in ("rnas-cl", "icc"):
-            words.append(f"{model.name}: no attention maps, since it was trained without tutors")
+        if not uses_tutors(model.made.document.paradigm):
+            untutored.append(model.name)
         elif tutors is None or not tutors.tutor:
             words.append(f"{model.name}: no attention maps, since it has no tutors")
-        elif missing := _missing_file(model, tutors):
+        elif missing := _missing_student(model) or _missing_teacher(tutors.teacher):
             words.append(f"{model.name}: no attention maps, since {missing}")
         else:
-            sets.append(_maps(model, tutors, image))
+            sets.append(_maps(model, tutors, image, rival=kl_rival(model, models)))
+    if untutored:
+        words.append(f"no attention maps of students trained without tutors: {', '.join(untutored)}")
+    if sets and not any(found.rival for found in sets):
+        words.append("no student trained with KL alone under the same teacher is given to hold attention maps against")
     return sets, words
 
 
-def _missing_file(model: Model, tutors: TutorMap) -> str | None:
+def kl_rival(model: Model, models: Sequence[Model]) -> Model | None:
+    """Return a student of the same space that learned from the same teacher with KL alone; None without one.
+
+    Of several, one with the same fine-tuning, the same widths and the same seed comes first.
+    """
     assert model.made is not None
-    files = [("the student's file", model.made.folder / STUDENT, model.sha256)]
-    if not tutors.teacher.path.startswith(PREFIX):
-        files.append(("the teacher's file", Path(tutors.teacher.path), tutors.teacher.sha256))
-    for name, path, sha256 in files:
-        if not path.is_file():
-            return f"{name} is not there"
-        if sha256_file(path) != sha256:
-            return f"{name} has changed"
-    return _missing_weights(tutors.teacher) if tutors.teacher.path.startswith(PREFIX) else None
+    document = model.made.document
+
+    def unlike(other: Model) -> tuple[bool, ...]:
+        assert other.made is not None
+        found = other.made.document
+        return (found.architecture != document.architecture, found.provenance.seed != document.provenance.seed)
+
+    candidates = [
+        other
+        for other in models
+        if other.made
+        and other.made.document.paradigm == "kl"
+        and other.made.document.architecture.space == document.architecture.space
+        and other.made.document.architecture.input_size == document.architecture.input_size
+        and other.finetuned == model.finetuned
+        and other.teacher
+        and model.teacher
+        and other.teacher.sha256 == model.teacher.sha256
+        and _missing_student(other) is None
+    ]
+    return min(candidates, key=unlike, default=None)
 
 
-def _missing_weights(reference: TeacherReference) -> str | None:
+def _missing_student(model: Model) -> str | None:
+    assert model.made is not None
+    return _missing("the student's file", model.made.folder / STUDENT, model.sha256)
+
+
+def _missing_teacher(reference: TeacherReference) -> str | None:
+    if not reference.path.startswith(PREFIX):
+        return _missing("the teacher's file", Path(reference.path), reference.sha256)
     try:
         found = read_teacher(reference.path).reference
     except UserError as error:
@@ -79,7 +110,13 @@ def _missing_weights(reference: TeacherReference) -> str | None:
     return None if found.sha256 == reference.sha256 else "timm's weights of the teacher have changed"
 
 
-def _maps(model: Model, tutors: TutorMap, image: Path) -> MapSet:
+def _missing(name: str, path: Path, sha256: str) -> str | None:
+    if not path.is_file():
+        return f"{name} is not there"
+    return None if sha256_file(path) == sha256 else f"{name} has changed"
+
+
+def _maps(model: Model, tutors: TutorMap, image: Path, *, rival: Model | None) -> MapSet:
     assert model.made is not None
     student, architecture = load_student(model.made.folder / STUDENT)
     teacher = read_teacher(tutors.teacher.path)
@@ -87,17 +124,17 @@ def _maps(model: Model, tutors: TutorMap, image: Path) -> MapSet:
     side = max(SMALLEST_SIDE, architecture.input_size // 4)
     student_LP = _record(student, x_BCHW, tutors.student_layers, side)
     teacher_LP = _record(teacher.module, x_BCHW, tutors.teacher_layers, side)
+    tutors_LP = teacher_LP[tutors.tutor]
     last = len(tutors.tutor) - 1
     chosen = sorted({round(index * last / (SHOWN - 1)) for index in range(SHOWN)})
     popular = Counter(tutors.tutor).most_common(SHOWN)
+    shown, distance = _beside(student_LP, tutors_LP, tutors, chosen, side)
     return MapSet(
         model=model.name,
         teacher=tutors.teacher.architecture,
         image=image.name,
         pixels=x_BCHW[0].permute(1, 2, 0).tolist(),
-        students=[
-            LayerMap(f"{index}: {tutors.student_layers[index]}", _square(student_LP[index], side)) for index in chosen
-        ],
+        students=shown,
         tutors=[
             LayerMap(f"{tutor}: {tutors.teacher_layers[tutor]}", _square(teacher_LP[tutor], side))
             for tutor in (tutors.tutor[index] for index in chosen)
@@ -106,7 +143,35 @@ def _maps(model: Model, tutors: TutorMap, image: Path) -> MapSet:
             LayerMap(f"{tutor}: {tutors.teacher_layers[tutor]} ({count}×)", _square(teacher_LP[tutor], side))
             for tutor, count in popular
         ],
+        mean_distance=distance,
+        rival=_rival_maps(rival, x_BCHW, tutors_LP, tutors, chosen, side) if rival else None,
     )
+
+
+def _beside(
+    maps_LP: Tensor, tutors_LP: Tensor, tutors: TutorMap, chosen: Sequence[int], side: int
+) -> tuple[list[LayerMap], float]:
+    """Return the chosen student layers' maps, each with its distance to its tutor, and the mean over all layers."""
+    distances_L = tutor_distances(unit_maps(maps_LP.unsqueeze(0)), unit_maps(tutors_LP.unsqueeze(0)))
+    shown = [
+        LayerMap(
+            f"{index}: {tutors.student_layers[index]}",
+            _square(maps_LP[index], side),
+            distance=float(distances_L[index]),
+        )
+        for index in chosen
+    ]
+    return shown, float(distances_L.mean())
+
+
+def _rival_maps(
+    rival: Model, x_BCHW: Tensor, tutors_LP: Tensor, tutors: TutorMap, chosen: Sequence[int], side: int
+) -> Rival:
+    assert rival.made is not None
+    student, _ = load_student(rival.made.folder / STUDENT)
+    rival_LP = _record(student, x_BCHW, tutors.student_layers, side)
+    shown, distance = _beside(rival_LP, tutors_LP, tutors, chosen, side)
+    return Rival(rival.name, shown, distance)
 
 
 def _read(image: Path, side: int) -> Tensor:

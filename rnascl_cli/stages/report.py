@@ -37,7 +37,7 @@ def report(
         image: Show the attention maps of students and tutors for this image. Without it no network is read.
 
     Raises:
-        UserError: No run is found, a document is damaged, or ``out`` may not be written to.
+        UserError: No run is found, no document of any could be read, or ``out`` may not be written to.
     """
     folder = out if out is not None else runs[0].resolve().parent / "report"
     shown = str(out) if out is not None else _beside(runs[0])

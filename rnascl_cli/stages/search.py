@@ -23,7 +23,7 @@ from rnascl_cli.data import Batch, Data, ImageSet, load_data
 from rnascl_cli.distill.attention import attention_loss, pairwise_distances, unit_maps
 from rnascl_cli.distill.choices import Choices, Sample
 from rnascl_cli.distill.expected_cost import ExpectedCost
-from rnascl_cli.distill.gumbel import mean_entropy, temperature_at
+from rnascl_cli.distill.gumbel import mean_entropy, mean_largest, temperature_at
 from rnascl_cli.distill.objectives import add_up, cross_entropy, kl_divergence
 from rnascl_cli.engine.compute import Compute, resolve_compute
 from rnascl_cli.engine.evaluate import accuracy
@@ -299,8 +299,13 @@ class SearchTask:
         entry: dict[str, Any] = {"temperature": self._temperature, "width_entropy": mean_entropy(likely.widths)}
         if likely.tutors is not None:
             entry["tutor_entropy"] = mean_entropy([likely.tutors])
+        # As the temperature falls, the weights harden even where the chances stay: both are told.
+        hard = self._choices.expected(temperature=self._temperature)
+        entry["width_top_weight"] = mean_largest(hard.widths)
+        if hard.tutors is not None:
+            entry["tutor_top_weight"] = mean_largest([hard.tutors])
         if len(self._holdout):
-            view = _Mixture(self._supernet, self._choices.expected(temperature=self._temperature).widths)
+            view = _Mixture(self._supernet, hard.widths)
             entry["holdout_accuracy"] = accuracy(view, self._holdout, compute=self._compute)
         return entry
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rnascl_cli.artifacts.documents import Paradigm
+from rnascl_cli.artifacts.documents import TUTORED, Paradigm
 from rnascl_cli.console import warn
 from rnascl_cli.data import Batch
 from rnascl_cli.distill.attention import unit_maps
@@ -32,7 +32,7 @@ def uses_kl(paradigm: Paradigm, kl: KLSettings) -> bool:
 
 def uses_tutors(paradigm: Paradigm) -> bool:
     """Return whether the paradigm has the attention term (section 4.3)."""
-    return paradigm in ("icc", "rnas-cl")
+    return paradigm in TUTORED
 
 
 def require_teacher(

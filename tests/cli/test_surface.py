@@ -15,7 +15,7 @@ STAGE = (
 SURFACE = {
     "": "--version",
     "search": f"--space {STAGE}",
-    "derive": "RUN_OR_SEARCH_JSON --out --force --json",
+    "derive": "RUN_OR_SEARCH_JSON --tutors --out --force --json",
     "train": f"DERIVED|- {STAGE}",
     "adv-finetune": f"RUN --method {STAGE}",
     "attack": "MODEL... --attack --eps --norm --protocol --step-size --restarts --audit --data --limit-test --recipe "

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rnascl_cli.distill.choices import Choices
-from rnascl_cli.distill.gumbel import Noise, gumbel_softmax, mean_entropy, sample_noise, temperature_at
+from rnascl_cli.distill.gumbel import Noise, gumbel_softmax, mean_entropy, mean_largest, sample_noise, temperature_at
 
 pytestmark = pytest.mark.unit
 
@@ -136,3 +136,9 @@ def test_sampled_weights_carry_gradients_to_the_logits(generator: torch.Generato
     for parameter in choices.parameters():
         assert parameter.grad is not None
         assert parameter.grad.abs().sum() > 0
+
+
+def test_mean_largest_by_hand() -> None:
+    """Rows (1/2, 1/2), (1, 0, 0) and (0.2, 0.8): (0.5 + 1 + 0.8) / 3."""
+    rows = [torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0, 0.0]), torch.tensor([[0.2, 0.8]])]
+    assert mean_largest(rows) == pytest.approx(2.3 / 3)

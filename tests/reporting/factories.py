@@ -12,6 +12,7 @@ from rnascl_cli.artifacts.documents import (
     Architecture,
     AttackDocument,
     AttackResult,
+    AuditCheck,
     DataReference,
     DerivedDocument,
     Document,
@@ -22,6 +23,7 @@ from rnascl_cli.artifacts.documents import (
     TeacherReference,
     TrainDocument,
     TutorMap,
+    TutorOrigin,
     Verdicts,
 )
 from rnascl_cli.artifacts.store import sha256_file, write_document
@@ -106,6 +108,8 @@ def history(epochs: int, *, search: bool = False, adversarial: bool = False) -> 
                 "expected_macs": 6.2e6 - 8e5 * (1 - fall),
                 "width_entropy": 0.1 + 0.9 * fall,
                 "tutor_entropy": 0.2 + 0.8 * fall,
+                "width_top_weight": 1 - 0.7 * fall,
+                "tutor_top_weight": 1 - 0.9 * fall,
             }
         entries.append(entry)
     return entries
@@ -162,10 +166,21 @@ def architecture(space: str = "S3", widths: list[int] | None = None) -> Architec
     return Architecture(space=space, widths=chosen, num_classes=10, input_size=32, params=params, macs=macs)
 
 
-def write_derived(folder: Path, search_sha256: str, *, seed: int = 0, paradigm: Paradigm = "rnas-cl") -> str:
-    """Write ``derived.json`` and return its sha256."""
+def write_derived(
+    folder: Path,
+    search_sha256: str,
+    *,
+    seed: int = 0,
+    paradigm: Paradigm = "rnas-cl",
+    origin: TutorOrigin = "searched",
+) -> str:
+    """Write ``derived.json`` and return its sha256; tutors that were not searched are all the last layer."""
     tutor_map = TutorMap(
-        teacher=TEACHER, student_layers=STUDENT_LAYERS, teacher_layers=TEACHER_LAYERS, tutor=tutors(seed)
+        teacher=TEACHER,
+        student_layers=STUDENT_LAYERS,
+        teacher_layers=TEACHER_LAYERS,
+        tutor=tutors(seed) if origin == "searched" else [len(TEACHER_LAYERS) - 1] * len(STUDENT_LAYERS),
+        origin=origin,
     )
     document = DerivedDocument(
         provenance=provenance("derive", inputs={"search.json": search_sha256}, seed=seed),
@@ -255,6 +270,7 @@ def write_attack(
     reference: DataReference | None = None,
     asked: dict[str, Any] | None = None,
     model: str = "runs/model",
+    audit: list[AuditCheck] | None = None,
 ) -> str:
     """Write ``attack.json`` on the weights of ``student``."""
     document = AttackDocument(
@@ -271,8 +287,28 @@ def write_attack(
         else results,
         verdicts=verdicts or [],
         warnings=warnings or [],
+        audit=audit,
     )
     return write(folder, "attack.json", document)
+
+
+def card(*failed: str) -> list[AuditCheck]:
+    """Return an audit of three checks, of which the named ones failed."""
+    names = ("gradients are there", "many steps are no worse than one", "AutoAttack is close to PGD")
+    assert set(failed) <= set(names)
+    return [AuditCheck(name=name, passed=name not in failed, detail=f"measured: {name}") for name in names]
+
+
+def write_control(
+    runs: Path, *, seed: int, origin: TutorOrigin, robust: float, clean: float = 0.7, epochs: int = 8
+) -> str:
+    """Write a student under searched tutors or a control, of its seed's search, and its attack; return its name."""
+    searched = write_search(runs / f"s3-{seed}", seed=seed)
+    name = f"{origin}-{seed}"
+    derived = write_derived(runs / name, searched, seed=seed, origin=origin)
+    write_train(runs / name, student=name, derived_sha256=derived, clean=clean, seed=seed, epochs=epochs)
+    write_attack(runs / name, student=name, clean=clean, results=[result("pgd20", 8, robust)], worst=robust)
+    return name
 
 
 def write_chain(runs: Path) -> Path:

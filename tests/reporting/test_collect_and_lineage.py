@@ -41,13 +41,6 @@ def test_hidden_folders_are_not_entered(tmp_path: Path) -> None:
     assert [found.run for found in collect([tmp_path / "runs"]).artifacts] == ["s3"]
 
 
-def test_unfinished_runs_are_named(tmp_path: Path) -> None:
-    searched = make.write_search(tmp_path / "runs" / "s3")
-    make.write_derived(tmp_path / "runs" / "died", searched)
-    (tmp_path / "runs" / "died" / "metrics.jsonl").write_text("{}\n", encoding="utf-8")
-    assert collect([tmp_path / "runs"]).unfinished == ("died",)
-
-
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [

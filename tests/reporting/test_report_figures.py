@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from rnascl_cli.reporting.attack_plots import attack_plots, looks, names
 from rnascl_cli.reporting.collect import collect
 from rnascl_cli.reporting.drawing import Plot, marker, render
 from rnascl_cli.reporting.evidence import Tutored, counts, tutored
 from rnascl_cli.reporting.lineage import models
-from rnascl_cli.reporting.plots import attack_plots, names
-from rnascl_cli.reporting.search_plots import curves, hardening, series, slug, tutor_counts, tutor_heatmap
-from rnascl_cli.reporting.summary import groups
+from rnascl_cli.reporting.measured import groups
+from rnascl_cli.reporting.published_plots import published_plots
+from rnascl_cli.reporting.search_plots import curves, hardening, series
+from rnascl_cli.reporting.tables import slug
+from rnascl_cli.reporting.tutor_plots import tutor_counts, tutor_heatmap
 from tests.reporting import factories as make
 
 
@@ -82,6 +86,44 @@ def test_captions_name_images_and_protocol(tmp_path: Path) -> None:
 
 def test_models_beyond_the_palette_differ_in_their_markers() -> None:
     assert len({(index % 7, marker(index)) for index in range(49)}) == 49
+
+
+def test_published_points_have_a_panel_of_their_own(tmp_path: Path) -> None:
+    """CIFAR-10 runs stand beside Table 1, one panel a protocol; runs on other data have no such figure."""
+    make.write_chain(tmp_path / "cifar")
+    make.write_attack(tmp_path / "cifar" / "code", student="student", protocol="paper-code")
+    found = models(collect([tmp_path / "cifar"]))
+    (plot,) = published_plots(groups(found), found)
+    svg = render(plot).svg.decode()
+    for words in ("As published,", "protocol not stated", "Measured under pixel,", "Measured under paper-code,"):
+        assert f"<!-- {words}" in svg or words in svg
+    assert plot.size[0] == pytest.approx(3 * 4.2)
+    other = make.data("digits").model_copy(update={"classes": ["0", "1"]})
+    make.write_attack(tmp_path / "digits", student="a", model="m", reference=other)
+    found = models(collect([tmp_path / "digits"]))
+    assert published_plots(groups(found), found) == []
+
+
+def test_many_models_are_told_apart_by_how_they_were_trained(tmp_path: Path) -> None:
+    for seed in range(5):
+        for origin in ("searched", "random"):
+            make.write_control(tmp_path, seed=seed, origin=origin, robust=0.3)
+    found = models(collect([tmp_path]))
+    (group,) = groups(found)
+    assert {look.name for look in looks(group, found)} == {"S3, rnas-cl", "S3, rnas-cl, tutors: random"}
+
+
+def test_hardening_has_a_panel_for_weights_where_they_were_recorded(tmp_path: Path) -> None:
+    make.write_search(tmp_path / "new")
+    (search,) = collect([tmp_path]).searches
+    with_weights = hardening(search)
+    assert with_weights is not None
+    older = [{key: value for key, value in entry.items() if "weight" not in key} for entry in search.document.history]
+    document = search.document.model_copy(update={"history": older})
+    without = hardening(replace(search, document=document))
+    assert without is not None
+    assert (with_weights.size[0], without.size[0]) == (14.0, 10.5)
+    assert len(render(without).png) > 1000
 
 
 @pytest.mark.parametrize(

@@ -58,9 +58,53 @@ def runs(tmp_path: Path, tiny_teacher: Path) -> Path:
     return tmp_path / "runs"
 
 
+@pytest.fixture
+def rivalled(runs: Path) -> Path:
+    """Beside that run, students under KL alone: of the same seed and of another, and one of another teacher."""
+    for name, seed, teacher in (("kl-1", 1, None), ("kl-0", 0, None), ("kl-other", 0, make.TEACHER)):
+        folder = runs / name
+        folder.mkdir()
+        torch.manual_seed(10 + seed)
+        built = make.architecture()
+        sha256 = save_student(folder / "student.safetensors", build_student(built), built)
+        own = teacher or collect([runs / "s3"]).derivations[0].document.provenance.teacher
+        document = TrainDocument(
+            provenance=make.provenance("train", teacher=own, seed=seed),
+            paradigm="kl",
+            architecture=built,
+            student_sha256=sha256,
+            clean_accuracy=0.1,
+            epochs=1,
+            seconds=1.0,
+            history=[],
+        )
+        write_document(folder / "train.json", document)
+    return runs
+
+
+def test_the_student_under_kl_alone_stands_beside(rivalled: Path, image: Path) -> None:
+    ((maps,), words) = attention_maps(models(collect([rivalled])), image)
+    assert words == ["no attention maps of students trained without tutors: kl-0, kl-1, kl-other"]
+    assert maps.rival is not None
+    assert maps.rival.model == "kl-0"  # the same teacher and the same seed
+    assert [found.layer for found in maps.rival.maps] == [found.layer for found in maps.students]
+    assert maps.rival.maps[3].values != maps.students[3].values
+    assert "kl-0, trained with KL and no tutors" in map_plot(maps).caption
+
+
+def test_distances_are_those_of_eq_1(runs: Path, image: Path) -> None:
+    """Worked out from the drawn maps alone: || s/|s| - t/|t| ||."""
+    ((maps,), _) = attention_maps(models(collect([runs])), image)
+    for student, tutor in zip(maps.students, maps.tutors, strict=True):
+        s, t = torch.tensor(student.values).double(), torch.tensor(tutor.values).double()
+        s = s / s.norm().clamp(min=1e-12)  # below that a layer is dead, as in training
+        assert student.distance == pytest.approx(float((s - t / t.norm()).norm()), abs=1e-4)
+        assert tutor.distance is None
+
+
 def test_maps_of_student_and_tutor(runs: Path, image: Path) -> None:
     ((maps,), words) = attention_maps(models(collect([runs])), image)
-    assert words == []
+    assert words == ["no student trained with KL alone under the same teacher is given to hold attention maps against"]
     assert maps.students[0].layer == "0: stem.conv"
     assert len(maps.students) == len(maps.tutors) == 7
     assert maps.popular[0].layer.endswith("×)")

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from rnascl_cli.artifacts.documents import DataReference, Verdicts
+from rnascl_cli.reporting.attack_tables import attack_tables
 from rnascl_cli.reporting.collect import collect
 from rnascl_cli.reporting.compare import beside_published, dataset_of, paper_tables, unmatched
-from rnascl_cli.reporting.evidence import (
-    agreement_table,
-    control_table,
-    decided_table,
-    entropy,
-    relative_depth,
-    softmax,
-    tutored,
-)
 from rnascl_cli.reporting.gaps import find_gaps
 from rnascl_cli.reporting.lineage import models
 from rnascl_cli.reporting.making import changed_settings, making
-from rnascl_cli.reporting.summary import Group, attack_tables, groups, model_tables
+from rnascl_cli.reporting.measured import Group, groups
+from rnascl_cli.reporting.summary import headline, model_tables
 from rnascl_cli.reporting.tables import Cell, Table, accuracy, number, points, ranges, short_spec, wilson
 from tests.reporting import factories as make
 
@@ -70,8 +62,12 @@ def test_accuracies_of_one_group(tmp_path: Path) -> None:
     (table,) = attack_tables(group)
     assert cell(table, "s3-trades", "PGD-20 8/255").text == "43.0 [39.0, 47.0]"
     assert cell(table, "s3-trades", "Worst case 8/255").text == "38.0 [33.9, 42.3]"
-    assert cell(table, "s3-trades", "Params (M)").text == f"{make.architecture().params / 1e6:.3f}"
-    warned = cell(table, "s3-train", "Warnings")
+    summary = headline(group)
+    assert cell(summary, "s3-trades", "Params (M)").text == f"{make.architecture().params / 1e6:.3f}"
+    assert cell(summary, "s3-trades", "Worst case 8/255").text == "38.0 [33.9, 42.3]"
+    assert cell(summary, "s3-trades", "Worst case 8/255").share == 0.38
+    assert cell(summary, "s3-trades", "Audit").text == "not audited"
+    warned = cell(summary, "s3-train", "Warnings")
     assert warned.loud
     assert "masked" in warned.note
     assert "500 test images" in table.intro
@@ -102,7 +98,7 @@ def test_other_sizes_have_a_table_of_their_own(tmp_path: Path) -> None:
     (group,) = grouped(tmp_path / "runs")
     usual, other = attack_tables(group)
     assert [heading.label for heading in usual.columns][-1] == "PGD-20 8/255"
-    assert [heading.label for heading in other.columns] == ["Model", "PGD-20 2/255", "PGD-20 4/255"]
+    assert [heading.label for heading in other.columns] == ["Model", "Clean", "PGD-20 2/255", "PGD-20 4/255"]
     assert [row[0].text for row in other.rows] == ["swept"]
 
 
@@ -177,7 +173,9 @@ def test_measured_beside_the_published_row_of_the_same_teacher(tmp_path: Path) -
     # Published RNAS-CL-S3-R18: 88.47 clean, 26.35 under PGD-20; measured 89.4 and 0.4.
     assert second.rows[0][0].text == "RNAS-CL-S3-R18"
     assert second.rows[1][0].text == "measured: s3-train"
-    assert [found.text for found in second.rows[2][-2:]] == ["+0.9", "−26.0"]
+    assert [column.label for column in second.columns][-4:] == ["Clean", "Δ", "PGD-20ᵃ", "Δ"]
+    assert [found.text for found in second.rows[1][-4:]] == ["89.4", "+0.9", "0.4", "−26.0"]
+    assert [found.text for found in second.rows[0][-4:]] == ["88.47", "", "26.35", ""]
     first = next(table for title, table in tables.items() if title.startswith("Table 1"))
     assert "teacher r18, not wrt34" in first.rows[1][2].text
     fourth = next(table for title, table in tables.items() if title.startswith("Table 4"))
@@ -218,64 +216,16 @@ def test_paper_tables_are_whole(tmp_path: Path) -> None:
     assert [table.title[:7] for table in tables] == [f"Table {number}" for number in range(1, 7)]
     published = [row for row in tables[0].rows if "measured" not in row[0].text]
     assert len(published) == 38
-    assert published[0][8].text == "3.3"
-    assert published[0][9].text == "500*"
-    assert published[5][5].text == "–"  # MVV2-ARD has no FGSM number
-
-
-def test_relative_depth_and_softmax_by_hand() -> None:
-    assert relative_depth(3, 5) == [0, 2, 4]
-    assert relative_depth(1, 5) == [4]
-    assert softmax([0.0, 0.0]) == [0.5, 0.5]
-    assert softmax([1000.0, 0.0]) == [1.0, 0.0]
-
-
-def test_agreement_between_seeds_by_hand(tmp_path: Path) -> None:
-    """Seeds 0 and 1 differ in the last three of nine layers, by two teacher layers each."""
-    for seed in (0, 1):
-        searched = make.write_search(tmp_path / "runs" / f"s{seed}", seed=seed)
-        make.write_derived(tmp_path / "runs" / f"d{seed}", searched, seed=seed)
-    maps = tutored(collect([tmp_path / "runs"]))
-    table = agreement_table(maps)
-    assert table is not None
-    assert [found.text for found in table.rows[0]] == [
-        "d0 (seed 0)",
-        "d1 (seed 1)",
-        "66.7",
-        "12.3",  # layers chosen by both: 1*1 + 2*2 + 2*2 + 1*1 = 10 of 81
-        "8.3",
-        "0.7",
+    columns = [column.label for column in tables[0].columns]
+    assert columns == [
+        *("Method", "Source", "Trained how", "Protocol, images"),
+        *("Clean", "Δ", "FGSMᵃᵇ", "Δ", "PGD-20ᵇ", "Δ", "MI-FGSMᵇ", "Δ", "Params (M)", "MACs (M)"),
     ]
-    control = control_table(maps)
-    assert control is not None
-    # Relative depth gives 0, 1, 3, 4, 6, 7, 8, 10, 11 (halves to even), which agrees in layers 0, 5 and 8 of nine;
-    # the last three have the last teacher layer.
-    assert cell(control, "d0", "Same as last layer").text == "33.3"
-    assert cell(control, "d0", "Same as relative depth").text == "33.3"
-
-
-def test_how_decided_a_search_ended(tmp_path: Path) -> None:
-    """One logit of 0.5 among twelve near 0.1 is hardly a choice; one of 3 is, whatever the temperature."""
-    make.write_search(tmp_path / "s3", tutor_logit=0.5)
-    make.write_search(tmp_path / "firm")
-    table = decided_table(collect([tmp_path]))
-    assert table is not None
-    assert float(cell(table, "s3", "Entropy of tutors").text) > 0.9
-    assert 0.5 < float(cell(table, "firm", "Entropy of tutors").text) < 0.7
-    said = gaps(tmp_path)
-    assert "s3: the tutors were hardly decided" in said
-    assert "firm: the tutors" not in said
-    assert entropy([0.0, 0.0, 0.0]) == pytest.approx(1.0)
-    # p = (3/4, 1/4): H = ln 4 - (3/4) ln 3, over ln 2
-    assert entropy([math.log(3), 0.0]) == pytest.approx((math.log(4) - 0.75 * math.log(3)) / math.log(2))
-    assert entropy([5.0]) == 0.0
-
-
-def test_a_derived_document_copied_by_training_counts_once(tmp_path: Path) -> None:
-    searched = make.write_search(tmp_path / "runs" / "s3")
-    make.write_derived(tmp_path / "runs" / "one", searched)
-    make.write_derived(tmp_path / "runs" / "two", searched)
-    assert [found.run for found in tutored(collect([tmp_path / "runs"]))] == ["one"]
+    assert published[0][-2].text == "3.3"
+    assert published[0][-1].text == "500*"
+    assert published[5][6].text == "-"  # MVV2-ARD has no FGSM number
+    assert tables[0].sortable
+    assert "Δ" not in [column.label for column in tables[2].columns]  # nothing is measured on ImageNet-100
 
 
 def test_how_a_number_was_made(tmp_path: Path) -> None:
@@ -319,3 +269,76 @@ def test_attack_runs_of_one_model_on_the_same_images_are_one_row(tmp_path: Path)
     (group,) = groups([model])
     (measured,) = group.measured
     assert measured.worst_case == pytest.approx(0.6)
+
+
+def test_seeds_hold_out_images_of_their_own_and_share_a_table(tmp_path: Path) -> None:
+    """Another fingerprint under another seed is the same data; under the same seed, the images have changed."""
+    make.write_train(tmp_path / "a", student="a", seed=0)
+    make.write_train(tmp_path / "b", student="b", seed=1, reference=make.data("drawn by another seed"))
+    (table,) = model_tables(models(collect([tmp_path])))
+    assert [row[0].text for row in table.rows] == ["a", "b"]
+    assert "the first of 2: each seed holds out images of its own" in table.intro
+    assert "separate tables" not in gaps(tmp_path)
+    make.write_train(tmp_path / "c", student="c", seed=1, reference=make.data("changed"))
+    assert len(model_tables(models(collect([tmp_path])))) == 3
+
+
+def test_drawn_test_images_are_of_their_seed_alone(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        reference = make.data(f"drawn {seed}").model_copy(update={"limit_test": 500})
+        make.write_train(tmp_path / f"s{seed}", student=f"{seed}", seed=seed, reference=reference)
+    assert len(model_tables(models(collect([tmp_path])))) == 2
+
+
+def test_what_one_of_several_attack_runs_was_asked_and_did_not_do_is_said(tmp_path: Path) -> None:
+    write = partial(make.write_attack, student="a", model="m")
+    write(tmp_path / "a", results=[make.result("fgsm", 8, 0.4)], asked={"attacks": ["fgsm"], "eps": ["8/255"]})
+    write(tmp_path / "b", results=[make.result("pgd20", 8, 0.3)], asked={"attacks": ["pgd20", "aa"], "eps": ["8/255"]})
+    assert "no result of AutoAttack at eps 0.03137" in gaps(tmp_path)
+    write(tmp_path / "c", results=[make.result("aa", 8, 0.2, step=None)])
+    assert "no result of AutoAttack" not in gaps(tmp_path)
+
+
+def test_every_number_names_the_attack_run_it_comes_from(tmp_path: Path) -> None:
+    write = partial(make.write_attack, student="a", model="m")
+    write(tmp_path / "a", results=[make.result("fgsm", 8, 0.4)])
+    write(tmp_path / "b", results=[make.result("pgd20", 8, 0.3)])
+    (group,) = grouped(tmp_path)
+    (table,) = attack_tables(group)
+    assert cell(table, "m", "FGSM 8/255").note.startswith("attack run a; ")
+    assert cell(table, "m", "PGD-20 8/255").note.startswith("attack run b; ")
+
+
+def test_norms_never_share_a_table(tmp_path: Path) -> None:
+    other = make.result("pgd20", 8, 0.9).model_copy(update={"norm": "L2"})
+    make.write_attack(tmp_path / "a", student="a", model="m")
+    make.write_attack(tmp_path / "b", student="a", model="m", results=[other], worst=0.9)
+    found = grouped(tmp_path)
+    assert [(group.norm, len(group.measured)) for group in found] == [("Linf", 1), ("L2", 1)]
+    assert "two norms" in gaps(tmp_path)
+    assert "norm L2" in attack_tables(found[1])[0].intro
+
+
+def test_the_worst_case_of_a_model_attacked_beyond_the_usual_eps(tmp_path: Path) -> None:
+    """Ten images: 0 and 1 fall at 8/255, six of them at 16/255; the summary tells 8/255, which both were given."""
+    verdicts = [
+        Verdicts(attack="pgd20", eps="8/255", broken=[0, 1]),
+        Verdicts(attack="pgd20", eps="16/255", broken=[0, 1, 2, 3, 4, 5]),
+    ]
+    results = [make.result("pgd20", 8, 0.8), make.result("pgd20", 16, 0.4)]
+    write = partial(make.write_attack, n=10, clean=1.0)
+    write(tmp_path / "a", student="a", model="far", results=results, verdicts=verdicts, worst=0.4)
+    write(tmp_path / "b", student="b", model="near", results=results[:1], verdicts=verdicts[:1], worst=0.8)
+    (group,) = grouped(tmp_path)
+    summary = headline(group)
+    for name in ("far", "near"):
+        assert cell(summary, name, "Worst case 8/255").text.startswith("80.0")
+
+
+def test_an_attack_of_other_strength_than_published_is_marked_beside_the_paper(tmp_path: Path) -> None:
+    weak = make.result("pgd20", 8, 0.5).model_copy(update={"standard": False})
+    make.write_train(tmp_path / "s3", student="student")
+    make.write_attack(tmp_path / "s3", student="student", results=[weak])
+    table = next(table for table in beside_published(models(collect([tmp_path]))) if table.title.startswith("Table 2"))
+    assert table.rows[1][-2].text == "50.0†"
+    assert any(note.startswith("†") for note in table.notes)

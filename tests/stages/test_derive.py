@@ -11,9 +11,11 @@ import pytest
 
 from rnascl_cli.artifacts.documents import DerivedDocument
 from rnascl_cli.artifacts.store import parse_document, read_document, sha256_file
+from rnascl_cli.distill.tutors import random_tutors, same_depth_tutors
 from rnascl_cli.spaces import SPACES, network_cost
 from rnascl_cli.stages.derive import argmax, derive
 from tests.command import done, files, refused
+from tests.conftest import FAST
 
 PARADIGMS = ("rnas-cl", "icc", "kl", "standard")
 
@@ -141,3 +143,69 @@ def test_a_search_is_never_replaced_by_what_is_derived_from_it(searched: dict[st
     for given in (source, source / "search.json"):
         assert "is the search to derive from" in refused("derive", given, "--out", source / "search.json", "--force")
     assert files(source) == before
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize("origin", ["random", "same-depth", "last-layer"])
+def test_controls_change_the_tutors_alone(searched: dict[str, Path], origin: str) -> None:
+    searched_map = derive(searched["rnas-cl"])
+    control = parse_document(
+        done("derive", searched["rnas-cl"], "--tutors", origin).out, DerivedDocument, where="stdout"
+    )
+    assert control.tutors is not None
+    assert searched_map.tutors is not None
+    assert (searched_map.tutors.origin, control.tutors.origin) == ("searched", origin)
+    assert control.architecture == searched_map.architecture
+    assert control.paradigm == searched_map.paradigm
+    students, teachers = len(control.tutors.student_layers), len(control.tutors.teacher_layers)
+    expected = {
+        "random": random_tutors(students, teachers, seed=3),  # the search's own seed
+        "same-depth": same_depth_tutors(students, teachers),
+        "last-layer": [teachers - 1] * students,
+    }
+    assert control.tutors.tutor == expected[origin]
+
+
+@pytest.mark.pipeline
+def test_tutors_by_hand_come_from_a_file(searched: dict[str, Path], tmp_path: Path) -> None:
+    found = derive(searched["icc"]).tutors
+    assert found is not None
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(dict.fromkeys(reversed(found.student_layers), found.teacher_layers[0])))
+    document = derive(searched["icc"], tutors=str(file))
+    assert document.tutors is not None
+    assert document.tutors.origin == "by-hand"
+    assert document.tutors.tutor == [0] * len(found.student_layers)
+    assert document.provenance.inputs["mine.json"] == sha256_file(file)
+
+
+@pytest.mark.pipeline
+def test_tutors_that_do_not_fit_are_refused(searched: dict[str, Path], tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    for text, message in (("{", "not a JSON document"), ("[1]", "gives 1 tutors"), ('{"x": 1}', "no layer 'x'")):
+        file.write_text(text)
+        line = refused("derive", searched["rnas-cl"], "--tutors", file)
+        assert message in line
+        assert str(file) in line
+    assert "did you mean 'same-depth'" in refused("derive", searched["rnas-cl"], "--tutors", "same-dept")
+    line = refused("derive", searched["kl"], "--tutors", "random")
+    assert "has no tutors; search with --paradigm rnas-cl or icc" in line
+
+
+@pytest.mark.pipeline
+def test_the_origin_goes_on_into_training(searched: dict[str, Path], tmp_path: Path) -> None:
+    control = done("derive", searched["icc"], "--tutors", "last-layer").out
+    done("train", "-", "--epochs", 1, *FAST, "--out", tmp_path / "run", stdin=control)
+    tutors = read_document(tmp_path / "run" / "derived.json", DerivedDocument).tutors
+    assert tutors is not None
+    assert tutors.origin == "last-layer"
+
+
+def test_a_map_without_an_origin_was_searched(searched: dict[str, Path], tmp_path: Path) -> None:
+    """Documents from before there were controls."""
+    raw = json.loads(done("derive", searched["rnas-cl"]).out)
+    del raw["tutors"]["origin"]
+    (tmp_path / "old.json").write_text(json.dumps(raw))
+    tutors = read_document(tmp_path / "old.json", DerivedDocument).tutors
+    assert tutors is not None
+    assert tutors.origin == "searched"

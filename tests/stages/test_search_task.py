@@ -253,6 +253,11 @@ def test_the_epochs_entry(data: Data, tiny_teacher: Path) -> None:
         assert task._supernet.training
     # Undecided: every choice is as likely, and the entropies are 1.
     assert (entry["width_entropy"], entry["tutor_entropy"]) == pytest.approx((1.0, 1.0))
+    # S3's blocks have 2, 4 and 4 choices.
+    assert entry["width_top_weight"] == pytest.approx((1 / 2 + 1 / 4 + 1 / 4) / 3)
+    tutor_logits = task._choices.tutor_logits
+    assert tutor_logits is not None
+    assert entry["tutor_top_weight"] == pytest.approx(1 / tutor_logits.shape[1])
     right = entry["holdout_accuracy"] * len(data.holdout)
     assert right == pytest.approx(round(right))
 

@@ -29,12 +29,44 @@ for (const button of document.querySelectorAll("table.sortable thead button")) {
 }
 
 const dialog = document.getElementById("large");
-for (const button of document.querySelectorAll(".enlarge")) {
-  button.addEventListener("click", () => {
-    dialog.querySelector("div").replaceChildren(button.querySelector("picture").cloneNode(true));
-    dialog.showModal();
-  });
+const enlargers = Array.from(document.querySelectorAll(".enlarge"));
+let shown = 0;
+
+function show(index) {
+  shown = (index + enlargers.length) % enlargers.length;
+  const figure = enlargers[shown].closest("figure");
+  dialog.querySelector("h3").textContent = figure.querySelector("h3").textContent;
+  dialog.querySelector("p").textContent = figure.querySelector("figcaption").textContent;
+  dialog.querySelector("div").replaceChildren(...Array.from(figure.querySelectorAll("img"), (image) => image.cloneNode()));
+  if (!dialog.open) dialog.showModal();
 }
+
+enlargers.forEach((button, index) => button.addEventListener("click", () => show(index)));
+dialog.querySelector(".before").addEventListener("click", () => show(shown - 1));
+dialog.querySelector(".after").addEventListener("click", () => show(shown + 1));
+dialog.addEventListener("keydown", (event) => {
+  if (event.key === "ArrowLeft") show(shown - 1);
+  if (event.key === "ArrowRight") show(shown + 1);
+});
 dialog.addEventListener("click", (event) => {
   if (event.target === dialog) dialog.close();
+});
+
+// A link to how a number was made opens what it leads to.
+function unfold() {
+  const target = location.hash.length > 1 && document.getElementById(location.hash.slice(1));
+  if (target && target.tagName === "DETAILS") target.open = true;
+}
+addEventListener("hashchange", unfold);
+unfold();
+
+const themes = ["as the system", "light", "dark"];
+const theme = document.querySelector(".theme");
+theme.hidden = false;
+theme.addEventListener("click", () => {
+  const root = document.documentElement;
+  const next = themes[(themes.indexOf(root.dataset.theme ?? themes[0]) + 1) % themes.length];
+  if (next === themes[0]) delete root.dataset.theme;
+  else root.dataset.theme = next;
+  theme.textContent = `Colours: ${next}`;
 });
