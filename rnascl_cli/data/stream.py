@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rnascl_cli.data.augment import Augment, ResizedCrop
-from rnascl_cli.data.decode import Shape, decode_now, decode_one, random_cut, refuse_beyond_memory, stack
+from rnascl_cli.data.decode import Shape, decode_now, decode_one, random_cut, stack
 from rnascl_cli.data.files import ImageFiles
 from rnascl_cli.data.images import Drawn, ImageSet, as_floats
 from rnascl_cli.errors import RunError, UserError
@@ -80,9 +80,8 @@ class StreamedSet(ImageSet):
 
     @property
     def images_NCHW(self) -> Tensor:  # noqa: N802
-        """Every image of the set, decoded here and now: for small sets, where all pixels are wanted at once."""
-        refuse_beyond_memory(len(self), self.side, what=self.files.what)
-        return self.pixels(slice(None))
+        """Not to be had: that would be every image at once, which is what such a set is there to avoid."""
+        raise AssertionError("a streamed set's pixels are had by pixels(rows)")
 
     @property
     def side(self) -> int:
@@ -232,9 +231,13 @@ class _Pool:
 
 
 def default_workers() -> int:
-    """Return how many worker processes to start: one fewer than the CPUs this process may use, at least 1, up to 16."""
+    """Return how many worker processes to start: one fewer than the CPUs this process may use, at least 1, up to 16.
+
+    The processes that torchrun started on this machine share the CPUs.
+    """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MOST_WORKERS, usable - 1))
+    beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, min(MOST_WORKERS, usable // (int(beside) if beside.isdecimal() and int(beside) else 1) - 1))
 
 
 def decode_job(job: Job) -> Decoded:

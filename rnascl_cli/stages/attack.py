@@ -178,7 +178,7 @@ def _worker(model: nn.Module, assault: Assault) -> Model | None:
     settings, compute = assault.recipe.attack, assault.compute
     worker: nn.Module = model
     if settings.fold:
-        sample_BCHW = assault.data.test.images_NCHW[:SAMPLE].to(compute.device).float() / 255
+        sample_BCHW = assault.data.test.pixels(slice(SAMPLE)).to(compute.device).float() / 255
         with exact_float32():
             worker = folded(model, sample_BCHW) or model
         worker.to(memory_format=_layout(compute))

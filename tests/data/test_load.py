@@ -205,6 +205,7 @@ def test_a_folder_without_training_images_can_only_be_tested_on(make_folder: Mak
         ("cifar", r"did you mean 'cifar10"),
         ("folder", r"write --data folder:DIR"),
         ("imagenet100", r"write --data imagenet100:DIR"),
+        ("imagenet", r"write --data imagenet:DIR"),
         ("digits:/x", r"take no folder"),
         ("folder:/nowhere/at/all", r"no folder /nowhere/at/all"),
     ],

@@ -67,7 +67,7 @@ def test_evaluated_as_in_memory_and_as_torchvision_does(photographs: Path) -> No
     assert isinstance(streamed.test, StreamedSet)
     assert not isinstance(kept.test, StreamedSet)
     assert streamed.input_size == 224
-    assert torch.equal(streamed.test.images_NCHW, kept.test.images_NCHW)
+    assert torch.equal(streamed.test.pixels(slice(None)), kept.test.images_NCHW)
     for one, other in zip(
         ordered_batches(streamed.test, batch_size=3, device=CPU),
         ordered_batches(kept.test, batch_size=3, device=CPU),
@@ -172,14 +172,18 @@ def test_a_pass_inside_another_and_one_after_a_broken_off_one(photographs: Path)
 
 
 @pytest.mark.unit
-def test_selected_rows_moved_labels_and_all_pixels(photographs: Path) -> None:
+def test_selected_rows_moved_labels_and_pixels(photographs: Path) -> None:
     data = load(photographs)
     some = data.train.select(torch.tensor([1, 7, 8])).to("cpu")
     assert isinstance(some, StreamedSet)
     assert some.index_N.tolist() == [1, 7, 8]
     assert some.labels_N.tolist() == [0, 1, 1]
-    assert torch.equal(some.images_NCHW, data.train.images_NCHW[[1, 7, 8]])
-    assert torch.equal(some.pixels(slice(1, 2)), some.images_NCHW[1:2])
+    whole = data.train.pixels(slice(None))
+    assert torch.equal(some.pixels(slice(None)), whole[[1, 7, 8]])
+    assert torch.equal(some.pixels(slice(1, 2)), whole[7:8])
+    assert torch.equal(some.pixels(torch.tensor([2, 0])), whole[[8, 1]])
+    with pytest.raises(AssertionError, match=r"pixels\(rows\)"):  # nobody decodes a whole set by accident
+        _ = some.images_NCHW
     assert some.digests() == [data.train.digests()[row] for row in (1, 7, 8)]
     assert data.train.select(torch.arange(0)).pixels(slice(None)).shape == (0, 3, 224, 224)
 
@@ -262,6 +266,8 @@ def test_default_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     for cpus, wanted in ((1, 1), (2, 1), (16, 15), (64, 16)):
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid, cpus=cpus: set(range(cpus)), raising=False)
         assert default_workers() == wanted
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert default_workers() == 15  # of 64 CPUs
 
 
 @pytest.mark.unit
@@ -309,7 +315,7 @@ def test_mean_and_std_of_a_large_set_are_those_of_an_even_sample(
 ) -> None:
     monkeypatch.setattr("rnascl_cli.data.statistics.SAMPLE", 4)
     data = load(photographs)
-    pixels = data.train.images_NCHW[[0, 3, 6, 9]].double() / 255
+    pixels = data.train.pixels(torch.tensor([0, 3, 6, 9])).double() / 255
     assert data.mean == pytest.approx(pixels.mean(dim=(0, 2, 3)).tolist(), abs=6e-5)
     assert data.std == pytest.approx(pixels.std(dim=(0, 2, 3), correction=0).tolist(), abs=6e-5)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from rnascl_cli.cli import app
 from tests.command import done, refused
 from tests.conftest import FAST
 from tests.photographs import write_photographs
@@ -96,8 +97,17 @@ def test_a_corrupt_image_ends_the_run_with_its_name(squares: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_ctrl_c_ends_workers_too(squares: Path, tmp_path: Path) -> None:
     options = ["--space", "S3", "--paradigm", "standard", "--epochs", "100000", *streamed(squares, 2)]
-    command = [sys.executable, "-m", "rnascl_cli", "search", *map(str, options), "--out", str(tmp_path / "run")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:
+    # Where tests run in the background, children start deaf to SIGINT.
+    hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{hear}; from rnascl_cli.cli.app import main; main()"
+    command = [sys.executable, "-c", program, "search", *map(str, options), "--out", str(tmp_path / "run")]
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(Path(app.__file__).parents[2])},
+    ) as process:
         assert process.stderr is not None
         try:
             line = process.stderr.readline()

@@ -114,7 +114,7 @@ def test_every_row_of_the_paper_s_own_has_a_recipe_that_names_it(table: Publishe
 
 
 @pytest.mark.unit
-def test_there_are_25_such_rows_in_the_tables_with_recipes() -> None:
+def test_there_are_thirty_such_rows_in_the_four_tables() -> None:
     assert len([table for table, _ in OWN_ROWS if table.number in (1, 2, 3, 5)]) == 10 + 12 + 6 + 2
     named = {recipe_of(table, row) for table, row in OWN_ROWS}
     assert named == {*TABLE_1, *TABLE_2, *TABLE_3, *TABLE_5}
