@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import builtins
 import collections
+import operator
 import os
 import shutil
 import subprocess
@@ -116,6 +117,7 @@ def payloads(mark: Path) -> dict[str, tuple[Payload, bool]]:
         "eval": (Payload(builtins.eval, f"open({str(mark)!r}, 'w').close()"), True),
         "open": (Payload(builtins.open, str(mark), "w"), True),
         "subprocess": (Payload(subprocess.check_call, ["touch", str(mark)]), True),
+        "a call of what a call gave": (Payload(operator.methodcaller("touch"), mark), True),
         "shutil": (Payload(shutil.copy, "/etc/hostname", str(mark)), True),
         "hidden by a known name": (Payload(torch.load, str(mark)), True),
     }
