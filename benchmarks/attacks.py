@@ -59,7 +59,7 @@ class Bench:
 
     @property
     def x_NCHW(self) -> Tensor:  # noqa: N802
-        return self.images.images_NCHW.to(self.device).float() / 255
+        return self.images.pixels(slice(None)).to(self.device).float() / 255
 
     def evaluator(self, *, layout: torch.memory_format, fold: bool) -> Evaluator:
         """Return what `rnascl attack` sets up, or less of it."""
@@ -190,7 +190,7 @@ def robust_student(train: ImageSet, epochs: int = 8) -> nn.Module:
     order, ball = torch.Generator().manual_seed(0), Linf(EPS.value)
     for _ in range(epochs):
         for rows in torch.randperm(len(train), generator=order).split(64):
-            x_BCHW, y_B = train.images_NCHW[rows].float() / 255, train.labels_N[rows]
+            x_BCHW, y_B = train.pixels(rows).float() / 255, train.labels_N[rows]
             x_BCHW = projected_gradient(
                 model,
                 x_BCHW,
@@ -222,12 +222,12 @@ def build(arguments: argparse.Namespace) -> tuple[Bench, str]:
         model, name = resolve_model(arguments.model).module, arguments.model
     model = model.eval().requires_grad_(False).to(device)
     with torch.no_grad():
-        batches = (data.test.images_NCHW.float() / 255).split(100)
+        batches = (data.test.pixels(slice(None)).float() / 255).split(100)
         answers_N = torch.cat([model(x_BCHW.to(device)).argmax(dim=1).cpu() for x_BCHW in batches])
     if not len(labels_N):
         labels_N = answers_N
     rows = (answers_N == labels_N).nonzero().squeeze(1)[: arguments.images]
-    images = ImageSet(data.test.images_NCHW[rows], labels_N[rows], data.test.index_N[rows])
+    images = ImageSet(data.test.pixels(rows), labels_N[rows], data.test.index_N[rows])
     return Bench(model, images, arguments.batch_size, device), name
 
 
