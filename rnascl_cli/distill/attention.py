@@ -5,12 +5,35 @@ Shape suffixes: B images, S student layers, T teacher layers, L layers of either
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _TINY = 1e-12
+
+
+class _SquaredNorms(torch.autograd.Function):
+    """sum_p m_p^2 in one pass over the maps, and one more for its slope; plain autograd makes five."""
+
+    @staticmethod
+    def forward(ctx: Any, maps_BLP: Tensor) -> Tensor:
+        ctx.save_for_backward(maps_BLP)
+        norm_BL: Tensor = torch.linalg.vector_norm(maps_BLP, dim=2)
+        return norm_BL.square_()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope_BL: Tensor) -> Tensor:
+        (maps_BLP,) = ctx.saved_tensors
+        slope_BLP: Tensor = maps_BLP * slope_BL.mul(2).unsqueeze(2)
+        return slope_BLP
+
+
+def _squared_norms(maps_BLP: Tensor) -> Tensor:
+    squares_BL: Tensor = _SquaredNorms.apply(maps_BLP)
+    return squares_BL
 
 
 def unit_maps(maps_BLP: Tensor, *, over: Literal["image", "batch"] = "image") -> Tensor:
@@ -32,21 +55,28 @@ def unit_maps(maps_BLP: Tensor, *, over: Literal["image", "batch"] = "image") ->
     return maps_BLP * squares.clamp(min=_TINY**2).rsqrt()
 
 
-def pairwise_distances(student_BSP: Tensor, teacher_BTP: Tensor) -> Tensor:
-    """Return mean_b || s_bi - t_bj ||_2 for all pairs of layers, by one batched matrix product.
+def pairwise_distances(
+    student_BSP: Tensor, teacher_BTP: Tensor, *, over: Literal["image", "batch"] = "image"
+) -> Tensor:
+    """Return mean_b || s_bi / ||s_i|| - t_bj ||_2 for all pairs of layers, by one batched matrix product.
+
+    The student's norms are divided out of the products, which are far smaller than the maps.
 
     Args:
-        student_BSP: Unit maps of the student's layers.
+        student_BSP: Maps of the student's layers, of any norm.
         teacher_BTP: Unit maps of the teacher's layers.
+        over: The student's norm, as in :func:`unit_maps`.
 
     Returns:
         Distances (S, T), each in [0, 2].
     """
+    squares_BS1 = _squared_norms(student_BSP).unsqueeze(2)
+    squared_norm = squares_BS1 if over == "image" else squares_BS1.sum(dim=0, keepdim=True)
+    scale = squared_norm.clamp(min=_TINY**2).rsqrt()
     # ||s - t||^2 = ||s||^2 + ||t||^2 - 2 s.t
-    products_BST = torch.bmm(student_BSP, teacher_BTP.transpose(1, 2))
-    s_BS1 = student_BSP.square().sum(dim=2).unsqueeze(2)
-    t_B1T = teacher_BTP.square().sum(dim=2).unsqueeze(1)
-    return _root(s_BS1 + t_B1T - 2 * products_BST).mean(dim=0)
+    products_BST = torch.bmm(student_BSP, teacher_BTP.transpose(1, 2)) * scale
+    t_B1T = _squared_norms(teacher_BTP).unsqueeze(1)
+    return _root(squares_BS1 * scale.square() + t_B1T - 2 * products_BST).mean(dim=0)
 
 
 def tutor_distances(student_BSP: Tensor, tutors_BSP: Tensor) -> Tensor:

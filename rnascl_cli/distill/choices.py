@@ -1,4 +1,7 @@
-"""The Gumbel parameters of a search: one logit a filter choice, one a (student layer, teacher layer) pair."""
+"""The Gumbel parameters of a search: one logit a filter choice, one a (student layer, teacher layer) pair.
+
+Shape suffixes: D blocks, N filter choices of the block that has most of them, S student layers, T teacher layers.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,12 @@ from rnascl_cli.distill.gumbel import Noise, gumbel_softmax, sample_noise
 
 
 class Sample(NamedTuple):
-    """Gumbel weights: ``widths`` one vector a block, ``tutors`` (S, T) or None without tutors."""
+    """Gumbel weights: ``widths`` (D, N), rows that sum to 1; ``tutors`` (S, T), or None without tutors.
 
-    widths: list[Tensor]
+    A block with fewer choices than N has weight 0 behind its last one.
+    """
+
+    widths: Tensor
     tutors: Tensor | None
 
 
@@ -29,7 +35,11 @@ class Choices(nn.Module):
 
     def __init__(self, width_choices: Sequence[Sequence[int]], *, student_layers: int, teacher_layers: int) -> None:
         super().__init__()
-        self.width_logits = nn.ParameterList(nn.Parameter(torch.zeros(len(choices))) for choices in width_choices)
+        self._counts = [len(choices) for choices in width_choices]
+        # One matrix for all blocks, so that a sample costs the same few operations whatever the depth.
+        self.width_logits = nn.Parameter(torch.zeros(len(self._counts), max(self._counts)))
+        absent_DN = torch.arange(max(self._counts)) >= torch.tensor(self._counts)[:, None]
+        self.register_buffer("absent", absent_DN, persistent=False)
         self.tutor_logits: nn.Parameter | None = None
         if student_layers and teacher_layers:
             self.tutor_logits = nn.Parameter(torch.zeros(student_layers, teacher_layers))
@@ -41,11 +51,16 @@ class Choices(nn.Module):
             eps = sample_noise(logits.shape, generator=generator, kind=noise)
             return gumbel_softmax(logits, temperature=temperature, noise=eps)
 
-        widths = [draw(logits) for logits in self.width_logits]
-        return Sample(widths, None if self.tutor_logits is None else draw(self.tutor_logits))
+        return Sample(draw(self._present()), None if self.tutor_logits is None else draw(self.tutor_logits))
 
     def expected(self, *, temperature: float = 1.0) -> Sample:
         """Return softmax(logits / tau), without noise."""
-        widths = [torch.softmax(logits / temperature, dim=0) for logits in self.width_logits]
         tutors = None if self.tutor_logits is None else torch.softmax(self.tutor_logits / temperature, dim=1)
-        return Sample(widths, tutors)
+        return Sample(torch.softmax(self._present() / temperature, dim=1), tutors)
+
+    def rows(self, values_DN: Tensor) -> list[Tensor]:
+        """Return each block's own choices of ``values``, such as logits or weights, a vector a block."""
+        return [row[:count] for row, count in zip(values_DN, self._counts, strict=True)]
+
+    def _present(self) -> Tensor:
+        return self.width_logits.masked_fill(self.get_buffer("absent"), -torch.inf)

@@ -5,6 +5,7 @@ Shape suffixes: B images, C channels, H height, W width.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -51,8 +52,8 @@ class MaskableConv2d(nn.Conv2d):
     """A convolution of the supernet.
 
     Attributes:
-        column_mask: Multiplies the weights' input columns: sum_h W_oh (m_h a_h) = sum_h (W_oh m_h) a_h, so the
-            input is masked at the price of the (smaller) weight.
+        column_mask: (C, 1, 1), multiplies the weights' input columns: sum_h W_oh (m_h a_h) = sum_h (W_oh m_h) a_h,
+            so the input is masked at the price of the (smaller) weight.
         channel_mask: Not used here: the mask under which the attention map of the output is taken
             (:mod:`rnascl_cli.models.taps`).
     """
@@ -62,7 +63,7 @@ class MaskableConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve with the masked weights."""
-        weight = self.weight if self.column_mask is None else self.weight * self.column_mask[None, :, None, None]
+        weight = self.weight if self.column_mask is None else self.weight * self.column_mask
         convolved: Tensor = self._conv_forward(input, weight, self.bias)
         return convolved
 
@@ -103,25 +104,25 @@ class MaskedInvertedResidual(nn.Module):
         self.depthwise = MaskableConvBN(hidden, hidden, kernel=3, stride=stride, groups=hidden)
         self.project = MaskableConvBN(hidden, c_out)
 
-    def forward(self, x_BCHW: Tensor, mask_in: Tensor | None, mask_out: Tensor, skip: Tensor | None) -> Tensor:
+    def forward(self, x_BCHW: Tensor, hidden_mask: Tensor | None, mask: Tensor, skip: Tensor | None) -> Tensor:
         """Run the block.
 
         Args:
             x_BCHW: Input, already masked (the mask rode on the block before).
-            mask_in: Mask of the input channels (c_in,); None for the stem, which has no choice.
-            mask_out: Mask of the output channels (c_out,).
+            hidden_mask: Mask of the hidden channels (EXPANSION * c_in, 1, 1), each input channel's EXPANSION times;
+                None after the stem, which has no choice.
+            mask: Mask of the output channels (c_out, 1, 1).
             skip: Weight of the skip connection in [0, 1], a scalar; None where there can be none.
         """
-        # Hidden channel h exists in a derived network whose input has more than h // EXPANSION channels.
-        hidden_mask = None if mask_in is None else mask_in.repeat_interleave(EXPANSION)
         for layer in (self.expand, self.depthwise):
             layer.conv.channel_mask = layer.bn.channel_mask = hidden_mask
         self.project.conv.column_mask = hidden_mask
-        self.project.conv.channel_mask = self.project.bn.affine_mask = mask_out
+        self.project.conv.channel_mask = mask
+        self.project.bn.affine_mask = mask.flatten()
         hidden = F.hardswish(self.expand(x_BCHW))
         hidden = F.hardswish(self.depthwise(hidden))
         out: Tensor = self.project(hidden)
-        return out if skip is None else out + skip.to(out.dtype) * x_BCHW
+        return out if skip is None else torch.addcmul(out, x_BCHW, skip.to(out.dtype))
 
 
 def initialise(model: nn.Module) -> None:

@@ -8,6 +8,8 @@ The mask itself costs next to nothing: it is folded into the affine numbers of t
 the hidden channels that a narrower input would not have had go out with the columns of the projection. The
 skip connection, which a derived network has only where widths agree, is weighted with the probability that
 they do. With one-hot g the supernet therefore *is* the derived network, which a test shows.
+
+Shape suffixes: B images, C channels, H height, W width, D blocks, N filter choices of the block that has most.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from torch.nn import functional as F
 from rnascl_cli.models.blocks import ConvBN, MaskedInvertedResidual, initialise
 from rnascl_cli.models.normalise import Normalise
 from rnascl_cli.spaces import SearchSpace
-from rnascl_cli.spaces.tables import STEM_CHANNELS, STEM_STRIDE
+from rnascl_cli.spaces.tables import EXPANSION, STEM_CHANNELS, STEM_STRIDE
 
 
 class Supernet(nn.Module):
@@ -62,34 +64,54 @@ class Supernet(nn.Module):
             features = space.head_channels
         self.classifier = nn.Linear(features, num_classes)
         initialise(self)
+        # masks[(d, i), :] = 1[channel < f_i] over the channels of block d, 0 over those of the others;
+        # agree[d, i, j] = 1[input choice i and output choice j are the same width], where there may be a skip.
+        depth, most = len(outputs), max(len(choices) for choices in outputs)
+        masks = [torch.zeros(depth, most, max(choices)) for choices in outputs]
+        agree_DNN = torch.zeros(depth, most, most)
         for index, (c_in, c_out) in enumerate(zip(inputs, outputs, strict=True)):
-            # masks[i, c] = 1[c < f_i]; agree[i, j] = 1[input choice i and output choice j are the same width]
-            masks = (torch.arange(max(c_out))[None, :] < torch.tensor(c_out)[:, None]).float()
-            agree = (torch.tensor(c_in)[:, None] == torch.tensor(c_out)[None, :]).float()
-            self.register_buffer(f"masks_{index}", masks, persistent=False)
-            self.register_buffer(f"agree_{index}", agree, persistent=False)
+            masks[index][index, : len(c_out)] = (torch.arange(max(c_out)) < torch.tensor(c_out)[:, None]).float()
+            if space.block_strides[index] == 1 and max(c_in) == max(c_out):
+                agree_DNN[index, : len(c_in), : len(c_out)] = (
+                    torch.tensor(c_in)[:, None] == torch.tensor(c_out)
+                ).float()
+        self.register_buffer("masks", torch.cat(masks, dim=2).flatten(0, 1), persistent=False)
+        self.register_buffer("agree", agree_DNN, persistent=False)
+        self.register_buffer("stem_choice", torch.eye(1, most), persistent=False)
+        self._skips = [bool(table.any()) for table in agree_DNN]
 
-    def forward(self, x_BCHW: Tensor, width_weights: Sequence[Tensor]) -> Tensor:
+    def forward(self, x_BCHW: Tensor, g_DN: Tensor) -> Tensor:
         """Map images in [0, 1] to the logits of the mixture of widths.
 
         Args:
             x_BCHW: Images.
-            width_weights: For each block the Gumbel weights g of its filter choices, summing to 1.
+            g_DN: The Gumbel weights of each block's filter choices: rows that sum to 1, 0 behind a block's last choice.
 
         Returns:
             Logits (B, num_classes).
         """
         x = F.hardswish(self.stem(self.normalise(x_BCHW)))
-        g_in, mask_in = torch.ones(1, device=x_BCHW.device), None
-        for index, (block, stride, g_out) in enumerate(
-            zip(self.blocks, self.space.block_strides, width_weights, strict=True)
-        ):
-            mask_out = g_out @ self.get_buffer(f"masks_{index}")
-            agree = self.get_buffer(f"agree_{index}")
-            can_skip = stride == 1 and x.shape[1] == len(mask_out)
-            x = block(x, mask_in, mask_out, g_in @ agree @ g_out if can_skip else None)
-            g_in, mask_in = g_out, mask_out
+        masks, hidden_masks, skips = self._mixtures(g_DN)
+        for block, *mixture in zip(self.blocks, hidden_masks, masks, skips, strict=True):
+            x = block(x, *mixture)
         if self.head is not None:
             x = F.hardswish(self.head(x))
         logits: Tensor = self.classifier(x.mean(dim=(2, 3)))
         return logits
+
+    def _mixtures(self, g_DN: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor | None], Sequence[Tensor | None]]:
+        """Return for each block its output mask (c_out, 1, 1), its hidden mask and the weight of its skip connection.
+
+        All blocks at once: the number of operations does not depend on how many there are. Products and sums and
+        not matrix products, which autocast would round to bf16.
+        """
+        masks = (g_DN.flatten()[:, None] * self.get_buffer("masks")).sum(dim=0).view(-1, 1, 1)
+        # Hidden channel h exists in a derived network whose input has more than h // EXPANSION channels.
+        hidden = masks.expand(-1, EXPANSION, 1).reshape(-1, 1, 1)
+        g_in_DN = torch.cat([self.get_buffer("stem_choice"), g_DN[:-1]])
+        given_input_DN = (g_in_DN.unsqueeze(2) * self.get_buffer("agree")).sum(dim=1)
+        agreed_D = (given_input_DN * g_DN).sum(dim=1).unbind()
+        widths = self.space.largest
+        hidden_masks = torch.split(hidden, [EXPANSION * width for width in widths])
+        skips = [weight if skip else None for weight, skip in zip(agreed_D, self._skips, strict=True)]
+        return torch.split(masks, list(widths)), [None, *hidden_masks[:-1]], skips

@@ -8,12 +8,16 @@ Shape suffixes: B images, L layers, C channels, H height, W width, P pixels of t
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from rnascl_cli.models.energies import energy, widened_energy, widens
 
 Tap = Literal["conv", "norm", "block"]
 
@@ -37,57 +41,34 @@ def tappable_layers(model: nn.Module, tap: Tap = "conv") -> dict[str, nn.Module]
     return {name: module for name, module in model.named_modules() if wanted(module)}
 
 
-def energy(activation_BCHW: Tensor, channel_mask_C: Tensor | None = None) -> Tensor:
-    """Return F(A), the sum of squares over channels, shape (B, H, W), in float32.
+def to_common_side(map_BLHW: Tensor, side: int) -> Tensor:
+    """Bring maps to ``side`` x ``side``: larger ones are area-averaged, smaller ones interpolated bilinearly.
 
-    Args:
-        activation_BCHW: A layer's output A.
-        channel_mask_C: In a supernet, the mask m under which the layer works: the map is that of m * A.
+    Either is linear and separable, R_H m R_W^T: two small matrix products, several times faster than PyTorch's
+    bilinear kernel and its backward on a CPU.
     """
-    if channel_mask_C is None and not activation_BCHW.requires_grad:
-        # One pass over a teacher's activations, accumulated in float32 whatever their precision.
-        norm: Tensor = torch.linalg.vector_norm(activation_BCHW, dim=1, dtype=torch.float32)
-        return norm.square()
-    activation_BCHW = activation_BCHW.float()
-    squares = activation_BCHW * activation_BCHW
-    if channel_mask_C is None:
-        return squares.sum(dim=1)
-    return torch.einsum("bchw,c->bhw", squares, channel_mask_C.float().square())
-
-
-def to_common_side(map_BHW: Tensor, side: int) -> Tensor:
-    """Bring maps to ``side`` x ``side``: larger ones are area-averaged, smaller ones interpolated bilinearly."""
-    height, width = map_BHW.shape[-2:]
+    height, width = map_BLHW.shape[-2:]
     if (height, width) == (side, side):
-        return map_BHW
-    x = map_BHW.unsqueeze(1)
-    if min(height, width) >= side:
-        if x.is_cuda and torch.are_deterministic_algorithms_enabled():  # the pooling's backward is not, on a GPU
-            return area_average(map_BHW, side)
-        return F.adaptive_avg_pool2d(x, side).squeeze(1)
-    return F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False).squeeze(1)
+        return map_BLHW
+    smaller = min(height, width) < side
+    rows_sH, columns_sW = (_resizing(size, side, smaller, map_BLHW.device) for size in (height, width))
+    return rows_sH @ (map_BLHW @ columns_sW.T)
 
 
-def area_average(map_BHW: Tensor, side: int) -> Tensor:
-    """Do what adaptive average pooling does by two matrix products, whose gradients add up in a fixed order."""
-    rows_sH, columns_sW = (_averaging(size, side).to(map_BHW) for size in map_BHW.shape[-2:])
-    return rows_sH @ map_BHW @ columns_sW.T
-
-
-def _averaging(size: int, side: int) -> Tensor:
-    """Return the (side, size) matrix whose row i averages pixels floor(i size / side) to ceil((i + 1) size / side)."""
-    pixel = torch.arange(size)
-    start = (torch.arange(side) * size) // side
-    end = -((-(torch.arange(side) + 1) * size) // side)
-    inside = ((pixel >= start[:, None]) & (pixel < end[:, None])).float()
-    return inside / inside.sum(dim=1, keepdim=True)
+@functools.lru_cache(maxsize=64)
+def _resizing(size: int, side: int, bilinear: bool, device: torch.device) -> Tensor:
+    """Return the matrix (side, size) that resizes a row, as PyTorch resizes the unit rows."""
+    units = torch.eye(size, device=device).unsqueeze(0)
+    if bilinear:
+        return F.interpolate(units, size=side, mode="linear", align_corners=False)[0].T.contiguous()
+    return F.adaptive_avg_pool1d(units, side)[0].T.contiguous()
 
 
 class MapRecorder:
     """Holds the maps of the last forward pass, one a layer; see :func:`recording_maps`."""
 
-    def __init__(self, layers: Sequence[str]) -> None:
-        self.layers = list(layers)
+    def __init__(self, layers: Sequence[str], *, side: int) -> None:
+        self.layers, self.side = list(layers), side
         self.paused = False
         self._maps: dict[str, Tensor] = {}
 
@@ -100,9 +81,9 @@ class MapRecorder:
         finally:
             self.paused = False
 
-    def put(self, layer: str, map_BP: Tensor) -> None:
-        """Keep the map of ``layer``."""
-        self._maps[layer] = map_BP
+    def put(self, layer: str, map_B1HW: Tensor) -> None:
+        """Keep the map of ``layer``, at the layer's own size."""
+        self._maps[layer] = map_B1HW
 
     def take(self) -> Tensor:
         """Return the maps as (B, L, P) in the order of ``layers`` and forget them.
@@ -113,9 +94,11 @@ class MapRecorder:
         missing = [layer for layer in self.layers if layer not in self._maps]
         if missing:
             raise ValueError(f"no forward pass reached {', '.join(missing[:3])}")
-        maps_BLP = torch.stack([self._maps[layer] for layer in self.layers], dim=1)
+        # Neighbours of one size are resized together.
+        groups = itertools.groupby((self._maps[layer] for layer in self.layers), key=lambda map_B1HW: map_B1HW.shape)
+        stacks = [torch.cat(list(maps), dim=1) for _, maps in groups]
         self._maps.clear()
-        return maps_BLP
+        return torch.cat([to_common_side(maps_BLHW, self.side).flatten(2) for maps_BLHW in stacks], dim=1)
 
 
 @contextlib.contextmanager
@@ -141,14 +124,17 @@ def recording_maps(
     unknown = [name for name in names if name not in found]
     if unknown:
         raise ValueError(f"no layer '{unknown[0]}' among the {len(found)} {tap} layers of the model")
-    recorder = MapRecorder(names)
+    recorder = MapRecorder(names, side=side)
 
     def hook_for(name: str) -> Any:
-        def hook(module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if recorder.paused:
                 return
-            map_BHW = energy(output, getattr(module, "channel_mask", None))
-            recorder.put(name, to_common_side(map_BHW, side).flatten(1))
+            mask_C11 = getattr(module, "channel_mask", None)
+            if isinstance(module, nn.Conv2d) and widens(module):
+                recorder.put(name, widened_energy(inputs[0], module.weight, mask_C11))
+            else:
+                recorder.put(name, energy(output, mask_C11))
 
         return hook
 

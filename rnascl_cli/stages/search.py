@@ -11,8 +11,7 @@ Shape suffixes: B images, b images of one part of the batch, S student layers, T
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from rnascl_cli.artifacts.documents import SearchDocument
 from rnascl_cli.artifacts.store import write_document
 from rnascl_cli.data import Batch, Data, ImageSet, load_data
-from rnascl_cli.distill.attention import attention_loss, pairwise_distances, unit_maps
+from rnascl_cli.distill.attention import attention_loss, pairwise_distances
 from rnascl_cli.distill.choices import Choices, Sample
 from rnascl_cli.distill.expected_cost import ExpectedCost
 from rnascl_cli.distill.gumbel import mean_entropy, mean_largest, temperature_at
@@ -120,7 +119,7 @@ def search(recipe: Recipe, run: RunDirectory) -> SearchDocument:
         num_classes=data.num_classes,
         input_size=data.input_size,
         width_choices=[list(block) for block in space.block_choices],
-        width_logits=[logits.tolist() for logits in choices.width_logits],
+        width_logits=[logits.tolist() for logits in choices.rows(choices.width_logits.detach())],
         student_layers=student_layers,
         teacher_layers=teacher_layers,
         tutor_logits=[] if choices.tutor_logits is None else choices.tutor_logits.tolist(),
@@ -155,6 +154,16 @@ def check_batches_can_be_split(settings: SearchSettings, space: SearchSpace, dat
             f"--batch-size: a batch of {batch} cannot give {least} or more images to the weights and as many to the "
             "Gumbel parameters, which would learn nothing; use larger batches or more images"
         )
+
+
+class Objective(NamedTuple):
+    """Eq. (2) for a part of a batch: the loss, its terms by name, n_f, the expected cost behind it, and the logits."""
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    n_f: Tensor
+    cost: Tensor
+    logits_bK: Tensor
 
 
 class SearchTask:
@@ -233,28 +242,25 @@ class SearchTask:
 
     def _weight_step(self, x_bCHW: Tensor, y_b: Tensor, lesson: Lesson | None) -> dict[str, Tensor]:
         self._supernet.train()
-        optimiser = self.optimisers[0].optimiser
         with frozen(self._choices.parameters()):
-            loss, metrics = self._objective(x_bCHW, y_b, lesson, self._sample())
-            descend(optimiser, loss)
-        return metrics
+            sample = self._sample()
+            found = self._objective(x_bCHW, y_b, lesson, sample)
+            descend(self.optimisers[0].optimiser, found.loss)
+        return self._metrics(found, y_b, sample)
 
     def _gumbel_step(self, x_bCHW: Tensor, y_b: Tensor, lesson: Lesson | None) -> Tensor:
-        optimiser = self.optimisers[1].optimiser
         # Batch statistics as in the weight step, but neither weights nor running statistics move.
         with frozen(self._supernet.parameters()), fixed_statistics(self._supernet):
-            loss, _ = self._objective(x_bCHW, y_b, lesson, self._sample())
-            descend(optimiser, loss)
-        return loss.detach()
+            found = self._objective(x_bCHW, y_b, lesson, self._sample())
+            descend(self.optimisers[1].optimiser, found.loss)
+        return found.loss.detach()
 
     def _sample(self) -> Sample:
         return self._choices.sample(
             temperature=self._temperature, generator=self._noise, noise=self._settings.gumbel.noise
         )
 
-    def _objective(
-        self, x_bCHW: Tensor, y_b: Tensor, lesson: Lesson | None, sample: Sample
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _objective(self, x_bCHW: Tensor, y_b: Tensor, lesson: Lesson | None, sample: Sample) -> Objective:
         """Return eq. (2) and its terms."""
         settings = self._settings
         with self._compute.student_autocast():
@@ -264,19 +270,31 @@ class SearchTask:
             terms["kl"] = kl_divergence(
                 logits_bK, lesson.logits_BK, direction=settings.kl.direction, temperature=settings.kl.temperature
             )
-        student_bSP = None if self._recorder is None else unit_maps(self._recorder.take(), over=settings.attention.norm)
+        student_bSP = None if self._recorder is None else self._recorder.take()
         self._inspect(lesson, student_bSP)
         if student_bSP is not None and lesson is not None and lesson.maps_BTP is not None:
             assert sample.tutors is not None
-            terms["attention"] = attention_loss(sample.tutors, pairwise_distances(student_bSP, lesson.maps_BTP))
+            distances_ST = pairwise_distances(student_bSP, lesson.maps_BTP, over=settings.attention.norm)
+            terms["attention"] = attention_loss(sample.tutors, distances_ST)
+        cost = self._cost(sample.widths)
         n_f = settings.cost.scale * self._cost.relative(
-            sample.widths, exponent=settings.cost.exponent, target=settings.cost.target
+            cost, exponent=settings.cost.exponent, target=settings.cost.target
         )
         loss = add_up(terms, {"kl": settings.kl.weight, "attention": settings.attention.gamma}) * n_f
-        right = (logits_bK.argmax(dim=1) == y_b).float().mean()
-        macs = self._macs(sample.widths)
-        named = {"loss": loss, **terms, "n_f": n_f, "expected_macs": macs, "train_accuracy": right}
-        return loss, {name: value.detach() for name, value in named.items()}
+        return Objective(loss, terms, n_f, cost, logits_bK)
+
+    @torch.no_grad()
+    def _metrics(self, found: Objective, y_b: Tensor, sample: Sample) -> dict[str, Tensor]:
+        """Return what the weight step reports, detached."""
+        right = (found.logits_bK.argmax(dim=1) == y_b).float().mean()
+        macs = found.cost if self._settings.cost.measure == "macs" else self._macs(sample.widths)
+        return {
+            "loss": found.loss.detach(),
+            **{name: term.detach() for name, term in found.terms.items()},
+            "n_f": found.n_f.detach(),
+            "expected_macs": macs.detach(),
+            "train_accuracy": right,
+        }
 
     def _inspect(self, lesson: Lesson | None, student_bSP: Tensor | None) -> None:
         if lesson is None or self._teacher is None:
@@ -296,12 +314,15 @@ class SearchTask:
             self._teacher.settle()
         # softmax(v) is the chance of each choice to win under Gumbel noise, whatever the temperature.
         likely = self._choices.expected()
-        entry: dict[str, Any] = {"temperature": self._temperature, "width_entropy": mean_entropy(likely.widths)}
+        entry: dict[str, Any] = {
+            "temperature": self._temperature,
+            "width_entropy": mean_entropy(self._choices.rows(likely.widths)),
+        }
         if likely.tutors is not None:
             entry["tutor_entropy"] = mean_entropy([likely.tutors])
         # As the temperature falls, the weights harden even where the chances stay: both are told.
         hard = self._choices.expected(temperature=self._temperature)
-        entry["width_top_weight"] = mean_largest(hard.widths)
+        entry["width_top_weight"] = mean_largest(self._choices.rows(hard.widths))
         if hard.tutors is not None:
             entry["tutor_top_weight"] = mean_largest([hard.tutors])
         if len(self._holdout):
@@ -313,10 +334,10 @@ class SearchTask:
 class _Mixture(nn.Module):
     """The supernet under fixed width weights, as a plain model."""
 
-    def __init__(self, supernet: Supernet, widths: Sequence[Tensor]) -> None:
+    def __init__(self, supernet: Supernet, g_DN: Tensor) -> None:
         super().__init__()
-        self.supernet, self.widths = supernet, list(widths)
+        self.supernet, self.g_DN = supernet, g_DN
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        logits: Tensor = self.supernet(x_BCHW, self.widths)
+        logits: Tensor = self.supernet(x_BCHW, self.g_DN)
         return logits

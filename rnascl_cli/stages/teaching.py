@@ -163,6 +163,7 @@ def on_duty(
     """
     teacher.module.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     with contextlib.ExitStack() as stack:
+        stack.enter_context(compute.teacher_weights(teacher.module))
         recorder = wanted_T = None
         if layers is None or layers:
             every = list(tappable_layers(teacher.module, attention.tap))

@@ -58,6 +58,21 @@ def test_batched_equals_the_double_loop(maps: tuple[Tensor, Tensor], generator: 
     assert attention_loss(g_ST, distances_ST).item() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("over", ["image", "batch"])
+def test_the_students_norm_is_divided_out(
+    maps: tuple[Tensor, Tensor], over: Literal["image", "batch"], generator: torch.Generator
+) -> None:
+    student_BSP, units_BTP = maps[0] * 300, unit_maps(maps[1], over=over)
+    g_ST = torch.softmax(torch.randn(3, 5, generator=generator), dim=1)
+    raw, leaf = student_BSP.clone().requires_grad_(True), student_BSP.clone().requires_grad_(True)
+    found = attention_loss(g_ST, pairwise_distances(raw, units_BTP, over=over))
+    units_BSP = leaf / leaf.norm(dim=2 if over == "image" else (0, 2), keepdim=True)
+    expected = attention_loss(g_ST, (units_BSP[:, :, None] - units_BTP[:, None]).norm(dim=3).mean(dim=0))
+    torch.testing.assert_close(found, expected)
+    (slope,) = torch.autograd.grad(found, raw)
+    torch.testing.assert_close(slope, torch.autograd.grad(expected, leaf)[0], rtol=1e-4, atol=1e-9)
+
+
 def test_golden_distances() -> None:
     # One image. Student maps (3, 4) and (1, 0); teacher maps (4, 3), (0, 2) and (5, 0).
     student_BSP = torch.tensor([[[3.0, 4.0], [1.0, 0.0]]])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
 from typing import Literal
 
 import pytest
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from rnascl_cli.distill.expected_cost import ExpectedCost
 from rnascl_cli.spaces import SPACES, SearchSpace, Stage, network_cost
+from tests.models.slimming import one_hot, padded
 
 pytestmark = pytest.mark.unit
 
@@ -20,23 +20,20 @@ Measure = Literal["macs", "params"]
 MEASURES: tuple[Measure, Measure] = ("macs", "params")
 
 
-def one_hot(space: SearchSpace, widths: Sequence[int]) -> list[Tensor]:
-    """Gumbel weights that decide on ``widths``."""
-    rows = []
-    for choices, width in zip(space.block_choices, widths, strict=True):
-        row = torch.zeros(len(choices))
-        row[choices.index(width)] = 1.0
-        rows.append(row)
-    return rows
-
-
-def soft(space: SearchSpace, seed: int, *, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """Gumbel weights that have not decided."""
+def soft(space: SearchSpace, seed: int, *, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Gumbel weights (D, N) that have not decided."""
     stream = torch.Generator().manual_seed(seed)
-    return [
-        torch.softmax(torch.randn(len(choices), generator=stream, dtype=dtype), dim=0)
-        for choices in space.block_choices
-    ]
+    return padded(
+        [
+            torch.softmax(torch.randn(len(choices), generator=stream, dtype=dtype), dim=0)
+            for choices in space.block_choices
+        ]
+    )
+
+
+def n_f(cost: ExpectedCost, g_DN: Tensor, **settings: float) -> Tensor:
+    """n_f of Gumbel weights."""
+    return cost.relative(cost(g_DN), **settings)
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -69,31 +66,30 @@ def test_soft_weights_give_the_mean_over_all_networks(measure: Measure) -> None:
 def test_gradient_against_finite_differences(name: str) -> None:
     space = SPACES[name]
     expected = ExpectedCost(space, num_classes=10, input_size=32)
-    weights = [row.requires_grad_(True) for row in soft(space, 2)]
+    weights = soft(space, 2).requires_grad_(True)
     expected(weights).backward()
+    assert weights.grad is not None
     step = 1e-4
     for block in (0, 1, len(weights) // 2, len(weights) - 1):
-        slope_of = weights[block].grad
-        assert slope_of is not None
-        for choice in range(len(weights[block])):
+        for choice in range(len(space.block_choices[block])):
             values = []
             for sign in (1, -1):
-                moved = [row.detach().clone() for row in weights]
-                moved[block][choice] += sign * step
+                moved = weights.detach().clone()
+                moved[block, choice] += sign * step
                 values.append(expected(moved).item())
-            assert slope_of[choice].item() == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-6)
+            assert weights.grad[block, choice].item() == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-6)
 
 
 def test_gradient_reaches_float32_weights() -> None:
     space = SPACES["S3"]
-    weights = [row.requires_grad_(True) for row in soft(space, 3, dtype=torch.float32)]
-    n_f = ExpectedCost(space, num_classes=10, input_size=32).relative(weights)
-    n_f.backward()  # type: ignore[no-untyped-call]
-    assert n_f.dtype == torch.float32
-    for row in weights:
-        assert row.grad is not None
+    weights = soft(space, 3, dtype=torch.float32).requires_grad_(True)
+    found = n_f(ExpectedCost(space, num_classes=10, input_size=32), weights)
+    found.backward()  # type: ignore[no-untyped-call]
+    assert found.dtype == torch.float32
+    assert weights.grad is not None
+    for row, choices in zip(weights.grad.tolist(), space.block_choices, strict=True):
         # Wider choices cost more: the gradient falls along the row.
-        assert row.grad.tolist() == sorted(row.grad.tolist(), reverse=True)
+        assert row[: len(choices)] == sorted(row[: len(choices)], reverse=True)
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -103,19 +99,19 @@ def test_n_f_lies_in_0_to_1(name: str, measure: Measure) -> None:
     cost = ExpectedCost(space, num_classes=10, input_size=space.input_size, measure=measure)
     low, high = network_cost(space, space.smallest, num_classes=10), network_cost(space, space.largest, num_classes=10)
     floor = getattr(low, measure) / getattr(high, measure)
-    assert cost.relative(one_hot(space, space.largest)).item() == 1.0
-    assert cost.relative(one_hot(space, space.smallest)).item() == pytest.approx(floor, rel=1e-6)
+    assert n_f(cost, one_hot(space, space.largest)).item() == 1.0
+    assert n_f(cost, one_hot(space, space.smallest)).item() == pytest.approx(floor, rel=1e-6)
     for seed in range(3):
-        assert floor < cost.relative(soft(space, seed)).item() < 1.0
+        assert floor < n_f(cost, soft(space, seed)).item() < 1.0
 
 
 def test_the_exponent() -> None:
     space = SPACES["S3"]
     cost = ExpectedCost(space, num_classes=10, input_size=32)
     weights = soft(space, 4)
-    plain = cost.relative(weights).item()
-    assert cost.relative(weights, exponent=0.5).item() == pytest.approx(plain**0.5, rel=1e-6)
-    assert cost.relative(weights, exponent=0.0).item() == 1.0
+    plain = n_f(cost, weights).item()
+    assert n_f(cost, weights, exponent=0.5).item() == pytest.approx(plain**0.5, rel=1e-6)
+    assert n_f(cost, weights, exponent=0.0).item() == 1.0
 
 
 def test_it_holds_nothing_to_learn_or_save() -> None:
@@ -129,11 +125,10 @@ def test_below_the_target_smaller_is_no_better() -> None:
     cost = ExpectedCost(space, num_classes=10, input_size=32)
     small, large = one_hot(space, space.smallest), one_hot(space, space.largest)
     target = 6e6  # S3 spans 4.74 to 7.87 M MACs
-    assert cost.relative(small, target=target).item() == pytest.approx(target / cost.largest, rel=1e-6)
-    assert cost.relative(large, target=target).item() == 1.0
+    assert n_f(cost, small, target=target).item() == pytest.approx(target / cost.largest, rel=1e-6)
+    assert n_f(cost, large, target=target).item() == 1.0
     for weights in (small, large):
-        for row in weights:
-            row.requires_grad_(True)
-        cost.relative(weights, target=target).backward()  # type: ignore[no-untyped-call]
-    assert all(row.grad is None or not row.grad.any() for row in small)
-    assert all(row.grad is not None and row.grad.any() for row in large)
+        n_f(cost, weights.requires_grad_(True), target=target).backward()  # type: ignore[no-untyped-call]
+    assert small.grad is None or not small.grad.any()
+    assert large.grad is not None
+    assert large.grad.any(dim=1).all()

@@ -23,12 +23,19 @@ CASES = {
 }
 
 
-def one_hot(space: SearchSpace, widths: Sequence[int]) -> list[Tensor]:
-    """Gumbel weights that decide on ``widths``."""
-    return [
-        torch.tensor([float(choice == width) for choice in choices])
-        for choices, width in zip(space.block_choices, widths, strict=True)
-    ]
+def padded(rows: Sequence[Tensor]) -> Tensor:
+    """Rows of different lengths as a matrix (D, N), 0 behind the shorter ones."""
+    return nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+
+
+def one_hot(space: SearchSpace, widths: Sequence[int]) -> Tensor:
+    """Gumbel weights (D, N) that decide on ``widths``."""
+    return padded(
+        [
+            torch.tensor([float(choice == width) for choice in choices])
+            for choices, width in zip(space.block_choices, widths, strict=True)
+        ]
+    )
 
 
 def shaken(model: nn.Module, seed: int = 0) -> nn.Module:

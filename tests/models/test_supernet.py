@@ -14,7 +14,7 @@ from rnascl_cli.models.student import Student
 from rnascl_cli.models.supernet import Supernet
 from rnascl_cli.models.taps import Tap, recording_maps, tappable_layers
 from rnascl_cli.spaces import SPACES, SearchSpace, Stage
-from tests.models.slimming import CASES, HEADED, TINY, cut_out, images, one_hot, random_supernet, shaken
+from tests.models.slimming import CASES, HEADED, TINY, cut_out, images, one_hot, padded, random_supernet, shaken
 
 pytestmark = pytest.mark.unit
 
@@ -100,7 +100,7 @@ def test_n_choices_cost_one_block() -> None:
     slim = dispatched(Student(one, [32] * 3, num_classes=5), x_BCHW)
     counts = []
     for space in (one, many):
-        g = [torch.full((len(choices),), 1 / len(choices)) for choices in space.block_choices]
+        g = padded([torch.full((len(choices),), 1 / len(choices)) for choices in space.block_choices])
         counts.append(dispatched(random_supernet(space), x_BCHW, g))
     # A stem and three convolutions a block, with 20 choices as with one, as in a plain network.
     assert [calls["aten.convolution.default"] for calls in (slim, *counts)] == [10, 10, 10]
@@ -118,11 +118,11 @@ def test_soft_weights_are_the_weighted_sum_of_the_choices() -> None:
     for training in (False, True):
         block.train(training)
         with torch.no_grad():
-            widest = block(x_BCHW, None, torch.ones(10), None)
+            widest = block(x_BCHW, None, torch.ones(10, 1, 1), None)
             by_hand = torch.zeros_like(widest)
             for weight, mask in zip(g, masks, strict=True):
                 by_hand += weight * widest * mask[None, :, None, None]
-            mixed = block(x_BCHW, None, g @ masks, None)
+            mixed = block(x_BCHW, None, (g @ masks).view(-1, 1, 1), None)
         torch.testing.assert_close(mixed, by_hand, rtol=1e-5, atol=1e-5)
 
 
@@ -134,7 +134,7 @@ def test_a_soft_input_mask_rides_on_the_hidden_channels() -> None:
         hidden = nn.functional.hardswish(block.depthwise(nn.functional.hardswish(block.expand(x_BCHW))))
         masked = hidden * torch.tensor([1.0] * 6 + [0.7] * 6 + [0.2] * 6)[None, :, None, None]
         by_hand = block.project.bn(nn.functional.conv2d(masked, block.project.conv.weight))
-        found = block(x_BCHW, mask_in, torch.ones(4), None)
+        found = block(x_BCHW, mask_in.repeat_interleave(6).view(-1, 1, 1), torch.ones(4, 1, 1), None)
     torch.testing.assert_close(found, by_hand, rtol=1e-5, atol=1e-5)
 
 
@@ -152,7 +152,7 @@ def test_the_skip_is_weighted_by_the_chance_that_widths_agree() -> None:
         torch.tensor([0.5, 0.5, 0]),
     ]
     with torch.no_grad():
-        supernet(images(TINY), g)
+        supernet(images(TINY), padded(g))
     # Stem 16 -> (16, 12): g_16. (16, 12) -> (16, 12): .25 * .4 + .75 * .6. Stride 2: none. Then .2 * .5 + .3 * .5.
     assert found[2] is None
     assert [found[0], found[1], found[3]] == pytest.approx([0.25, 0.55, 0.25])
@@ -172,7 +172,7 @@ def test_gradients_reach_every_width_weight() -> None:
     supernet = random_supernet(HEADED).eval()
     leaves = [torch.full((len(choices),), 1 / len(choices), requires_grad=True) for choices in HEADED.block_choices]
     x_BCHW = images(HEADED)
-    (supernet(x_BCHW, leaves) ** 2).mean().backward()
+    (supernet(x_BCHW, padded(leaves)) ** 2).mean().backward()
     step = 1e-2
     for block, leaf in enumerate(leaves):
         assert leaf.grad is not None
@@ -182,7 +182,7 @@ def test_gradients_reach_every_width_weight() -> None:
                 moved = [row.detach().clone() for row in leaves]
                 moved[block][choice] += sign * step
                 with torch.no_grad():
-                    values.append((supernet(x_BCHW, moved).double() ** 2).mean().item())
+                    values.append((supernet(x_BCHW, padded(moved)).double() ** 2).mean().item())
             slope = (values[0] - values[1]) / (2 * step)
             assert leaf.grad[choice].item() == pytest.approx(slope, rel=0.05, abs=0.05)
 

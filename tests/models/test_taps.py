@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from rnascl_cli.models.energies import energy, widened_energy, widens
 from rnascl_cli.models.normalise import Normalise
 from rnascl_cli.models.student import Student
-from rnascl_cli.models.taps import Tap, energy, recording_maps, tappable_layers, to_common_side
+from rnascl_cli.models.taps import Tap, recording_maps, tappable_layers, to_common_side
 from rnascl_cli.models.teachers import build_teacher
 from rnascl_cli.spaces import SPACES
 from tests.models.slimming import TINY, images
@@ -24,22 +25,96 @@ def hooks(model: nn.Module) -> int:
 def test_energy_by_hand() -> None:
     # Two channels of 1x2 pixels: 1 + 9, 4 + 16.
     activation_BCHW = torch.tensor([[[[1.0, -2.0]], [[3.0, 4.0]]]])
-    assert energy(activation_BCHW).tolist() == [[[10.0, 20.0]]]
+    assert energy(activation_BCHW).tolist() == [[[[10.0, 20.0]]]]
     # Under the mask (1, 1/2): 1 + 9/4, 4 + 16/4.
-    assert energy(activation_BCHW, torch.tensor([1.0, 0.5])).tolist() == [[[3.25, 8.0]]]
+    torch.testing.assert_close(
+        energy(activation_BCHW, torch.tensor([1.0, 0.5]).view(-1, 1, 1)), torch.tensor([[[[3.25, 8.0]]]])
+    )
 
 
 def test_a_masked_energy_is_that_of_the_masked_activation(generator: torch.Generator) -> None:
     activation_BCHW = torch.randn(2, 5, 3, 3, generator=generator)
-    mask_C = torch.tensor([1.0, 0.9, 0.3, 0.1, 0.0])
-    torch.testing.assert_close(energy(activation_BCHW, mask_C), energy(activation_BCHW * mask_C[:, None, None]))
+    mask_C11 = torch.tensor([1.0, 0.9, 0.3, 0.1, 0.0]).view(-1, 1, 1)
+    torch.testing.assert_close(energy(activation_BCHW, mask_C11), energy(activation_BCHW * mask_C11))
+
+
+def test_the_slope_of_an_energy_is_that_of_plain_autograd(generator: torch.Generator) -> None:
+    activation_BCHW = torch.randn(2, 5, 3, 3, generator=generator, requires_grad=True)
+    mask_C11 = torch.tensor([1.0, 0.9, 0.3, 0.1, 0.0]).view(-1, 1, 1).requires_grad_(True)
+    weights_B1HW = torch.randn(2, 1, 3, 3, generator=generator)
+    plain = (activation_BCHW * mask_C11).square().sum(dim=1, keepdim=True)
+    expected = torch.autograd.grad((plain * weights_B1HW).sum(), (activation_BCHW, mask_C11))
+    found = torch.autograd.grad((energy(activation_BCHW, mask_C11) * weights_B1HW).sum(), (activation_BCHW, mask_C11))
+    torch.testing.assert_close(found, expected)
+    unmasked = torch.autograd.grad((energy(activation_BCHW) * weights_B1HW).sum(), activation_BCHW)[0]
+    torch.testing.assert_close(unmasked, 2 * activation_BCHW * weights_B1HW)
+
+
+def test_the_map_of_a_widening_convolution_comes_from_its_input(generator: torch.Generator) -> None:
+    x_BCHW = torch.randn(2, 4, 3, 3, generator=generator, requires_grad=True)
+    layer = nn.Conv2d(4, 10, 1, bias=False)
+    mask_O11 = torch.linspace(0, 1, 10).view(-1, 1, 1).requires_grad_(True)
+    weights_B1HW = torch.randn(2, 1, 3, 3, generator=generator)
+    assert widens(layer)
+    for mask in (mask_O11, None):
+        leaves = [x_BCHW, layer.weight] + ([] if mask is None else [mask])
+        expected_B1HW = energy(layer(x_BCHW), mask)
+        expected = torch.autograd.grad((expected_B1HW * weights_B1HW).sum(), leaves)
+        found_B1HW = widened_energy(x_BCHW, layer.weight, mask)
+        found = torch.autograd.grad((found_B1HW * weights_B1HW).sum(), leaves)
+        torch.testing.assert_close(found_B1HW, expected_B1HW, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_which_convolutions_widen() -> None:
+    assert not widens(nn.Conv2d(4, 4, 1, bias=False))
+    assert not widens(nn.Conv2d(4, 10, 1))  # its output is W x + b
+    assert not widens(nn.Conv2d(4, 10, 1, stride=2, bias=False))
+    assert not widens(nn.Conv2d(4, 10, 3, padding=1, bias=False))
+    assert not widens(nn.Conv2d(4, 8, 1, groups=2, bias=False))
+    assert not widens(nn.Linear(4, 10))
+
+
+def test_maps_under_autocast_are_float32() -> None:
+    layer = nn.Conv2d(4, 10, 1, bias=False)
+    x_BCHW = torch.rand(2, 4, 3, 3).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        found = widened_energy(x_BCHW, layer.weight)
+        assert energy(layer(x_BCHW)).dtype == found.dtype == torch.float32
+    torch.testing.assert_close(found, energy(layer(x_BCHW.float())))
+
+
+def test_a_bf16_energy_in_pieces_is_the_whole(monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:
+    activation_BCHW = torch.randn(5, 3, 4, 4, generator=generator).bfloat16()
+    whole = energy(activation_BCHW)
+    monkeypatch.setattr("rnascl_cli.models.energies.CACHED_NUMBERS", 2 * 48)
+    assert torch.equal(energy(activation_BCHW), whole)
+
+
+def test_a_dead_layer_has_finite_slopes() -> None:
+    activation_BCHW = torch.zeros(1, 3, 2, 2, requires_grad=True)
+    mask_C11 = torch.zeros(3, 1, 1, requires_grad=True)
+    energy(activation_BCHW, mask_C11).sum().backward()  # type: ignore[no-untyped-call]
+    assert activation_BCHW.grad is not None
+    assert mask_C11.grad is not None
+    assert not activation_BCHW.grad.any()
+    assert not mask_C11.grad.any()
+
+
+def test_an_energy_keeps_nothing_but_the_activation() -> None:
+    activation_BCHW = torch.randn(2, 5, 3, 3, requires_grad=True)
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):  # type: ignore[func-returns-value]
+        energy(activation_BCHW, torch.rand(5, 1, 1))
+    large = [tensor for tensor in kept if tensor.numel() > 5]
+    assert [tensor.data_ptr() for tensor in large] == [activation_BCHW.data_ptr()]
 
 
 def test_energy_is_float32_whatever_the_activation() -> None:
     activation_BCHW = torch.full((1, 4096, 1, 1), 0.0625, dtype=torch.bfloat16)
     assert energy(activation_BCHW).dtype == torch.float32
     assert energy(activation_BCHW).item() == 16.0
-    assert energy(activation_BCHW, torch.ones(4096, dtype=torch.bfloat16)).dtype == torch.float32
+    assert energy(activation_BCHW, torch.ones(4096, 1, 1)).dtype == torch.float32
 
 
 def test_larger_maps_are_area_averaged() -> None:
@@ -58,6 +133,16 @@ def test_smaller_maps_are_interpolated_bilinearly() -> None:
 def test_maps_of_the_right_side_stay_as_they_are() -> None:
     map_BHW = torch.rand(2, 8, 8)
     assert to_common_side(map_BHW, 8) is map_BHW
+
+
+@pytest.mark.parametrize(("size", "side"), [((16, 16), 32), ((4, 4), 8), ((16, 16), 8), ((7, 7), 3), ((5, 9), 7)])
+def test_maps_are_resized_as_pytorch_does(size: tuple[int, int], side: int, generator: torch.Generator) -> None:
+    map_BLHW = torch.rand(2, 3, *size, generator=generator)
+    if min(size) < side:
+        expected = nn.functional.interpolate(map_BLHW, size=(side, side), mode="bilinear", align_corners=False)
+    else:
+        expected = nn.functional.adaptive_avg_pool2d(map_BLHW, side)
+    torch.testing.assert_close(to_common_side(map_BLHW, side), expected)
 
 
 def test_constant_maps_stay_constant_at_any_size() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from rnascl_cli.engine.compute import make_deterministic
-from rnascl_cli.models.taps import area_average
+from rnascl_cli.models.taps import to_common_side
 from tests.command import done
 from tests.reliability.drills import differences
 from tests.reliability.processes import run_command
@@ -67,5 +67,5 @@ def test_a_workspace_of_ones_own_is_kept(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.unit
 @pytest.mark.parametrize(("height", "width", "side"), [(32, 32, 8), (14, 14, 8), (7, 9, 4), (8, 8, 8), (5, 5, 1)])
 def test_averaging_by_matrices_is_adaptive_pooling(height: int, width: int, side: int) -> None:
-    map_BHW = torch.rand(3, height, width)
-    assert torch.allclose(area_average(map_BHW, side), F.adaptive_avg_pool2d(map_BHW, side), atol=1e-6)
+    map_BLHW = torch.rand(3, 1, height, width)
+    assert torch.allclose(to_common_side(map_BLHW, side), F.adaptive_avg_pool2d(map_BLHW, side), atol=1e-6)

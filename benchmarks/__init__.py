@@ -1,0 +1,1 @@
+"""What runs how fast, measured in pairs: ``python -m benchmarks`` (docs/performance.md)."""

@@ -1,0 +1,171 @@
+"""The search step to be measured: ours and the plain one, with the same weights, on the same kind of images.
+
+Images are random bytes and the teacher's weights are random: neither changes what a step costs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.reference import PlainSearch, pil_loader
+from rnascl_cli.artifacts.documents import Paradigm
+from rnascl_cli.data import Batch, Data, ImageSet, batches
+from rnascl_cli.data.augment import Crop
+from rnascl_cli.distill.choices import Choices
+from rnascl_cli.engine.compute import Compute
+from rnascl_cli.models.checkpoints import Teacher, read_teacher, write_teacher
+from rnascl_cli.models.supernet import Supernet
+from rnascl_cli.models.taps import recording_maps, tappable_layers
+from rnascl_cli.models.teachers import build_teacher
+from rnascl_cli.recipes import Recipe
+from rnascl_cli.recipes.settings import AttentionSettings, SearchSettings
+from rnascl_cli.spaces import SearchSpace, space_named
+from rnascl_cli.stages.search import SearchTask
+from rnascl_cli.stages.teacher_outputs import keep_outputs
+from rnascl_cli.stages.teaching import on_duty, uses_tutors
+
+CLASSES = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """What both sides work on.
+
+    Attributes:
+        space: The search space.
+        teacher_file: Written by :func:`random_teacher`, or any teacher.
+        side: Of the common maps, pixels.
+        data: Training images, 32x32.
+        batch_size: Images a step.
+    """
+
+    space: SearchSpace
+    teacher_file: Path
+    side: int
+    data: Data
+    batch_size: int = 128
+
+    def teacher(self) -> Teacher:
+        """Read the teacher afresh."""
+        return read_teacher(str(self.teacher_file), num_classes=CLASSES)
+
+
+def random_teacher(folder: Path, architecture: str) -> Path:
+    """Write a teacher with random weights and return its file."""
+    path = folder / f"{architecture}.safetensors"
+    torch.manual_seed(1)
+    module = build_teacher(architecture, num_classes=CLASSES)
+    write_teacher(path, module, architecture=architecture, num_classes=CLASSES, about={"source": "random weights"})
+    return path
+
+
+def random_images(count: int) -> Data:
+    """Return training images of random bytes, shaped as CIFAR-10's."""
+    stream = torch.Generator().manual_seed(0)
+    pixels_NCHW = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=stream)
+    labels_N = torch.randint(0, CLASSES, (count,), generator=stream)
+    images = ImageSet(pixels_NCHW, labels_N, torch.arange(count))
+    none = images.select(torch.arange(0))
+    return Data("random", [str(index) for index in range(CLASSES)], images, none, none, 32, None, None)
+
+
+def workload(folder: Path, *, space: str, teacher: str, side: int, images: int, batch_size: int = 128) -> Workload:
+    """Return the workload of a space and a teacher architecture."""
+    return Workload(space_named(space), random_teacher(folder, teacher), side, random_images(images), batch_size)
+
+
+@contextlib.contextmanager
+def our_search(
+    work: Workload, *, compute: Compute, paradigm: Paradigm = "rnas-cl", keep: bool = False
+) -> Iterator[SearchTask]:
+    """Set the search step up as the stage does.
+
+    Args:
+        work: On what.
+        compute: Device and precision.
+        paradigm: With or without the attention term.
+        keep: Whether the teacher's outputs are kept, under the cache folder.
+    """
+    settings = SearchSettings(paradigm=paradigm, attention=AttentionSettings(map_size=work.side))
+    teacher, tutoring = work.teacher(), uses_tutors(paradigm)
+    torch.manual_seed(0)
+    supernet = Supernet(work.space, num_classes=CLASSES, mean=work.data.mean, std=work.data.std)
+    layers = list(tappable_layers(teacher.module)) if tutoring else []
+    choices = Choices(
+        work.space.block_choices,
+        student_layers=len(tappable_layers(supernet)) if tutoring else 0,
+        teacher_layers=len(layers),
+    )
+    kept = None
+    if keep:
+        recipe = Recipe()
+        recipe = recipe.model_copy(update={"teacher_cache": recipe.teacher_cache.model_copy(update={"mode": "on"})})
+        kept = keep_outputs(
+            recipe, teacher, data=work.data, attention=settings.attention, maps=tutoring, compute=compute
+        )
+    with contextlib.ExitStack() as stack:
+        duty = stack.enter_context(
+            on_duty(teacher, attention=settings.attention, compute=compute, layers=layers, kept=kept)
+        )
+        recorder = stack.enter_context(recording_maps(supernet, side=work.side)) if tutoring else None
+        task = SearchTask(settings, supernet, choices, data=work.data, teacher=duty, recorder=recorder, compute=compute)
+        task.start_epoch(0, torch.Generator().manual_seed(1))
+        yield task
+
+
+def plain_search(work: Workload, *, hoisted: bool = False) -> PlainSearch:
+    """Set the plain step up, with the weights that ours starts from."""
+    torch.manual_seed(0)
+    supernet = Supernet(work.space, num_classes=CLASSES, mean=work.data.mean, std=work.data.std)
+    plain = PlainSearch(
+        work.space,
+        work.teacher().module,
+        side=work.side,
+        num_classes=CLASSES,
+        mean=work.data.mean,
+        std=work.data.std,
+        hoisted=hoisted,
+    )
+    plain.supernet.load_state_dict(supernet.state_dict())
+    return plain
+
+
+def our_batches(work: Workload) -> Iterator[Batch]:
+    """Yield batches for ever: the same order and views at each pass, so that kept outputs are found again."""
+    while True:
+        yield from batches(
+            work.data.train,
+            batch_size=work.batch_size,
+            generator=torch.Generator().manual_seed(2),
+            augment=Crop(),
+            device=torch.device("cpu"),
+        )
+
+
+def stepping(task: SearchTask, work: Workload) -> Callable[[], object]:
+    """Return a call that draws a batch and takes our step on it."""
+    drawn = our_batches(work)
+    return lambda: task.step(next(drawn))
+
+
+def plain_stepping(plain: PlainSearch, work: Workload) -> Callable[[], object]:
+    """Return a call that draws a batch through PIL and takes the plain step on it."""
+
+    def drawn() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        loader = pil_loader(work.data.train.images_NCHW, work.data.train.labels_N, batch_size=work.batch_size)
+        while True:
+            yield from loader
+
+    batch = drawn()
+    return lambda: plain.step(*next(batch))
+
+
+def smaller(work: Workload, batch_size: int) -> Workload:
+    """Return the same workload with another batch size."""
+    return dataclasses.replace(work, batch_size=batch_size)
