@@ -10,22 +10,24 @@ from rich.markup import escape
 
 from rnascl_cli.artifacts.documents import Document
 from rnascl_cli.artifacts.store import document_json
+from rnascl_cli.errors import printable
 
 stderr = Console(stderr=True, soft_wrap=True)
 
 
 def say(message: str) -> None:
     """Print a line of information on stderr."""
-    stderr.print(escape(message), highlight=False)
+    stderr.print(escape(printable(message)), highlight=False)
 
 
 def warn(message: str) -> None:
     """Print a warning line on stderr."""
-    stderr.print(f"[bold yellow]warning:[/] {escape(message)}", highlight=False)
+    stderr.print(f"[bold yellow]warning:[/] {escape(printable(message))}", highlight=False)
 
 
 def result(text: str) -> None:
     """Print a result on stdout, where the next command of a pipe reads it."""
+    text = printable(text)
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
     sys.stdout.flush()
 

@@ -58,9 +58,32 @@ class Interrupted(BaseException):
         return 128 + self.signum
 
 
+LONGEST_LINE = 900
+
+
+def one_line(message: str) -> str:
+    """Return a message as one line of at most :data:`LONGEST_LINE` printable characters.
+
+    Messages quote names from files: those may hold a megabyte, or control codes that a terminal would obey.
+    """
+    line = printable(" ".join(message.split()))
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 4]} ..."
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with control codes, lone surrogates and the like written as escapes; newlines and tabs stay."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode("ascii")
+        for letter in text
+    )
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return a ``"; did you mean 'x'? (known: ...)"`` clause for an unknown ``word``."""
     names = sorted(known)
+    word = word[:100]  # the time goes with the square of its length
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     hint = f"; did you mean '{close[0]}'?" if close else ""
     return f"{hint} (known: {', '.join(names)})"

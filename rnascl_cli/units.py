@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Any, Literal
@@ -9,6 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from rnascl_cli.errors import UserError
+
+# Few digits: 1e999999999 is a number too, of a gigabyte of zeros.
+SIZE = re.compile(r"[+-]?[0-9.]{1,30}(/[0-9]{1,30}|e[+-]?[0-9]{1,2})?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,11 @@ def parse_epsilon(text: str, *, option: str = "--eps", norm: Literal["Linf", "L2
         UserError: Not a number, negative, or in L-inf above 1 (``"8"`` most likely means ``8/255``).
     """
     try:
-        value = Fraction(text.strip().replace(" ", ""))
+        if not SIZE.fullmatch(compact := "".join(text.split())):
+            raise ValueError
+        value = Fraction(compact)
     except (ValueError, ZeroDivisionError):
-        raise UserError(f"{option}: '{text}' is not a number; write 8/255 or 0.03") from None
+        raise UserError(f"{option}: '{text[:40]}' is not a number; write 8/255 or 0.03") from None
     if value < 0:
         raise UserError(f"{option}: {text} is negative; write 8/255 or 0.03")
     if value > 1 and norm == "Linf":

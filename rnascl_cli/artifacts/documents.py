@@ -13,6 +13,12 @@ SCHEMA_VERSION: Literal[1] = 1
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# Far above any network there is, and low enough that nothing made from a document takes minutes or gigabytes.
+MOST_LAYERS, MOST_CLASSES, LARGEST_INPUT = 4096, 100_000, 4096
+SpaceName = Annotated[str, Field(max_length=64)]
+LayerNames = Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=MOST_LAYERS)]
+NumClasses = Annotated[int, Field(ge=2, le=MOST_CLASSES)]
+InputSize = Annotated[int, Field(ge=8, le=LARGEST_INPUT, description="height and width of an input image, pixels")]
 Paradigm = Literal["rnas-cl", "icc", "kl", "standard"]
 TUTORED: tuple[Paradigm, ...] = ("rnas-cl", "icc")
 """The paradigms that learn from tutors (section 4.3)."""
@@ -55,7 +61,7 @@ class Provenance(Record):
     created: str = Field(description="UTC, ISO 8601")
     command: list[str]
     recipe: dict[str, Any] = Field(description="the resolved recipe, defaults included")
-    seed: int
+    seed: int = Field(ge=0, lt=2**32)
     data: DataReference | None = None
     teacher: TeacherReference | None = None
     inputs: dict[str, Sha256] = Field(default_factory=dict, description="sha256 of each input artifact by file name")
@@ -76,15 +82,19 @@ class SearchDocument(Document):
     """What ``search`` found (section 3.4, the search phase)."""
 
     kind: Literal["search"] = "search"
-    space: str
+    space: SpaceName
     paradigm: Paradigm
-    num_classes: int = Field(ge=2)
-    input_size: int = Field(ge=8, description="height and width of an input image, pixels")
-    width_choices: list[list[int]] = Field(description="a list a block: the filter choices of Tables 7 and 8")
+    num_classes: NumClasses
+    input_size: InputSize
+    width_choices: list[list[int]] = Field(
+        max_length=MOST_LAYERS, description="a list a block: the filter choices of Tables 7 and 8"
+    )
     width_logits: list[list[float]] = Field(description="a list a block: one logit a filter choice")
-    student_layers: list[str]
-    teacher_layers: list[str]
-    tutor_logits: list[list[float]] = Field(description="n_s rows of n_t logits; empty without tutors")
+    student_layers: LayerNames
+    teacher_layers: LayerNames
+    tutor_logits: list[list[float]] = Field(
+        max_length=MOST_LAYERS, description="n_s rows of n_t logits; empty without tutors"
+    )
     temperature: float = Field(gt=0.0, description="Gumbel-Softmax temperature of the last epoch")
     expected_macs: float = Field(gt=0.0)
     history: list[dict[str, Any]]
@@ -107,10 +117,12 @@ class SearchDocument(Document):
 class Architecture(Record):
     """A derived student: enough to build the network."""
 
-    space: str
-    widths: list[Annotated[int, Field(ge=1)]] = Field(description="output channels of each block")
-    num_classes: int = Field(ge=2)
-    input_size: int = Field(ge=8)
+    space: SpaceName
+    widths: list[Annotated[int, Field(ge=1)]] = Field(
+        max_length=MOST_LAYERS, description="output channels of each block"
+    )
+    num_classes: NumClasses
+    input_size: InputSize
     params: int = Field(ge=1, description="every trainable number")
     macs: int = Field(ge=1, description="multiply-accumulates of convs and linear layers, for one image")
 
@@ -119,8 +131,8 @@ class TutorMap(Record):
     """Which teacher layer teaches each student layer: the one-hot g of eq. (3)."""
 
     teacher: TeacherReference
-    student_layers: list[str]
-    teacher_layers: list[str]
+    student_layers: LayerNames
+    teacher_layers: LayerNames
     tutor: list[Annotated[int, Field(ge=0)]] = Field(description="n_s indices into teacher_layers")
     origin: TutorOrigin = Field(
         default="searched", description="who chose: the search, a control (derive --tutors), or somebody by hand"

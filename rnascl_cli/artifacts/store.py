@@ -7,13 +7,14 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
 from rnascl_cli.artifacts.documents import DOCUMENTS, SCHEMA_VERSION, AnyDocument, Document
+from rnascl_cli.artifacts.reading import MAX_DOCUMENT_BYTES, parse_json, read_bounded, refuse_oversized_weights
 from rnascl_cli.errors import UserError, WriteError
 
 if TYPE_CHECKING:
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 
 D = TypeVar("D", bound=Document)
 
-MAX_DOCUMENT_BYTES = 64 * 2**20
 HEADER_KEY = "rnascl"
+SEALED = "header and tensors"
+SEAL, SEAL_OF = "sha256", "sha256_of"  # in the header; both or none, so that no flipped bit can take the seal off
 STUDENT = "student.safetensors"  # the file of a student in its run directory
 TEMPORARY = ".tmp"
 
@@ -132,18 +134,16 @@ def parse_document(text: str | bytes, expected: type[D], *, where: str) -> D:
         UserError: Not JSON, another kind, another schema version, or a field that is wrong.
     """
     wanted = expected.model_fields["kind"].default
-    try:
-        raw = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not a JSON document ({str(error) or 'nested too deeply'})") from None
+    raw = parse_json(text, where=where)
     if not isinstance(raw, dict) or "kind" not in raw:
         raise UserError(f"{where}: not an rnascl document (no 'kind'); a '{wanted}' document is needed")
     if raw["kind"] != wanted:
         made_by = f"; it is a '{raw['kind'][:40]}' document" if isinstance(raw["kind"], str) else ""
         raise UserError(f"{where}: a '{wanted}' document is needed{made_by}")
-    if raw.get("schema_version") != SCHEMA_VERSION:
+    version = raw.get("schema_version")
+    if type(version) is not int or version != SCHEMA_VERSION:  # to Python, 1 == 1.0 == True
         raise UserError(
-            f"{where}: schema_version is {str(raw.get('schema_version'))[:40]!r}, this rnascl reads {SCHEMA_VERSION}; "
+            f"{where}: schema_version is {str(version)[:40]!r}, this rnascl reads {SCHEMA_VERSION}; "
             "make the document again or use the matching release"
         )
     try:
@@ -164,10 +164,7 @@ def read_any_document(path: Path) -> AnyDocument:
         UserError: It is none of the kinds rnascl writes, or is damaged.
     """
     data = _read(path)
-    try:
-        raw = json.loads(data, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a JSON document ({str(error) or 'nested too deeply'})") from None
+    raw = parse_json(data, where=str(path))
     kind = raw.get("kind") if isinstance(raw, dict) else None
     if not isinstance(kind, str) or kind not in DOCUMENTS:
         raise UserError(f"{path}: not an rnascl document (kind is {str(kind)[:40]!r})")
@@ -181,21 +178,15 @@ def first_problem(error: ValidationError) -> str:
     return "; ".join(problems[:3]) + more
 
 
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number that JSON knows")
-
-
 def _read(path: Path) -> bytes:
     try:
-        if path.stat().st_size > MAX_DOCUMENT_BYTES:
-            raise UserError(f"{path}: larger than any rnascl document ({MAX_DOCUMENT_BYTES} bytes)")
-        return path.read_bytes()
+        return read_bounded(path, MAX_DOCUMENT_BYTES, what="rnascl document")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; name an artifact of rnascl") from None
 
 
 def write_weights(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> str:
-    """Write tensors and a JSON header as safetensors, atomically.
+    """Write tensors and a JSON header as safetensors, atomically, sealed by a sha256 over both.
 
     Args:
         path: Where to write.
@@ -208,9 +199,24 @@ def write_weights(path: Path, tensors: dict[str, torch.Tensor], header: dict[str
     from safetensors.torch import save
 
     flat = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    data = save(flat, metadata={HEADER_KEY: json.dumps(header, sort_keys=True)})
+    sealed = {**header, SEAL: seal(header, flat), SEAL_OF: SEALED}
+    data = save(flat, metadata={HEADER_KEY: json.dumps(sealed, sort_keys=True)})
     write_bytes(path, data)
     return sha256_bytes(data)
+
+
+def seal(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the sha256 over a header and over tensors: names, types, shapes and bytes, ordered by name.
+
+    A file cannot hold its own sha256; it holds this one, so that a flipped bit is noticed wherever the file is read.
+    """
+    import torch
+
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None, dict[str, str]]:
@@ -220,16 +226,34 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | 
         The tensors, the rnascl header (None when the file is somebody else's), and the plain metadata.
 
     Raises:
-        UserError: The file is absent, truncated or not safetensors.
+        UserError: The file is absent, truncated, not safetensors, or not what rnascl wrote: its seal is broken.
+            Files from before there were seals have none.
     """
     with _opened(path) as file:
         metadata: dict[str, str] = file.metadata() or {}
+        header = _header(metadata, path)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    return tensors, _header(metadata, path), metadata
+        if header is not None:
+            header = _unsealed(header, tensors, path)
+    return tensors, header, metadata
+
+
+def _unsealed(header: dict[str, Any], tensors: Mapping[str, torch.Tensor], path: Path) -> dict[str, Any]:
+    """Check the seal and return the header without it."""
+    plain = {key: value for key, value in header.items() if key not in (SEAL, SEAL_OF)}
+    if len(plain) == len(header):
+        return header
+    expected, found = str(header.get(SEAL)), seal(plain, tensors)
+    if header.get(SEAL_OF) != SEALED or found != expected:
+        raise UserError(
+            f"{path}: has changed since it was written (sha256 of header and tensors: expected {expected[:12]}..., "
+            f"found {found[:12]}...); copy or make it again"
+        )
+    return plain
 
 
 def read_header(path: Path) -> dict[str, Any] | None:
-    """Read the rnascl header of a safetensors file without its tensors; see :func:`read_weights`."""
+    """Read the rnascl header of a safetensors file without its tensors, and so unchecked; see :func:`read_weights`."""
     with _opened(path) as file:
         metadata: dict[str, str] = file.metadata() or {}
     return _header(metadata, path)
@@ -242,19 +266,24 @@ def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path")
     try:
+        refuse_oversized_weights(path)
         with safe_open(path, framework="pt") as file:
             yield file
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+    except UserError:
+        raise
+    except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
         raise UserError(f"{path}: damaged or not a safetensors file ({error}); copy or make it again") from None
 
 
 def _header(metadata: dict[str, str], path: Path) -> dict[str, Any] | None:
-    header = None
-    if HEADER_KEY in metadata:
-        try:
-            header = json.loads(metadata[HEADER_KEY])
-        except (ValueError, RecursionError):
-            raise UserError(f"{path}: the rnascl header is not JSON") from None
-        if not isinstance(header, dict):
-            raise UserError(f"{path}: the rnascl header is not a JSON object")
+    if HEADER_KEY not in metadata:
+        if any(f'"{SEAL_OF}"' in value for value in metadata.values()):
+            raise UserError(f"{path}: has changed since it was written (the header's name); copy or make it again")
+        return None
+    try:
+        header = parse_json(metadata[HEADER_KEY], where=str(path))
+    except UserError:
+        raise UserError(f"{path}: the rnascl header is not JSON; copy or make it again") from None
+    if not isinstance(header, dict):
+        raise UserError(f"{path}: the rnascl header is not a JSON object; copy or make it again")
     return header

@@ -14,8 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rnascl_cli.artifacts.reading import MAX_DOCUMENT_BYTES, read_bounded
 from rnascl_cli.artifacts.store import write_text
 from rnascl_cli.errors import UserError, WriteError
+
+MAX_JOURNAL_BYTES = 4 * MAX_DOCUMENT_BYTES
 
 Key = tuple[str, str, int]
 """Attack, eps as text, number of the round."""
@@ -64,8 +67,10 @@ class Journal:
         Raises:
             UserError: There is no file, or it is of another evaluation.
         """
+        if self.path.is_symlink():
+            raise UserError(f"--resume: {self.path}: is a link, which rnascl does not write; start without --resume")
         try:
-            lines = self.path.read_bytes().split(b"\n")
+            lines = read_bounded(self.path, MAX_JOURNAL_BYTES, what="journal").split(b"\n")
         except OSError as error:
             raise UserError(f"--resume: {self.path}: {error.strerror}; start without --resume") from None
         # What follows the last newline was cut short; the file goes on from there.
@@ -76,9 +81,8 @@ class Journal:
                 raise UserError(f"--resume: {self.path} is of {self._difference(header)}; start without --resume")
             for entry in entries:
                 key = (entry["attack"], entry["eps"], entry["round"])
-                done = Done(entry["broken"], entry["strays"], entry["seconds"], entry["notes"])
-                self._done[key, tuple(entry["images"])] = done
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+                self._done[key, tuple(entry["images"])] = _checked(entry)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"--resume: {self.path} is damaged; start without --resume") from None
@@ -112,3 +116,10 @@ class Journal:
     def _difference(self, header: Mapping[str, Any]) -> str:
         names = [name for name in self.header if header.get(name) != self.header[name]]
         return f"an evaluation with another {', '.join(names) or 'header'}"
+
+
+def _checked(entry: Mapping[str, Any]) -> Done:
+    done = Done(entry["broken"], int(entry["strays"]), float(entry["seconds"]), entry["notes"])
+    if not set(done.broken) <= set(entry["images"]) or not all(isinstance(note, str) for note in done.notes):
+        raise ValueError("an image broken that is not of the batch, or a note that is no text")
+    return done

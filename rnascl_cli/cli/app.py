@@ -9,15 +9,16 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from rnascl_cli import __version__
+from rnascl_cli import __version__, console
 from rnascl_cli.cli import adv_finetune, attack, cache, derive, quickstart, report, search, teacher, train
 from rnascl_cli.engine.interrupts import ending_at_once
 from rnascl_cli.engine.provenance import commanded_as
-from rnascl_cli.errors import Interrupted, RunError, UserError
+from rnascl_cli.errors import Interrupted, RunError, UserError, one_line
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 INTERRUPTED = "interrupted; where a checkpoint was written, the same command with --resume goes on from it"
@@ -55,12 +56,14 @@ def _root(
 
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
+    warnings.showwarning = lambda message, *_, **__: console.warn(one_line(str(message)))  # a line like any other
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
     """Run the command line on ``arguments`` and return the exit code."""
     try:
+        _refuse_what_is_no_text(arguments)
         with commanded_as(arguments), ending_at_once():
             outcome: Any = app(args=arguments, prog_name="rnascl", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
@@ -84,6 +87,19 @@ def run(arguments: list[str]) -> int:
     return outcome if isinstance(outcome, int) else 0
 
 
+def _refuse_what_is_no_text(arguments: list[str]) -> None:
+    """Refuse names that are not UTF-8 at once: they go into documents, where they would fail after hours of training.
+
+    Raises:
+        UserError: Such an argument, shown with escapes.
+    """
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{argument}: is not UTF-8, and cannot be recorded; rename the file or folder") from None
+
+
 def _usage_error(error: Any) -> int:
     message, code = error.format_message(), int(error.exit_code)
     if type(error).__name__ == "NoArgsIsHelpError":  # the message is the help page: shown as it is
@@ -95,5 +111,5 @@ def _usage_error(error: Any) -> int:
 def _complain(message: str, code: int = EXIT_FAILED) -> int:
     if os.environ.get("RNASCL_DEBUG"):
         traceback.print_exc()
-    print(f"rnascl: {' '.join(message.split())}", file=sys.stderr)
+    print(f"rnascl: {one_line(message)}", file=sys.stderr)
     return code

@@ -6,14 +6,18 @@ No torch here, so that ``rnascl --help`` answers at once.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from rnascl_cli.artifacts.documents import Provenance
+from rnascl_cli.errors import UserError
 from rnascl_cli.recipes import Layer, Recipe, find_recipe, parse_setting, read_recipe_file, resolve
+
+DOWNLOADED = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # torchvision's folders
 
 Data = Annotated[
     str | None,
@@ -99,16 +103,34 @@ def build_recipe(
     layers.append(options)
     if inherited is not None and inherited.data is not None:
         # Limits and augmentation of one data set mean nothing to another.
-        specs = [layer["data"]["spec"] for layer in layers[1:] if "spec" in layer.get("data", {})]
+        tables = [table for layer in layers[1:] if isinstance(table := layer.get("data"), Mapping)]
+        specs = [table["spec"] for table in tables if "spec" in table]
         if specs and specs[-1] != inherited.data.spec:
             layers[0] = {key: value for key, value in layers[0].items() if key != "data"}
+        elif not specs:
+            _refuse_download_into(inherited.data.spec)
     return resolve(layers)
 
 
 def new_run_directory(stem: str) -> Path:
     """Return a fresh ``runs/STEM-DATE-TIME`` for a command without ``--out``."""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{stem.lower()}-{now}"
+    # The stem comes from recipes and documents: nothing in it may lead out of runs/.
+    return Path("runs") / f"{re.sub(r'[^a-z0-9._-]+', '-', stem.lower()).strip('-.')[:64]}-{now}"
+
+
+def _refuse_download_into(spec: str) -> None:
+    """Refuse a folder that only an artifact names and that lacks its images: they would be downloaded into it.
+
+    Raises:
+        UserError: ``spec`` is of that kind.
+    """
+    name, _, folder = spec.partition(":")
+    if name in DOWNLOADED and folder and not (Path(folder).expanduser() / DOWNLOADED[name]).is_dir():
+        raise UserError(
+            f"--data {spec}: the artifact given names that folder, and it holds no {name}; "
+            f"give --data {name}:DIR, or --data {spec} to download there"
+        )
 
 
 def _given(options: Layer | None) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import typer
 
 from rnascl_cli import console
 from rnascl_cli.artifacts.documents import DerivedDocument
-from rnascl_cli.artifacts.store import MAX_DOCUMENT_BYTES, parse_document, read_document
+from rnascl_cli.artifacts.reading import MAX_DOCUMENT_BYTES
+from rnascl_cli.artifacts.store import parse_document, read_document
 from rnascl_cli.cli import options
 from rnascl_cli.errors import UserError
 

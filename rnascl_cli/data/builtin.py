@@ -61,8 +61,8 @@ def cifar(name: Literal["cifar10", "cifar100"], folder: str) -> Source:
         parts = [_cifar_part(kind, name, root, train=train) for train in (True, False)]
     except Exception as error:  # URLError, RuntimeError, EOFError, OSError, ...: whatever the download met
         raise UserError(
-            f"--data {name}: not found under {root}, and the download failed ({type(error).__name__}: {error}); "
-            f"put torchvision's copy there, or use --data {name}:DIR or folder:DIR"
+            f"--data {name}: not found under {root}, or not as published (by MD5), and the download failed "
+            f"({type(error).__name__}: {error}); put torchvision's copy there, or use --data {name}:DIR or folder:DIR"
         ) from None
     splits = [_split(torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)) for part in parts]
     return Source(list(parts[0].classes), splits[0], splits[1])

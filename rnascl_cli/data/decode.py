@@ -5,8 +5,10 @@ Shape suffixes: B images, C channels, H height, W width.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +28,9 @@ CROPPED_SIDE = 224
 SHORT_SIDE = 256
 CHUNK = 256
 MEMORY_SHARE = 0.8
+THINNEST = 100  # times as long as wide
+LARGE_PIXELS = 2**24
+_LARGE = threading.Lock()
 # Opening one of these starts another program or renders a page; none is a photograph.
 REFUSED_FORMATS = {"EPS", "WMF", "EMF", "PDF", "MPEG", "HDF5", "BUFR", "GRIB", "FITS"}
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
@@ -156,7 +161,7 @@ def decode_one(path: Path, shape: Shape, cut: Cut | None = None) -> Pixels:
     Raises:
         UserError: As :func:`decode`.
     """
-    with _opened(path) as image:
+    with _opened(path) as image, _one_by_one(image):
         if image.mode in DEEP_MODES:
             raise UserError(f"{path}: not an 8-bit image (mode {image.mode}); convert it to 8-bit RGB or grey")
         if not shape.resize and image.size != (shape.side, shape.side):
@@ -166,14 +171,30 @@ def decode_one(path: Path, shape: Shape, cut: Cut | None = None) -> Pixels:
                 "small images must all have one size"
             )
         try:
+            image.load()  # an icon's size is known for certain only now
             if image.mode == "P" and "transparency" in image.info:
                 image = image.convert("RGBA")  # Pillow warns about the direct way
             rgb = image.convert("RGB")
         except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
             raise UserError(f"{path}: does not decode ({error}); replace or remove it") from None
+    if not shape.resize and rgb.size != (shape.side, shape.side):
+        raise UserError(f"{path}: its header names another size than its pixels have; replace or remove it")
+    if shape.resize:
+        _refuse_thin(path, rgb.width, rgb.height)
     if cut is not None:
         return np.asarray(cut(rgb, shape.side))
     return np.asarray(_centre(rgb, shape.side) if shape.resize else rgb)
+
+
+def _one_by_one(image: Image.Image) -> contextlib.AbstractContextManager[object]:
+    """Return a lock for large images: as many of them at once as there are cores would fill the memory."""
+    return _LARGE if image.width * image.height > LARGE_PIXELS else contextlib.nullcontext()
+
+
+def _refuse_thin(path: Path, width: int, height: int) -> None:
+    """Refuse an image of one pixel by 65,500: a few kilobytes whose short side of 256 would make a long one of 17 M."""
+    if max(width, height) > THINNEST * min(width, height):
+        raise UserError(f"{path}: is {width}x{height}, too thin for a photograph; crop or remove it")
 
 
 def random_cut(crop: ResizedCrop, view: Sequence[float]) -> Cut:
@@ -209,6 +230,8 @@ def _centre(image: Image.Image, side: int) -> Image.Image:
 
 
 def _opened(path: Path) -> Image.Image:
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: cannot be read (not a regular file); replace or remove it")
     try:
         image = Image.open(path, formats=_formats())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -15,7 +15,7 @@ from rnascl_cli.data.augment import LARGEST_CIFAR_LIKE
 from rnascl_cli.data.decode import CROPPED_SIDE, Shape, extensions, image_size
 from rnascl_cli.data.files import ImageFiles, Listed
 from rnascl_cli.data.source import Source, Split
-from rnascl_cli.errors import UserError
+from rnascl_cli.errors import UserError, printable
 
 SMALLEST_SIDE = 8
 IMAGENET_SHA256 = "70002b0ff5de60a3a17a82dbfcff291931f96225ddf941ad2e182fc39e183d15"
@@ -111,6 +111,8 @@ def _class_names(split: Path) -> list[str]:
     names = sorted(entry.name for entry in split.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise UserError(f"{split}: has no class folders; make one folder a class")
+    if odd := [name for name in names if printable(name) != name]:
+        raise UserError(f"{split}: the class folder '{odd[0]}' has no printable name; rename it")
     return names
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from rnascl_cli.artifacts.archives import refuse_bomb
 from rnascl_cli.artifacts.documents import TeacherReference
 from rnascl_cli.artifacts.store import read_weights, sha256_file, write_weights
 from rnascl_cli.cache import cache_dir
@@ -179,6 +180,7 @@ def read_checkpoint(path: Path, *, architecture: str | None = None) -> Checkpoin
     if path.suffix.lower() != SUFFIX:
         if path.suffix.lower() not in PICKLED:
             raise UserError(f"{path}: not a checkpoint; {SUFFIX}, .pt, .pth or .ckpt is needed")
+        refuse_bomb(path)
         return _public(load_pickled(path), architecture, where=str(path))
     tensors, header, _ = read_weights(path)
     if header is None:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from rnascl_cli.artifacts.documents import Architecture
+from rnascl_cli.artifacts.runs import refuse_changed_student, student_document
 from rnascl_cli.artifacts.store import STUDENT, first_problem, read_header, read_weights, sha256_file, write_weights
 from rnascl_cli.errors import RunError, UserError
 from rnascl_cli.models.student import Student
@@ -116,6 +117,9 @@ def load_student(path: Path) -> tuple[Student, Architecture]:
     except RuntimeError as error:
         first_line = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: tensors do not fit the architecture in the header ({first_line})") from None
+    bad = [name for name, tensor in student.state_dict().items() if not bool(tensor.isfinite().all())]
+    if bad:
+        raise UserError(f"{path}: {bad[0]} holds NaN or infinity; the file is broken: copy or make it again")
     return student.eval(), architecture
 
 
@@ -132,7 +136,8 @@ def resolve_model(name_or_path: str | Path) -> LoadedModel:
             teacher's name in the teacher cache, or ``timm:NAME``.
 
     Raises:
-        UserError: There is no such thing, or it cannot be read.
+        UserError: There is no such thing, it cannot be read, or it is not the student that the run's document
+            recorded.
     """
     from rnascl_cli.models.checkpoints import read_teacher
 
@@ -146,7 +151,10 @@ def resolve_model(name_or_path: str | Path) -> LoadedModel:
         header = read_header(path)
         if header is not None and header.get("kind") == "student":
             student, architecture = load_student(path)
-            return LoadedModel(student, path, sha256_file(path), "student", architecture.num_classes, run)
+            sha256 = sha256_file(path)
+            if run is not None and (document := student_document(run)) is not None:
+                refuse_changed_student(run, document, found=sha256)
+            return LoadedModel(student, path, sha256, "student", architecture.num_classes, run)
     try:
         teacher = read_teacher(str(name_or_path if run is None else path))
     except UserError as error:  # the model was not given as --teacher

@@ -9,8 +9,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from rnascl_cli.artifacts.reading import MAX_RECIPE_BYTES, read_bounded
 from rnascl_cli.errors import UserError, nearest
 from rnascl_cli.recipes.settings import Recipe
+
+DEEPEST_KEY = 16  # parts; the longest there is has four
 
 Layer = Mapping[str, Any]
 
@@ -43,11 +46,13 @@ def read_recipe_file(path: Path) -> dict[str, Any]:
         UserError: The file cannot be read or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_bounded(path, MAX_RECIPE_BYTES, what="recipe").decode())
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"--recipe {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"--recipe {path}: not TOML ({error})") from None
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, UnicodeDecodeError, or a number of 5,000 digits
+        raise UserError(f"--recipe {path}: not TOML ({error}); see docs/recipes.md") from None
 
 
 def parse_setting(text: str, stage: str | None) -> dict[str, Any]:
@@ -66,7 +71,7 @@ def parse_setting(text: str, stage: str | None) -> dict[str, Any]:
         raise UserError(f"--set {text}: write KEY=VALUE, e.g. --set search.attention.gamma=10")
     try:
         parsed: Any = tomllib.loads(f"value = {value.strip()}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         parsed = None if value.strip() == "null" else value.strip()
     names = key.strip().replace("-", "_").split(".")
     if stage is not None and names[0] not in Recipe.model_fields:
@@ -95,6 +100,8 @@ def resolve(layers: Sequence[Layer]) -> Recipe:
 
 
 def _merge(base: dict[str, Any], over: Layer, *, under: str = "") -> None:
+    if under.count(".") > DEEPEST_KEY:
+        raise UserError(f"recipe key '{under[:80]}...': no recipe key has so many parts; see docs/recipes.md")
     for key, value in over.items():
         inner = base.get(key)
         if isinstance(value, Mapping):

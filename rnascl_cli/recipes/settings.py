@@ -55,7 +55,7 @@ class Adam(Settings):
 
     name: Literal["adam"]
     lr: float = Field(default=0.1, gt=0.0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.9, 0.999)
     weight_decay: float = Field(default=1e-4, ge=0.0)
 
 

@@ -20,7 +20,7 @@ from rnascl_cli.artifacts.documents import (
 )
 from rnascl_cli.artifacts.store import read_document, sha256_file
 from rnascl_cli.engine.run_directory import CHECKPOINT, JOURNAL, METRICS
-from rnascl_cli.errors import UserError
+from rnascl_cli.errors import UserError, printable
 from rnascl_cli.reporting.leftovers import journal_words, read_metrics
 
 DOCUMENT_NAMES = {f"{kind}.json": document for kind, document in DOCUMENTS.items()}
@@ -199,4 +199,7 @@ def _amiss(names: dict[Path, str], folders: Sequence[Path]) -> Iterator[str]:
 def _names(folders: set[Path]) -> dict[Path, str]:
     """Return each folder's path below the one they share; machine paths have no place in a report."""
     shared = Path(os.path.commonpath([folder.parent if len(folders) == 1 else folder for folder in folders]))
-    return {folder: folder.relative_to(shared).as_posix() if folder != shared else folder.name for folder in folders}
+    return {
+        folder: printable(folder.relative_to(shared).as_posix() if folder != shared else folder.name)
+        for folder in folders
+    }

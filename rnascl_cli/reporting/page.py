@@ -14,6 +14,7 @@ from rnascl_cli import __version__
 from rnascl_cli.reporting.collect import RunSet
 from rnascl_cli.reporting.drawing import Plot, Rendered, render
 from rnascl_cli.reporting.gaps import find_gaps, warnings
+from rnascl_cli.reporting.integrity import changed_students
 from rnascl_cli.reporting.lineage import Model, models
 from rnascl_cli.reporting.making import Making, making, making_table
 from rnascl_cli.reporting.map_plots import MapSet
@@ -87,7 +88,7 @@ def build_page(
         models=found,
         overview=_overview(runs, found),
         tiles=tiles(found, measured),
-        warnings=warnings(measured),
+        warnings=[*changed_students(found), *warnings(measured)],
         gaps=[*find_gaps(runs, found, measured), *without_maps],
         sections=parts,
         drawn={figure.plot.name: figure for figure in drawn},

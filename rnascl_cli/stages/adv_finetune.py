@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rnascl_cli.artifacts.documents import AdvFinetuneDocument, DerivedDocument, Paradigm, TrainDocument
+from rnascl_cli.artifacts.runs import refuse_changed, refuse_changed_student, student_document
 from rnascl_cli.artifacts.store import STUDENT, read_document, sha256_file, write_document
 from rnascl_cli.data import Batch, ImageSet, load_data
 from rnascl_cli.distill import objectives
@@ -50,15 +51,13 @@ def source_run(source: Path) -> tuple[TrainDocument | AdvFinetuneDocument, Deriv
         if not (source / name).is_file():
             raise UserError(f"{source}: holds no {name}; name a run directory of 'rnascl train'")
     derived = read_document(source / "derived.json", DerivedDocument)
-    document: TrainDocument | AdvFinetuneDocument
-    if (source / "adv-finetune.json").is_file():
-        document = read_document(source / "adv-finetune.json", AdvFinetuneDocument)
-    elif (source / "train.json").is_file():
-        document = read_document(source / "train.json", TrainDocument)
-    else:
+    document = student_document(source)
+    if document is None:
         raise UserError(f"{source}: holds no train.json; was its training interrupted? go on with --resume")
-    if sha256_file(source / STUDENT) != document.student_sha256:
-        raise UserError(f"{source / STUDENT}: is not the file that {document.kind}.json was written with; train again")
+    refuse_changed_student(source, document, found=sha256_file(source / STUDENT))
+    if recorded := document.provenance.inputs.get("derived.json"):
+        found = sha256_file(source / "derived.json")
+        refuse_changed(source / "derived.json", document=f"{document.kind}.json", expected=recorded, found=found)
     return document, derived
 
 
@@ -84,6 +83,8 @@ def adv_finetune(source: Path, recipe: Recipe, run: RunDirectory) -> AdvFinetune
     paradigm: Paradigm = settings.paradigm or before.paradigm
     compute = resolve_compute(recipe.device, recipe.precision, deterministic=recipe.deterministic)
     student, architecture = load_student(source / STUDENT)
+    if architecture != before.architecture:
+        raise UserError(f"{source}: {before.kind}.json and {STUDENT} name different architectures; make the run again")
     data = load_data(recipe.data, seed=recipe.seed)
     check_fits(recipe, architecture, data, before=before.provenance.data)
     warn_without_perturbation("adv-finetune", settings.perturbation, term="adversarial")
@@ -109,7 +110,7 @@ def adv_finetune(source: Path, recipe: Recipe, run: RunDirectory) -> AdvFinetune
         compute=compute,
         data=data,
         teacher=teacher,
-        inputs=inputs,
+        inputs={**inputs, "derived.json": sha256_file(run.path / "derived.json")},
     )
     document = AdvFinetuneDocument(
         provenance=provenance,

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rnascl_cli.artifacts.documents import DerivedDocument, Paradigm, TutorMap
+from rnascl_cli.artifacts.runs import refuse_changed
 from rnascl_cli.data import Batch, Data
 from rnascl_cli.distill.attention import tutor_distances, tutored_attention_loss, unit_maps
 from rnascl_cli.distill.objectives import kl_divergence
@@ -129,6 +131,10 @@ def paradigm_teacher(
     """
     teacher = require_teacher(source, paradigm, kl=kl, num_classes=data.num_classes, input_size=data.input_size)
     if not uses_tutors(paradigm) or teacher is None:
+        before = derived.provenance.teacher
+        if teacher is not None and before is not None and teacher.reference.path == before.path:
+            path, found = Path(before.path), teacher.reference.sha256
+            refuse_changed(path, document="the derived document", expected=before.sha256, found=found)
         return teacher
     tutors = derived.tutors
     if tutors is None:

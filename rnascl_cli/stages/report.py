@@ -67,6 +67,8 @@ def _beside(run: Path) -> str:
 def _check(folder: Path, shown: str, *, force: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {shown}: is a file; name a folder")
+    if (folder / FIGURES).is_symlink():
+        raise UserError(f"--out {shown}: its {FIGURES} is a link, and figures are not written through one; remove it")
     if not force and folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"--out {shown}: already exists; use another name or --force")
 

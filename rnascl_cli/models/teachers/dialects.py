@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rnascl_cli.artifacts.documents import MOST_CLASSES
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.teachers import (
     ARCHITECTURES,
@@ -106,6 +107,8 @@ def translate(state: Mapping[str, Tensor], *, architecture: str | None, where: s
             missing, values that are not finite, or no architecture that fits.
     """
     given = architecture_named(architecture) if architecture is not None else None
+    if odd := [theirs for theirs, tensor in state.items() if not _plain(theirs, tensor)]:
+        raise UserError(f"{where}: {_few(odd)} is no plain tensor of real numbers; save it as dense float32")
     main, copies = _split(state, known=_own_names(given), where=where)
     dropped = _drop_copies(copies, main, where=where)
     constants = _take_constants(main, where=where)
@@ -197,7 +200,9 @@ def _classes(tensors: Mapping[str, Tensor], architecture: TeacherArchitecture | 
     names = [f"{layer}.weight" for layer in (architecture.classifiers if architecture else CLASSIFIERS)]
     for name in names:
         if name in tensors and tensors[name].ndim >= 2:
-            return len(tensors[name])
+            if not 2 <= (classes := len(tensors[name])) <= MOST_CLASSES:
+                raise UserError(f"{where}: has {classes} classes; between 2 and {MOST_CLASSES} are needed")
+            return classes
     what = "no teacher that rnascl knows" if architecture is None else f"not a {architecture.name}"
     raise UserError(f"{where}: {what}; it has no {' or '.join(names)}")
 
@@ -254,6 +259,12 @@ def _kind(value: object) -> str:
     return f"an object of {value.path}" if isinstance(value, Inert) else type(value).__name__
 
 
+def _plain(name: str, tensor: Tensor) -> bool:
+    """Return whether a tensor is dense, holds real numbers, and has them with it (one on 'meta' has none)."""
+    dense = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    return dense and (tensor.is_floating_point() or name.endswith(COUNTER))
+
+
 def _few(names: Iterable[str]) -> str:
-    listed = list(names)
+    listed = [name[:80] for name in names]
     return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
