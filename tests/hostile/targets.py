@@ -22,7 +22,7 @@ from rnascl_cli.artifacts.documents import DOCUMENTS
 from rnascl_cli.artifacts.store import document_json, parse_document, read_any_document
 from rnascl_cli.attacks.journal import Journal
 from rnascl_cli.data.decode import Shape, decode
-from rnascl_cli.engine.fit import read_checkpoint as read_own_checkpoint
+from rnascl_cli.engine.checkpoint import read_checkpoint as read_own_checkpoint
 from rnascl_cli.errors import LONGEST_LINE, UserError, one_line
 from rnascl_cli.models.checkpoints import read_checkpoint
 from rnascl_cli.models.files import resolve_model
