@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install quickstart test lint types tests clean
+.PHONY: install quickstart test lint types tests drills clean
 
 install: $(READY)
 
@@ -32,6 +32,10 @@ types: $(READY)
 
 tests: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+# Kills each stage twenty times at random moments and resumes it; see docs/reliability.md.
+drills: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability.drills --kills 20
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache

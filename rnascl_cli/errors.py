@@ -29,11 +29,12 @@ class WriteError(RunError, OSError):
 
     def __init__(self, path: Path, error: OSError) -> None:
         super().__init__(error.errno, error.strerror or str(error))
+        self.errno, self.strerror = self.args
         self.path = path
 
     def __str__(self) -> str:
         return (
-            f"{self.path}: cannot be written ({self.args[1]}); what was there before is unchanged. Make room or mend "
+            f"{self.path}: cannot be written ({self.strerror}); what was there before is unchanged. Make room or mend "
             "the folder and run again, with --resume where there is a checkpoint"
         )
 

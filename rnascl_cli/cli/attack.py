@@ -101,7 +101,8 @@ def command(
         )
         where = folder if out else target.own_directory or folder
         claim_directory(target, where, force=force, resume=resume)
-        assaults.append(plan(target, resolved, where, audit=audit))
+        named = None if where == target.own_directory else root
+        assaults.append(plan(target, resolved, where, audit=audit, out=named))
     _carry_out(assaults, resume=resume, json=json)
 
 

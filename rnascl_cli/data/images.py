@@ -139,8 +139,9 @@ def batches(
     rows = [
         order_N[number * batch_size : (number + 1) * batch_size] for number in range(batch_count(images, batch_size))
     ]
-    drawn = itertools.islice(((rows_B, augment.draw(len(rows_B), generator)) for rows_B in rows), behind, None)
-    for (rows_B, views_B), x_BCHW in images.augmented(drawn, augment=augment, device=device):
+    drawn = ((rows_B, augment.draw(len(rows_B), generator)) for rows_B in rows)
+    left = itertools.islice(drawn, behind, None)
+    for (rows_B, views_B), x_BCHW in images.augmented(left, augment=augment, device=device):
         x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
         yield Batch(x_BCHW, _labels(images, rows_B, device), rows_B, views_B)
 

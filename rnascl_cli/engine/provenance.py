@@ -81,18 +81,18 @@ def command_to_resume(run: RunDirectory) -> str:
     return with_resume(running_command(), out=run.out or run.path, derived=run.path / "derived.json")
 
 
-def with_resume(command: Sequence[str], *, out: Path, derived: Path | None = None) -> str:
+def with_resume(command: Sequence[str], *, out: Path | None, derived: Path | None = None) -> str:
     """Return ``command`` with ``--resume``, quoted for a shell.
 
     Args:
         command: The words of the command.
-        out: What ``--out`` is to name, should the command not say it.
+        out: What ``--out`` is to name, should the command not say it; None where it need not.
         derived: What to read where the command read stdin, which cannot be read twice.
     """
     words = [word for word in command if word not in ("--force", "--resume")]
     if derived is not None:
         words = [str(derived) if word == "-" else word for word in words]
-    if not any(word == "--out" or word.startswith("--out=") for word in words):
+    if out is not None and not any(word == "--out" or word.startswith("--out=") for word in words):
         words += ["--out", str(out)]
     return shlex.join([*words, "--resume"])
 

@@ -20,6 +20,7 @@ import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -71,9 +72,10 @@ class ViewStore:
         self.rows_N = rows_N
         cells = total * views
         shape = (cells, *record.shape)
-        # A file is never shorter than its rows (see open), but an empty one cannot be mapped.
+        # A file is never shorter than its rows (see open), but an empty one cannot be mapped. The map is for reading:
+        # on a full disk, storing to a hole through it would end the process without a word (SIGBUS).
         self._values: npt.NDArray[np.generic] = (
-            np.memmap(folder / VALUES, dtype=record.numpy, mode="r+", shape=shape) if cells else np.empty(shape)
+            np.memmap(folder / VALUES, dtype=record.numpy, mode="r", shape=shape) if cells else np.empty(shape)
         )
         self._seen: npt.NDArray[np.uint8] = np.fromfile(folder / SEEN, dtype=np.uint8, count=cells)
         self._fresh: list[npt.NDArray[np.int64]] = []
@@ -102,8 +104,8 @@ class ViewStore:
             added = [digest for digest in dict.fromkeys(digests) if digest not in row_of][:new_rows]
             row_of |= {digest: len(known) + place for place, digest in enumerate(added)}
             # Room first, then the digests that claim it: a crash in between leaves nothing that is half there.
-            for name, size in ((VALUES, views * record.bytes), (SEEN, views)):
-                _grow(folder / name, len(row_of) * size)
+            _grow(folder / VALUES, len(row_of) * views * record.bytes)
+            _grow(folder / SEEN, len(row_of) * views, holes=False)
             with (folder / IMAGES).open("r+b" if known else "w+b") as file:
                 file.truncate(len(known) * DIGEST_BYTES)
                 file.seek(0, os.SEEK_END)
@@ -136,6 +138,9 @@ class ViewStore:
         """Keep values; those of images without a row are dropped.
 
         What lies on another device stays there until :meth:`settle`, so that no step waits for a copy.
+
+        Raises:
+            OSError: The disk is full, or failed.
         """
         cells, kept = cells_B.numpy(), cells_B >= 0
         if not bool(kept.all()):
@@ -148,7 +153,11 @@ class ViewStore:
             self._waiting.append((cells, values_B.to(self._record.dtype)))
 
     def _write(self, cells: npt.NDArray[np.int64], values_B: Tensor) -> None:
-        self._values[cells] = values_B.to(self._record.dtype).numpy()
+        numbers_B = np.ascontiguousarray(values_B.to(self._record.dtype).numpy())
+        with (self._folder / VALUES).open("r+b", buffering=0) as file:
+            for cell, numbers in zip(cells.tolist(), numbers_B, strict=True):
+                file.seek(cell * self._record.bytes)
+                _write_whole(file, numbers.tobytes())
         self._seen[cells] = 1
         self._fresh.append(cells)
 
@@ -165,8 +174,8 @@ class ViewStore:
             return
         marks = np.memmap(self._folder / SEEN, dtype=np.uint8, mode="r+")
         if self._fresh:
-            assert isinstance(self._values, np.memmap)
-            self._values.flush()
+            with (self._folder / VALUES).open("rb") as file:
+                os.fsync(file.fileno())
             marks[np.concatenate(self._fresh)] = 1
             marks.flush()
         np.maximum(self._seen, marks[: len(self._seen)], out=self._seen)
@@ -182,10 +191,22 @@ def _digests(folder: Path) -> list[bytes]:
     return [data[place : place + DIGEST_BYTES] for place in range(0, whole, DIGEST_BYTES)]
 
 
-def _grow(path: Path, size: int) -> None:
+def _grow(path: Path, size: int, *, holes: bool = True) -> None:
+    """Lengthen a file with zeros; without holes they take their place on the disk at once, or fail at once."""
     with path.open("ab") as file:
-        if file.tell() < size:
+        if file.tell() >= size:
+            return
+        if holes:
             file.truncate(size)
+        else:
+            os.posix_fallocate(file.fileno(), 0, size)
+
+
+def _write_whole(file: FileIO, data: bytes) -> None:
+    """Write all of ``data``: a disk that fills up in the middle takes a part without an error."""
+    done = 0
+    while done < len(data):
+        done += file.write(data[done:])
 
 
 @contextlib.contextmanager

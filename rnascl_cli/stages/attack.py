@@ -6,7 +6,6 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -62,14 +61,12 @@ def attack(assault: Assault, *, resume: bool = False) -> AttackDocument:
     """
     if resume and (document := _finished(assault)) is not None:
         return document
-    if resume and not assault.begun:
-        raise UserError(f"--resume: no interrupted attack in {assault.directory}; start without --resume")
     recipe, data, settings = assault.recipe, assault.data, assault.recipe.attack
     model = assault.target.loaded.module.to(assault.compute.device)
     model.to(memory_format=_layout(assault.compute))
     domain = assault.domain
-    lock = _lock(assault.directory)
-    with _hint_at_resume(assault.directory), evaluating(model), frozen(model.parameters()):
+    lock = _lock(assault, resume=resume)
+    with _hint_at_resume(assault), evaluating(model), frozen(model.parameters()):
         journal = _opened(assault, resume=resume)
         evaluator = _evaluator(model, assault, domain, journal)
         right_N = evaluator.clean()
@@ -112,14 +109,6 @@ def attack(assault: Assault, *, resume: bool = False) -> AttackDocument:
     return document
 
 
-def _lock(directory: Path) -> Lock:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {directory}: {error.strerror}") from None
-    return lock_directory(directory)
-
-
 def _finished(assault: Assault) -> AttackDocument | None:
     """Return the result of an attack that had ended, if it is this one; None where there is something to do."""
     path = assault.directory / ATTACK_JSON
@@ -142,6 +131,17 @@ def _finished(assault: Assault) -> AttackDocument | None:
         )
     console.say(f"{assault.directory}: had finished already; left as it is")
     return document
+
+
+def _lock(assault: Assault, *, resume: bool) -> Lock:
+    directory = assault.directory
+    if resume and not (directory / JOURNAL).is_file():
+        raise UserError(f"--resume: no interrupted attack in {directory}; start without --resume")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {directory}: {error.strerror}") from None
+    return lock_directory(directory)
 
 
 def _opened(assault: Assault, *, resume: bool) -> Journal:
@@ -195,16 +195,17 @@ def _layout(compute: Compute) -> torch.memory_format:
 
 
 @contextlib.contextmanager
-def _hint_at_resume(directory: Path) -> Iterator[None]:
+def _hint_at_resume(assault: Assault) -> Iterator[None]:
     """Say at Ctrl-C or SIGTERM, which end an attack at once, what is kept and how to go on."""
     try:
         yield
     except (KeyboardInterrupt, Interrupted) as stop:
-        if not (directory / JOURNAL).is_file():
+        kept = assault.directory / JOURNAL
+        if not kept.is_file():
             raise
         signum = stop.signum if isinstance(stop, Interrupted) else signal.SIGINT
-        again = with_resume(running_command(), out=directory)
-        raise Interrupted(signum, f"attack: finished batches are kept in {directory}; go on with: {again}") from None
+        again = with_resume(running_command(), out=assault.out)
+        raise Interrupted(signum, f"attack: finished batches are kept in {kept}; go on with: {again}") from None
 
 
 @contextlib.contextmanager

@@ -40,6 +40,7 @@ class Assault:
         attacks: By the recipe's names.
         epsilons: Ascending.
         audit_eps: Where the audit compares attacks; None without one.
+        out: What ``--out`` must name for the same directory; None where it may be left out.
     """
 
     target: Target
@@ -50,6 +51,7 @@ class Assault:
     attacks: Sequence[Attack]
     epsilons: Sequence[Epsilon]
     audit_eps: Epsilon | None
+    out: Path | None = None
 
     @property
     def begun(self) -> bool:
@@ -80,7 +82,7 @@ class Assault:
         return Journal(self.directory / JOURNAL, header)
 
 
-def plan(target: Target, recipe: Recipe, directory: Path, *, audit: bool = False) -> Assault:
+def plan(target: Target, recipe: Recipe, directory: Path, *, audit: bool = False, out: Path | None = None) -> Assault:
     """Check everything that can be wrong about an attack before the first image is touched.
 
     Args:
@@ -88,6 +90,7 @@ def plan(target: Target, recipe: Recipe, directory: Path, *, audit: bool = False
         recipe: Data, seed, device, and the attack table.
         directory: Where ``attack.json`` will go.
         audit: Also run the gradient-masking card.
+        out: What ``--out`` must name for the same directory; None where it may be left out.
 
     Raises:
         UserError: A setting, the data or the model do not fit.
@@ -106,7 +109,7 @@ def plan(target: Target, recipe: Recipe, directory: Path, *, audit: bool = False
     check_fit(target, data)
     for item in attacks:
         item.standard(data.num_classes)  # refuses an attack that so few classes do not allow
-    return Assault(target, recipe, directory, data, compute, attacks, epsilons, audit_eps)
+    return Assault(target, recipe, directory, data, compute, attacks, epsilons, audit_eps, out)
 
 
 def _attacks(settings: AttackSettings) -> list[Attack]:

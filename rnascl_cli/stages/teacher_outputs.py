@@ -9,6 +9,7 @@ Shape suffixes: N images of a set, B images of a batch, K classes, T teacher lay
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -79,6 +80,9 @@ class KeptOutputs:
         Args:
             batch: The images, and which view of which image each is.
             ask: The teacher: images in [0, 1] to logits and unit maps.
+
+        Raises:
+            RunError: The disk is full, or failed.
         """
         cells_B = self._logits.cells(batch.rows_B, batch.views_B)
         map_cells_B = self._maps.cells(batch.rows_B, batch.views_B) if self._maps else cells_B
@@ -94,9 +98,10 @@ class KeptOutputs:
             asked_B = torch.stack([asked_B[0], (asked_B[0] + 1) % len(batch)]).sort().values
         fresh = ask(batch.x_BCHW if len(asked_B) == len(batch) else batch.x_BCHW[asked_B.to(batch.x_BCHW.device)])
         self.computed += len(asked_B)
-        self._logits.put(cells_B[asked_B], fresh[0])
-        if self._maps is not None and fresh[1] is not None:
-            self._maps.put(map_cells_B[asked_B], fresh[1])
+        with _naming_the_folder():
+            self._logits.put(cells_B[asked_B], fresh[0])
+            if self._maps is not None and fresh[1] is not None:
+                self._maps.put(map_cells_B[asked_B], fresh[1])
         if len(asked_B) == len(batch):
             return fresh
         rest_B = torch.nonzero(known_B).flatten()
@@ -117,11 +122,9 @@ class KeptOutputs:
         Raises:
             RunError: The disk is full, or failed.
         """
-        try:
+        with _naming_the_folder():
             for store in self._stores():
                 store.settle()
-        except OSError as error:
-            raise RunError(f"{outputs_dir()}: {error.strerror}; go on with --set teacher_cache.mode=off") from None
 
     def account(self) -> None:
         """Say how much the teacher was spared."""
@@ -133,6 +136,14 @@ class KeptOutputs:
         yield self._logits
         if self._maps is not None:
             yield self._maps
+
+
+@contextlib.contextmanager
+def _naming_the_folder() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{outputs_dir()}: {error.strerror}; go on with --set teacher_cache.mode=off") from None
 
 
 def keep_outputs(

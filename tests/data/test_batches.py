@@ -50,6 +50,18 @@ def test_batches_shuffle_all_images_and_follow_the_generator() -> None:
     assert not torch.equal(plain, images.images_NCHW.float() / 255)
 
 
+@pytest.mark.parametrize("behind", [0, 1, 3])
+def test_an_interrupted_pass_goes_on_where_it_was(behind: int) -> None:
+    images, one, other = image_set(10), seeded(3), seeded(3)
+    whole = list(batches(images, batch_size=4, generator=one, augment=Crop(), device=CPU))
+    rest = list(batches(images, batch_size=4, generator=other, augment=Crop(), device=CPU, behind=behind))
+    assert len(rest) == 3 - behind
+    for got, wanted in zip(rest, whole[behind:], strict=True):
+        assert torch.equal(got.x_BCHW, wanted.x_BCHW)
+        assert torch.equal(got.y_B, wanted.y_B)
+        assert torch.equal(got.rows_B, wanted.rows_B)
+
+
 @pytest.mark.parametrize(
     ("count", "size", "sizes"),
     [(8, 4, [4, 4]), (10, 4, [4, 4, 2]), (9, 4, [4, 4]), (1, 4, [1]), (2, 1, [1, 1]), (0, 4, [])],

@@ -20,7 +20,7 @@ from tests.reliability.processes import run_command
 
 STAGES = ("search", "train", "adv-finetune", "attack", "teacher train")
 FAST = ("--batch-size", 16, "--device", "cpu", "--precision", "fp32")
-IMAGES = ("--data", "digits", "--limit-train", 80, "--limit-test", 30)
+IMAGES = ("--data", "digits", "--limit-train", 60, "--limit-test", 30)
 # A checkpoint behind nearly every step, so that most kills fall into the middle of an epoch.
 OFTEN = ("--set", "checkpoint_minutes=0.0005")
 CLOCKS = {"seconds", "images_per_second", "peak_memory_bytes"}

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from rnascl_cli.engine.compute import make_deterministic
 from rnascl_cli.models.taps import to_common_side
 from tests.command import done
+from tests.reliability.conftest import Whole
 from tests.reliability.drills import differences
 from tests.reliability.processes import run_command
 from tests.reliability.runs import STAGES, Inputs, command_for, essence
@@ -29,11 +30,10 @@ def _put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_same_command_gives_the_same_bytes(inputs: Inputs, tmp_path: Path, stage: str) -> None:
-    once, again = tmp_path / "once", tmp_path / "again"
-    run_command(command_for(stage, inputs, once, epochs=1), log=tmp_path / "log")
-    run_command([*command_for(stage, inputs, again, epochs=1), "--deterministic"], log=tmp_path / "log")
-    first, second = essence(stage, once), essence(stage, again)
+def test_the_same_command_gives_the_same_bytes(inputs: Inputs, whole: Whole, tmp_path: Path, stage: str) -> None:
+    out = tmp_path / "run"
+    run_command([*command_for(stage, inputs, out, epochs=2), "--deterministic"], log=tmp_path / "log")
+    first, second = whole.essence(stage), essence(stage, out)
     document = f"{stage}.json"
     for found, asked in ((first, False), (second, True)):
         if stage != "teacher train":  # its header says nothing of the device either

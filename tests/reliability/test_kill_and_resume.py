@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.reliability.conftest import Whole
 from tests.reliability.drills import differences, leftovers
 from tests.reliability.processes import Command, run_command
 from tests.reliability.runs import STAGES, Inputs, begun, command_for, essence, folder_of, resumable
@@ -17,19 +17,8 @@ pytestmark = pytest.mark.slow
 KILLS = 2
 
 
-@pytest.fixture(scope="module")
-def whole(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What an uninterrupted run of each stage ends with."""
-    root, found = tmp_path_factory.mktemp("whole"), {}
-    for stage in STAGES:
-        out = root / stage.replace(" ", "-")
-        run_command(command_for(stage, inputs, out, epochs=2), log=root / "log")
-        found[stage] = essence(stage, out)
-    return found
-
-
 @pytest.mark.parametrize("stage", STAGES)
-def test_killed_twice_and_resumed(inputs: Inputs, whole: dict[str, dict[str, Any]], tmp_path: Path, stage: str) -> None:
+def test_killed_twice_and_resumed(inputs: Inputs, whole: Whole, tmp_path: Path, stage: str) -> None:
     out, log, stream = tmp_path / "run", tmp_path / "log", random.Random(stage)
     arguments = command_for(stage, inputs, out, epochs=2)
     for _ in range(KILLS):
@@ -42,13 +31,13 @@ def test_killed_twice_and_resumed(inputs: Inputs, whole: dict[str, dict[str, Any
         assert command.code == -9, command.said
     assert resumable(stage, out)
     run_command([*arguments, "--resume"], log=log)
-    assert differences(whole[stage], essence(stage, out)) == []
+    assert differences(whole.essence(stage), essence(stage, out)) == []
     assert leftovers(out) == []
 
 
-def test_essence_tells_runs_apart(whole: dict[str, dict[str, Any]], inputs: Inputs, tmp_path: Path) -> None:
+def test_essence_tells_runs_apart(whole: Whole, inputs: Inputs, tmp_path: Path) -> None:
     run_command([*command_for("train", inputs, tmp_path / "run", epochs=2), "--seed", 6], log=tmp_path / "log")
-    found = differences(whole["train"], essence("train", tmp_path / "run"))
+    found = differences(whole.essence("train"), essence("train", tmp_path / "run"))
     assert found == ["logits", "metrics", "train.json", "weights"]
 
 

@@ -11,6 +11,7 @@ import pytest
 from rnascl_cli.engine.provenance import with_resume
 from tests.command import rnascl
 from tests.conftest import FAST as SMALL
+from tests.reliability.conftest import Whole
 from tests.reliability.drills import differences, leftovers
 from tests.reliability.processes import Command, run_command
 from tests.reliability.runs import STAGES, Inputs, command_for, essence, folder_of
@@ -19,10 +20,12 @@ from tests.reliability.runs import STAGES, Inputs, command_for, essence, folder_
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
-def test_the_command_that_is_said_goes_on(inputs: Inputs, tmp_path: Path, stage: str, signum: signal.Signals) -> None:
+def test_the_command_that_is_said_goes_on(
+    inputs: Inputs, whole: Whole, tmp_path: Path, stage: str, signum: signal.Signals
+) -> None:
     if signum == signal.SIGINT and stage not in ("train", "attack"):
         pytest.skip("the same loop as train's")
-    out, whole = tmp_path / "run", tmp_path / "whole"
+    out = tmp_path / "run"
     command = Command(command_for(stage, inputs, out, epochs=2), log=tmp_path / "log")
     kept = folder_of(stage, out) / ("attack.partial.jsonl" if stage == "attack" else "checkpoint.pt")
     command.wait_for(kept.exists)
@@ -39,8 +42,7 @@ def test_the_command_that_is_said_goes_on(inputs: Inputs, tmp_path: Path, stage:
     assert words[0] == "rnascl"
     assert words[-1] == "--resume"
     run_command(words[1:], log=tmp_path / "log")
-    run_command(command_for(stage, inputs, whole, epochs=2), log=tmp_path / "log")
-    assert differences(essence(stage, whole), essence(stage, out)) == []
+    assert differences(whole.essence(stage), essence(stage, out)) == []
     assert leftovers(out) == []
 
 
