@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install quickstart test lint types tests drills clean
+.PHONY: install quickstart test lint types tests drills fuzz clean
 
 install: $(READY)
 
@@ -36,6 +36,12 @@ tests: $(READY)
 # Kills each stage twenty times at random moments and resumes it; see docs/reliability.md.
 drills: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability.drills --kills 20
+
+# Ten minutes on every reader of files, by atheris where it is installed and by hypothesis where not; then options,
+# recipes and artifacts at twenty times their usual number. See docs/reliability.md.
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hostile.fuzz --seconds 600
+	OMP_NUM_THREADS=1 PROPERTY_TIMES=20 $(BIN)/pytest tests/property
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache

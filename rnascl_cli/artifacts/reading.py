@@ -41,6 +41,11 @@ def read_bounded(path: Path, limit: int, *, what: str) -> bytes:
     return data
 
 
+def holds_too_much(data: bytes) -> bool:
+    """Return whether JSON, or lines of it, would make more than :data:`MAX_DOCUMENT_VALUES` objects."""
+    return sum(data.count(mark) for mark in (b",", b"[", b"{")) > MAX_DOCUMENT_VALUES
+
+
 def parse_json(text: str | bytes, *, where: str) -> Any:
     """Parse JSON of bounded size; NaN, infinity and integers beyond 64 bits are refused.
 
@@ -51,8 +56,7 @@ def parse_json(text: str | bytes, *, where: str) -> Any:
     Raises:
         UserError: It is no such JSON.
     """
-    data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
-    if sum(data.count(mark) for mark in (b",", b"[", b"{")) > MAX_DOCUMENT_VALUES:
+    if holds_too_much(text.encode(errors="surrogatepass") if isinstance(text, str) else text):
         raise UserError(
             f"{where}: holds more than {MAX_DOCUMENT_VALUES} values, as no rnascl document does; make it again"
         )

@@ -234,17 +234,18 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | 
         header = _header(metadata, path)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         if header is not None:
-            header = _unsealed(header, tensors, path)
+            header = _unsealed(header, tensors, path, text=metadata[HEADER_KEY])
     return tensors, header, metadata
 
 
-def _unsealed(header: dict[str, Any], tensors: Mapping[str, torch.Tensor], path: Path) -> dict[str, Any]:
+def _unsealed(header: dict[str, Any], tensors: Mapping[str, torch.Tensor], path: Path, *, text: str) -> dict[str, Any]:
     """Check the seal and return the header without it."""
     plain = {key: value for key, value in header.items() if key not in (SEAL, SEAL_OF)}
     if len(plain) == len(header):
         return header
     expected, found = str(header.get(SEAL)), seal(plain, tensors)
-    if header.get(SEAL_OF) != SEALED or found != expected:
+    as_written = json.dumps(header, sort_keys=True) == text  # 0.1 may be written in many ways
+    if header.get(SEAL_OF) != SEALED or found != expected or not as_written:
         raise UserError(
             f"{path}: has changed since it was written (sha256 of header and tensors: expected {expected[:12]}..., "
             f"found {found[:12]}...); copy or make it again"

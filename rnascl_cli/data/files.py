@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from safetensors import SafetensorError
@@ -66,7 +67,7 @@ class ImageFiles:
         if len(positions) == len(self.listed):
             return self._decode_once(self.listed)
         pixels = _read_cache(self._kept("images", self.listed)).get("pixels")
-        if pixels is not None and len(pixels) == len(self.listed):
+        if self._fits(pixels, len(self.listed)):
             return pixels[positions]
         return self._decode_once([self.listed[position] for position in positions.tolist()])
 
@@ -81,7 +82,8 @@ class ImageFiles:
         kept = self._kept("digests", self.listed)
         found = _read_cache(kept)
         digest_N, known_N = found.get("digest"), found.get("known")
-        if digest_N is None or known_N is None or len(digest_N) != len(self.listed):
+        count = len(self.listed)
+        if not (_is(digest_N, torch.uint8, (count, DIGEST_BYTES)) and _is(known_N, torch.bool, (count,))):
             digest_N = torch.zeros(len(self.listed), DIGEST_BYTES, dtype=torch.uint8)
             known_N = torch.zeros(len(self.listed), dtype=torch.bool)
         missing = positions[~known_N[positions]]
@@ -96,11 +98,14 @@ class ImageFiles:
     def _decode_once(self, files: Sequence[Listed]) -> Tensor:
         kept = self._kept("images", files)
         pixels = _read_cache(kept).get("pixels")
-        if pixels is not None and pixels.shape == (len(files), 3, self.shape.side, self.shape.side):
+        if self._fits(pixels, len(files)):
             return pixels
         pixels = decode([self.root / item.name for item in files], self.shape, what=self.what)
         _keep(kept, {"pixels": pixels}, what="decoded images")
         return pixels
+
+    def _fits(self, pixels: Tensor | None, count: int) -> TypeGuard[Tensor]:
+        return _is(pixels, torch.uint8, (count, 3, self.shape.side, self.shape.side))
 
     def _kept(self, folder: str, files: Sequence[Listed]) -> Path:
         """Name a cache file after everything its content depends on: the files, as listed, and the decoding."""
@@ -109,6 +114,11 @@ class ImageFiles:
             "\n".join(f"{item.name}\0{item.size}\0{item.mtime_ns}" for item in files).encode(errors="surrogateescape")
         )
         return cache_dir() / folder / f"{key.hexdigest()[:32]}.safetensors"
+
+
+def _is(kept: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> TypeGuard[Tensor]:
+    """Return whether what a cache file holds is what belongs there."""
+    return kept is not None and kept.dtype == dtype and kept.shape == shape
 
 
 def _digests(paths: Sequence[Path], *, what: str) -> list[bytes]:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from rnascl_cli.artifacts.archives import refuse_bomb
 from rnascl_cli.artifacts.store import write_with
 from rnascl_cli.console import warn
 from rnascl_cli.engine.run_directory import CHECKPOINT, PREVIOUS
@@ -61,7 +62,10 @@ def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     """
     try:
         _check_seal(path)
+        refuse_bomb(path)  # a seal can be put on anything
         loaded = torch.load(path, map_location=device, weights_only=True)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except Exception as error:  # torch.load raises many kinds for what is no checkpoint of torch

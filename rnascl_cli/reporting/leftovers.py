@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rnascl_cli.artifacts.reading import MAX_DOCUMENT_BYTES, holds_too_much, read_bounded
+from rnascl_cli.errors import UserError
+
 MAX_SHOWN = 3
 
 
@@ -34,12 +37,27 @@ class Metrics:
         return f"{words}, the last with a loss of {loss:.4g}" if known else words
 
 
+def _lines(path: Path) -> list[bytes]:
+    """Return the lines of a file of bounded size; what follows the last newline is the last.
+
+    Raises:
+        OSError: It cannot be read, or holds more than rnascl writes.
+    """
+    try:
+        data = read_bounded(path, MAX_DOCUMENT_BYTES, what="file of rnascl's")
+    except UserError:
+        raise OSError("it is too large") from None
+    if holds_too_much(data):
+        raise OSError("it holds too much")
+    return data.split(b"\n")
+
+
 def read_metrics(path: Path) -> Metrics:
     """Read a ``metrics.jsonl`` as far as it can be read; a damaged line is named and passed over."""
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = _lines(path)
     except OSError as error:
-        return Metrics(problems=(f"{path.name} cannot be read: {error.strerror}",))
+        return Metrics(problems=(f"{path.name} cannot be read: {error.strerror or error}",))
     history, problems = [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -69,9 +87,9 @@ def _not_finite(entry: dict[str, Any]) -> list[str]:
 def journal_words(path: Path) -> str:
     """Say what an attack that stopped part way has done, by its journal."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
+        lines = _lines(path)[1:]
     except OSError as error:
-        return f"its journal cannot be read: {error.strerror}"
+        return f"its journal cannot be read: {error.strerror or error}"
     batches: dict[str, int] = {}  # images by attack and eps
     for line in lines:
         try:

@@ -6,12 +6,12 @@ searched tutors there may be a control's (distill/tutors.py), or a map written b
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from rnascl_cli.artifacts.documents import Architecture, DerivedDocument, SearchDocument, TutorMap, TutorOrigin
+from rnascl_cli.artifacts.reading import MAX_DOCUMENT_BYTES, parse_json, read_bounded
 from rnascl_cli.artifacts.store import read_document, sha256_file
 from rnascl_cli.distill.tutors import last_layer_tutors, random_tutors, same_depth_tutors, tutors_by_hand
 from rnascl_cli.engine.provenance import remade
@@ -101,11 +101,10 @@ def _by_hand(file: Path, found: SearchDocument) -> _Chosen:
     if not file.is_file():
         raise UserError(f"--tutors {file}: no such file, and no map of that name{nearest(str(file), TUTORS)}")
     try:
-        given = json.loads(file.read_bytes())
+        text = read_bounded(file, MAX_DOCUMENT_BYTES, what="tutor map")
     except OSError as error:
         raise UserError(f"--tutors {file}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"--tutors {file}: not a JSON document ({str(error) or 'nested too deeply'})") from None
+    given = parse_json(text, where=f"--tutors {file}")
     try:
         tutor = tutors_by_hand(given, student_layers=found.student_layers, teacher_layers=found.teacher_layers)
     except ValueError as error:

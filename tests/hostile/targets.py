@@ -5,6 +5,7 @@ A reader may accept what it is given or refuse it by a UserError that names the 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
@@ -19,9 +20,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from rnascl_cli.artifacts.documents import DOCUMENTS
-from rnascl_cli.artifacts.store import document_json, parse_document, read_any_document
+from rnascl_cli.artifacts.store import document_json, parse_document, read_any_document, sha256_bytes
 from rnascl_cli.attacks.journal import Journal
 from rnascl_cli.data.decode import Shape, decode
+from rnascl_cli.engine.checkpoint import SEAL
 from rnascl_cli.engine.checkpoint import read_checkpoint as read_own_checkpoint
 from rnascl_cli.errors import LONGEST_LINE, UserError, one_line
 from rnascl_cli.models.checkpoints import read_checkpoint
@@ -128,6 +130,16 @@ def _checkpoints(world: Path) -> list[bytes]:
     return found
 
 
+def _read_own_checkpoint(path: Path) -> None:
+    """Read it as spoilt, which the seal notices, and with a seal of its own, which anybody can put on."""
+    for sealed in (False, True):
+        if sealed:
+            data = path.read_bytes()
+            path.write_bytes(data + SEAL + sha256_bytes(data).encode() + b"\n")
+        with contextlib.nullcontext() if sealed else contextlib.suppress(UserError):
+            read_own_checkpoint(path, torch.device("cpu"))
+
+
 def _recipes(world: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted(recipes_folder().rglob("*.toml"))[::4]]
 
@@ -187,7 +199,7 @@ TARGETS = {
         Target("report", "document.json", _documents, _read_report, structured=True),
         Target("weights", "model.safetensors", _weights, resolve_model),
         Target("checkpoints", "public.pt", _checkpoints, read_checkpoint),
-        Target("resume", "checkpoint.pt", _checkpoints, lambda path: read_own_checkpoint(path, torch.device("cpu"))),
+        Target("resume", "checkpoint.pt", _checkpoints, _read_own_checkpoint),
         Target("recipes", "recipe.toml", _recipes, _read_recipe),
         Target("settings", "setting.txt", _settings, _read_setting),
         Target("journals", "journal.jsonl", _journals, lambda path: Journal(path, JOURNAL_HEADER).load()),

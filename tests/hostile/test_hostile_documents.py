@@ -21,7 +21,8 @@ from tests.hostile.conftest import Untouched
 
 pytestmark = pytest.mark.pipeline
 
-# Which commands read a document of the good world, as it lies there.
+# Which commands read a document of the good world, as it lies there. A report leaves out a damaged document and shows
+# the rest (tests/reporting/test_leftovers.py); where it is the only one, there is nothing to show.
 READERS: dict[str, list[tuple[object, ...]]] = {
     "search/search.json": [
         ("derive", "search"),
@@ -32,17 +33,14 @@ READERS: dict[str, list[tuple[object, ...]]] = {
     "train/derived.json": [
         ("train", "train/derived.json", "--out", "new", *FAST),
         ("adv-finetune", "train", "--out", "new", *FAST),
-        ("report", "train", "--out", "new"),
     ],
     "train/train.json": [
         ("adv-finetune", "train", "--out", "new", *FAST),
         ("attack", "train", "--out", "new"),
-        ("report", "train", "--out", "new"),
     ],
     "fine/adv-finetune.json": [
         ("adv-finetune", "fine", "--out", "new", *FAST),
         ("attack", "fine", "--out", "new"),
-        ("report", "fine", "--out", "new"),
     ],
     "attack/attack.json": [("report", "attack", "--out", "new")],
 }
@@ -161,3 +159,36 @@ def test_a_document_of_millions_of_nothings_takes_little_memory(world: Path) -> 
     assert done_by.returncode == 2, done_by.stderr
     assert "holds more than 4000000 values" in done_by.stderr
     assert done_by.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "not a JSON document"),
+        ("[NaN]", "NaN is not a number"),
+        ("[" + "0," * 5_000_000 + "0]", "holds more than 4000000 values"),
+        ('{"x": 1}', ""),
+        ("[99999999999999999999999]", "more than 64 bits"),
+    ],
+    ids=["deep", "NaN", "millions", "other names", "huge"],
+)
+def test_a_tutor_map_by_hand(world: Path, untouched: Untouched, text: str, message: str) -> None:
+    (world / "map.json").write_text(text)
+    line = untouched("derive", "search", "--tutors", "map.json")
+    assert line.startswith("rnascl: --tutors map.json: ")
+    assert message in line
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "attack.partial.jsonl"])
+def test_leftovers_of_millions_of_nothings(world: Path, name: str) -> None:
+    """A report names what it cannot use and shows the rest."""
+    (world / "train" / name).write_text('{"a": [' + "{}," * 2_000_000 + "{}]}\n")
+    done("report", "train", "--out", "new")
+    assert "it holds too much" in (world / "new" / "report.md").read_text()
+
+
+def test_a_journal_that_is_none(world: Path, untouched: Untouched) -> None:
+    for text in ("", "x", "[" * 100_000 + "\n", "{}\n", '{"a": ' + "9" * 5000 + "}\n", "\0\n"):
+        (world / "train" / "attack.partial.jsonl").write_text(text)
+        line = untouched("attack", "train", "--attack", "fgsm", "--device", "cpu", "--resume")
+        assert "attack.partial.jsonl is " in line
