@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,14 +100,10 @@ class RunDirectory:
         self._locks.append(lock_directory(self.path))
         if not (self.resume or self.force) and occupied(self.path):  # since it was claimed
             raise UserError(f"--out {self.path}: already exists; use another name, --force or --resume")
-        doomed = [item for item in self.path.iterdir() if _left_behind(item.name)]
+        clear_left_behind(self.path)
         if not self.resume:
-            doomed += [self.path / name for name in ARTIFACTS]
-        for item in doomed:
-            try:
-                item.unlink(missing_ok=True)
-            except OSError as error:
-                raise WriteError(item, error) from None
+            for name in ARTIFACTS:
+                _remove(self.path / name)
 
     def finished(self, kind: type[D], name: str) -> D | None:
         """Return the document of a run that is resumed though it had ended; None where there is something to do.
@@ -134,6 +131,25 @@ def occupied(path: Path) -> bool:
     return path.is_dir() and any(item.name != LOCK and not _left_behind(item.name) for item in path.iterdir())
 
 
-def _left_behind(name: str) -> bool:
+def clear_left_behind(folder: Path, names: Iterable[str] = ARTIFACTS) -> None:
+    """Remove what writes of these files that a kill cut short have left; for whoever holds the folder's lock.
+
+    Raises:
+        WriteError: The folder is read-only.
+    """
+    names = tuple(names)
+    for item in list(folder.iterdir()):
+        if _left_behind(item.name, names):
+            _remove(item)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise WriteError(path, error) from None
+
+
+def _left_behind(name: str, artifacts: Iterable[str] = ARTIFACTS) -> bool:
     """Return whether this is the temporary file of an artifact whose writing was cut short."""
-    return is_temporary(name) and name.startswith(tuple(f".{artifact}." for artifact in ARTIFACTS))
+    return is_temporary(name) and name.startswith(tuple(f".{artifact}." for artifact in artifacts))

@@ -27,7 +27,7 @@ from rnascl_cli.engine.lock import Lock, lock_directory
 from rnascl_cli.engine.modes import evaluating, frozen
 from rnascl_cli.engine.progress import progress
 from rnascl_cli.engine.provenance import make_provenance, running_command, with_resume
-from rnascl_cli.engine.run_directory import JOURNAL
+from rnascl_cli.engine.run_directory import JOURNAL, clear_left_behind
 from rnascl_cli.engine.seeds import generator
 from rnascl_cli.errors import Interrupted, UserError
 from rnascl_cli.stages.attack_document import (
@@ -141,7 +141,9 @@ def _lock(assault: Assault, *, resume: bool) -> Lock:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {directory}: {error.strerror}") from None
-    return lock_directory(directory)
+    lock = lock_directory(directory)
+    clear_left_behind(directory)
+    return lock
 
 
 def _opened(assault: Assault, *, resume: bool) -> Journal:

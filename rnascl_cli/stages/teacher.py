@@ -29,7 +29,7 @@ from rnascl_cli.engine.evaluate import accuracy
 from rnascl_cli.engine.fit import ScheduledOptimiser, Stateful, fit
 from rnascl_cli.engine.modes import evaluating, fixed_statistics, frozen
 from rnascl_cli.engine.optimise import build_optimiser, descend
-from rnascl_cli.engine.run_directory import CHECKPOINT, RunDirectory
+from rnascl_cli.engine.run_directory import CHECKPOINT, RunDirectory, clear_left_behind
 from rnascl_cli.engine.seeds import generator
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.checkpoints import SUFFIX, Teacher, read_teacher, write_teacher
@@ -115,6 +115,8 @@ def train_teacher(recipe: Recipe, out: Path, run: RunDirectory) -> Trained:
     module = module.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     run.create()
+    if out.parent.is_dir():
+        clear_left_behind(out.parent, [out.name])
     task = AdversarialTraining(module, settings, holdout=data.holdout, compute=compute, seed=recipe.seed)
     fit(task, plan_training(STAGE, recipe, settings, data=data, compute=compute, run=run, teacher=start))
     module.load_state_dict(task.best.weights)

@@ -47,12 +47,14 @@ class Command:
 
     def kill(self) -> None:
         """Send SIGKILL and wait for the end."""
-        self.process.kill()
+        self.send(signal.SIGKILL)
         self.process.join()
 
     def send(self, signum: signal.Signals) -> None:
-        """Send a signal."""
+        """Send a signal, unless the process has ended: its number may be another's by now."""
         assert self.process.pid is not None
+        if self.code is not None:
+            return
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process.pid, signum)
 

@@ -17,6 +17,7 @@ from rnascl_cli.engine.lock import LOCK, lock_directory, refuse_if_in_use
 from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.errors import UserError
 from tests.command import refused
+from tests.reliability.drills import leftovers
 from tests.reliability.processes import Command, run_command
 from tests.reliability.runs import Inputs, command_for
 
@@ -118,6 +119,16 @@ def test_what_a_killed_write_left_is_cleared_away(tmp_path: Path) -> None:
     (tmp_path / ".notes.tmp").write_text("mine")
     with pytest.raises(UserError, match="already exists"):
         RunDirectory.claim(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["attack", "teacher train"])
+def test_what_a_killed_last_write_left_is_cleared_away(inputs: Inputs, tmp_path: Path, stage: str) -> None:
+    out, name = tmp_path / "run", {"attack": "attack.json", "teacher train": "t.safetensors"}[stage]
+    out.mkdir()
+    (out / f".{name}.abc123.tmp").write_text("half")
+    run_command(command_for(stage, inputs, out, epochs=1), log=tmp_path / "log")
+    assert leftovers(out) == []
 
 
 @pytest.mark.unit
