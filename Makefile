@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install quickstart test lint types tests drills fuzz clean
+.PHONY: install quickstart test lint types tests bench drills fuzz clean
 
 install: $(READY)
 
@@ -32,6 +32,10 @@ types: $(READY)
 
 tests: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+# Ten minutes on an idle machine; exits 1 where a ratio fell since benchmarks/baseline.json. See docs/performance.md.
+bench: $(READY)
+	$(BIN)/python -m benchmarks --compare
 
 # Kills each stage twenty times at random moments and resumes it; see docs/reliability.md.
 drills: $(READY)

@@ -108,7 +108,7 @@ def theirs(bench: Bench, name: str) -> Tensor:
     }[name]()
     broken = []
     x_NCHW, y_N = bench.x_NCHW, bench.images.labels_N.to(bench.device)
-    for x_BCHW, y_B in zip(x_NCHW.split(bench.batch_size), y_N.split(bench.batch_size), strict=True):
+    for x_BCHW, y_B in zip(torch.split(x_NCHW, bench.batch_size), torch.split(y_N, bench.batch_size), strict=True):
         adversarial_BCHW = attack(x_BCHW, y_B)
         with torch.no_grad():
             broken.append(bench.model(adversarial_BCHW).argmax(dim=1) != y_B)
@@ -124,7 +124,8 @@ def _pyautoattack(bench: Bench, name: str) -> Tensor:
     y_N = bench.images.labels_N.to(bench.device)
     with torch.random.fork_rng(devices=[]):
         _, found_N = suite.run_standard_evaluation(bench.x_NCHW, y_N, batch_size=bench.batch_size)
-    return (found_N != y_N).cpu()
+    broken_N: Tensor = (found_N != y_N).cpu()
+    return broken_N
 
 
 def seconds(work: Callable[[], Tensor], device: torch.device) -> tuple[float, Tensor]:
@@ -189,7 +190,7 @@ def robust_student(train: ImageSet, epochs: int = 8) -> nn.Module:
     optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
     order, ball = torch.Generator().manual_seed(0), Linf(EPS.value)
     for _ in range(epochs):
-        for rows in torch.randperm(len(train), generator=order).split(64):
+        for rows in torch.split(torch.randperm(len(train), generator=order), 64):
             x_BCHW, y_B = train.pixels(rows).float() / 255, train.labels_N[rows]
             x_BCHW = projected_gradient(
                 model,
@@ -201,7 +202,7 @@ def robust_student(train: ImageSet, epochs: int = 8) -> nn.Module:
                 start_BCHW=x_BCHW + ball.noise(x_BCHW, order),
             )
             optimiser.zero_grad()
-            F.cross_entropy(model(x_BCHW), y_B).backward()
+            F.cross_entropy(model(x_BCHW), y_B).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
     return model
 
@@ -222,7 +223,7 @@ def build(arguments: argparse.Namespace) -> tuple[Bench, str]:
         model, name = resolve_model(arguments.model).module, arguments.model
     model = model.eval().requires_grad_(False).to(device)
     with torch.no_grad():
-        batches = (data.test.pixels(slice(None)).float() / 255).split(100)
+        batches = torch.split(data.test.pixels(slice(None)).float() / 255, 100)
         answers_N = torch.cat([model(x_BCHW.to(device)).argmax(dim=1).cpu() for x_BCHW in batches])
     if not len(labels_N):
         labels_N = answers_N

@@ -24,7 +24,7 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @property
     def total(self) -> int:
         """All of them."""
-        return self.calls.total()
+        return sum(self.calls.values())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.calls[str(func)] += 1
@@ -39,7 +39,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
+        self.now: int = 0
+        self.peak: int = 0
         self._known: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -101,11 +102,13 @@ def operators_of(step: Callable[[], object]) -> int:
     """Return how many operators a call dispatches."""
     with Operators() as counted:
         step()
-    return counted.total
+    total: int = counted.total
+    return total
 
 
 def peak_bytes_of(step: Callable[[], object]) -> int:
     """Return the peak of the bytes that a call has alive at once, besides what was there before."""
     with LiveBytes() as counted:
         step()
-    return counted.peak
+    peak: int = counted.peak
+    return peak

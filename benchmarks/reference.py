@@ -90,7 +90,8 @@ class PlainSupernet(nn.Module):
         """Return the logits of the mixture; ``layer_masks`` then has the channel mask of every convolution."""
         self.layer_masks = {}
         x = F.hardswish(self.stem((x_BCHW - self.get_buffer("mean")) / self.get_buffer("std")))
-        before, g_before, mask_before = (STEM,), torch.ones(1), torch.ones(STEM)
+        before: tuple[int, ...] = (STEM,)
+        g_before, mask_before = torch.ones(1), torch.ones(STEM)
         for index, (block, choices, g) in enumerate(zip(self.blocks, self.choices, weights, strict=True)):
             hidden_mask = mask_before.repeat_interleave(EXPANSION)
             out, mask = torch.zeros(()), torch.zeros(())

@@ -66,7 +66,8 @@ def teacher_macs(case: Case) -> int:
         teacher = build_teacher(case.teacher, num_classes=case.classes).eval()
         with FlopCounterMode(display=False) as count, torch.no_grad():
             teacher(torch.empty(1, 3, case.side, case.side))
-    return count.get_total_flops() // 2
+    flops: int = count.get_total_flops()
+    return flops // 2
 
 
 def floors(case: Case) -> list[tuple[int, float]]:

@@ -27,7 +27,8 @@ def sample_noise(shape: torch.Size | tuple[int, ...], *, generator: torch.Genera
 
 def gumbel_softmax(logits: Tensor, *, temperature: float, noise: Tensor) -> Tensor:
     """Return g_i = exp((v_i + eps_i) / tau) / sum_j exp((v_j + eps_j) / tau) over the last dimension."""
-    return torch.softmax((logits + noise.to(logits)) / temperature, dim=-1)
+    # Drawn on the CPU, sent without waiting: a GPU's queue is not emptied for it.
+    return torch.softmax((logits + noise.to(logits, non_blocking=True)) / temperature, dim=-1)
 
 
 def temperature_at(

@@ -56,9 +56,8 @@ def widened_energy(x_BCHW: Tensor, weight_OC11: Tensor, channel_mask_O11: Tensor
     """
     # Autocast is for the network; a map is float32.
     with torch.autocast(x_BCHW.device.type, enabled=False):
-        mask_O = None if channel_mask_O11 is None else channel_mask_O11.unsqueeze(3)
-        weight = weight_OC11.float()
-        map_B1HW: Tensor = _WidenedEnergy.apply(x_BCHW.float(), weight, mask_O)
+        mask_O111 = None if channel_mask_O11 is None else channel_mask_O11.unsqueeze(3)
+        map_B1HW: Tensor = _WidenedEnergy.apply(x_BCHW, weight_OC11.float(), mask_O111)
     return map_B1HW
 
 
@@ -85,27 +84,27 @@ class _WidenedEnergy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BCHW: Tensor, weight_OC11: Tensor, mask_O111: Tensor | None) -> Tensor:
         masked_OC = (weight_OC11 if mask_O111 is None else weight_OC11 * mask_O111).flatten(1)
-        gram_x_BCHW = F.conv2d(x_BCHW, (masked_OC.T @ masked_OC).view(*weight_OC11.shape[1:2] * 2, 1, 1))
-        ctx.save_for_backward(x_BCHW, gram_x_BCHW, masked_OC, weight_OC11, mask_O111)
-        return (x_BCHW * gram_x_BCHW).sum(dim=1, keepdim=True)
+        gram_CC11 = (masked_OC.T @ masked_OC).view(*weight_OC11.shape[1:2] * 2, 1, 1)
+        ctx.save_for_backward(x_BCHW, gram_CC11, masked_OC, weight_OC11, mask_O111)
+        return (F.conv2d(x_BCHW.float(), gram_CC11) * x_BCHW).sum(dim=1, keepdim=True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope_B1HW: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        x_BCHW, gram_x_BCHW, masked_OC, weight_OC11, mask_O111 = ctx.saved_tensors
+        x_BCHW, gram_CC11, masked_OC, weight_OC11, mask_O111 = ctx.saved_tensors
         twice_B1HW = slope_B1HW.mul(2)
-        slope_x = gram_x_BCHW * twice_B1HW
+        slope_x_BCHW = F.conv2d(x_BCHW.float(), gram_CC11) * twice_B1HW
         slope_weight = slope_mask = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             # d/dM of sum_n g_n |M x_n|^2 = 2 M sum_n g_n x_n x_n^T; the sum is a 1x1 convolution's weight gradient.
-            shape = (x_BCHW.shape[1], x_BCHW.shape[1], 1, 1)
-            outer_CC = conv2d_weight(x_BCHW, shape, x_BCHW * twice_B1HW).flatten(1)  # type: ignore[no-untyped-call]
-            slope_masked = (masked_OC @ outer_CC).view_as(weight_OC11)
+            slope_gram_x = x_BCHW * twice_B1HW
+            outer_CC11 = conv2d_weight(x_BCHW.float(), gram_CC11.shape, slope_gram_x)  # type: ignore[no-untyped-call]
+            slope_masked = (masked_OC @ outer_CC11.flatten(1)).view_as(weight_OC11)
             if ctx.needs_input_grad[1]:
                 slope_weight = slope_masked if mask_O111 is None else slope_masked * mask_O111
             if ctx.needs_input_grad[2]:
                 slope_mask = (slope_masked * weight_OC11).sum(dim=1, keepdim=True)
-        return slope_x, slope_weight, slope_mask
+        return slope_x_BCHW.to(x_BCHW.dtype), slope_weight, slope_mask
 
 
 def _norm(x_BCHW: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.counting import Operators
 from rnascl_cli.models.blocks import InvertedResidual, MaskedInvertedResidual
 from rnascl_cli.models.student import Student
 from rnascl_cli.models.supernet import Supernet
@@ -74,23 +74,11 @@ def test_gradients_at_one_hot_are_those_of_the_slim_network() -> None:
         assert outside.abs().max() < 1e-6, f"{name}: channels that are masked out learn"
 
 
-class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what is dispatched, by operator."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.calls: dict[str, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls[str(func)] = self.calls.get(str(func), 0) + 1
-        return func(*args, **(kwargs or {}))
-
-
 def dispatched(model: nn.Module, *inputs: Any) -> dict[str, int]:
-    counting = Counting()
-    with torch.no_grad(), counting:
+    counted = Operators()
+    with torch.no_grad(), counted:
         model(*inputs)
-    return counting.calls
+    return counted.calls
 
 
 def test_n_choices_cost_one_block() -> None:
