@@ -347,12 +347,12 @@ def test_no_process_is_started_before_a_batch_is_wanted_or_left_after(photograph
     before = children()
     data = load(photographs, workers=2)
     assert data.fingerprint
-    assert children() == before
+    assert not children() - before
     one_pass(data, ResizedCrop())
     list(ordered_batches(data.test, batch_size=2, device=CPU))
     assert len(children() - before) == 2
     del data
-    assert children() == before
+    assert not children() - before
 
 
 @pytest.mark.unit
@@ -372,5 +372,5 @@ def test_no_process_is_left_where_a_pass_ends_in_an_error(damaged: Path) -> None
     began = time.perf_counter()
     del error
     gc.collect()
-    assert children() == before
+    assert not children() - before
     assert time.perf_counter() - began < 4
