@@ -69,7 +69,7 @@ def test_the_document_and_the_baseline_are_there() -> None:
     assert results.BEGIN in results.DOCUMENT.read_text(encoding="utf-8")
     held = json.loads(results.BASELINE.read_text(encoding="utf-8"))
     assert all({"value", "better", "tolerance"} == set(row) for row in held.values())
-    assert {"step-32.plain", "step-32.hoisted", "step-32.kept", "operators.plain"} <= set(held)
+    assert "operators.plain" in held
 
 
 def test_sides_take_turns() -> None:
