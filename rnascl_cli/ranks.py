@@ -24,9 +24,13 @@ TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for the others before it gives up; torchrun ends the job sooner when one has died."""
 
 
+_joined = False
+"""Whether this process has joined others: some clusters set torchrun's variables for every job."""
+
+
 def rank() -> int:
     """Return this process's number, from 0."""
-    return _number("RANK", 0)
+    return _number("RANK", 0) if _joined else 0
 
 
 def local_rank() -> int:
@@ -36,7 +40,7 @@ def local_rank() -> int:
 
 def size() -> int:
     """Return how many processes there are."""
-    return max(_number("WORLD_SIZE", 1), 1)
+    return max(_number("WORLD_SIZE", 1), 1) if _joined else 1
 
 
 def is_first() -> bool:
@@ -56,7 +60,8 @@ def _number(variable: str, otherwise: int) -> int:
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """Join the other ranks for the while; alone, do nothing."""
-    if size() == 1:
+    global _joined
+    if _number("WORLD_SIZE", 1) <= 1:
         yield
         return
     import torch
@@ -67,9 +72,11 @@ def together() -> Iterator[None]:
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())
     distributed.init_process_group(backend, timeout=TIMEOUT)
+    _joined = True
     try:
         yield
     finally:
+        _joined = False
         distributed.destroy_process_group()
 
 
