@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from rnascl_cli import __version__, console
-from rnascl_cli.cli import adv_finetune, attack, cache, derive, quickstart, report, search, teacher, train
+from rnascl_cli.cli import adv_finetune, attack, cache, derive, quickstart, report, search, study, teacher, train
 from rnascl_cli.engine.interrupts import ending_at_once
 from rnascl_cli.engine.provenance import commanded_as
 from rnascl_cli.errors import Interrupted, RunError, UserError, one_line
@@ -33,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for module in (search, derive, train, adv_finetune, attack, report, quickstart):
+for module in (search, derive, train, adv_finetune, attack, report, study, quickstart):
     app.command(module.NAME, epilog=module.EPILOG)(module.command)
 app.add_typer(teacher.app, name="teacher")
 app.add_typer(cache.app, name="cache")

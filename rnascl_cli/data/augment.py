@@ -56,7 +56,7 @@ class Crop:
 
     @property
     def views(self) -> int:
-        """162 with a pad of 4: 9 x 9 corners, mirrored or not."""
+        """162 with a pad of 4: 9 x 9 corners, mirrored or not; 2 without a pad."""
         return (2 * self.pad + 1) ** 2 * self._sides
 
     @property
@@ -209,6 +209,8 @@ def augmentation(settings: DataSettings, input_size: int) -> Augment:
             return Crop(flip=False)
         case "crop-flip":
             return Crop()
+        case "flip":
+            return Crop(pad=0)
         case "resized-crop-flip":
             return ResizedCrop()
         case "none":

@@ -27,7 +27,7 @@ class DataSettings(Settings):
     holdout: float = Field(
         default=0.02, ge=0.0, le=0.5, description="share of the training images kept for choosing, never trained on"
     )
-    augment: Literal["auto", "crop", "crop-flip", "resized-crop-flip", "none"] = Field(
+    augment: Literal["auto", "crop", "crop-flip", "flip", "resized-crop-flip", "none"] = Field(
         default="auto",
         description="auto: pad-4 crop and flip up to 64 pixels (digits: no flip), RandomResizedCrop and flip above",
     )

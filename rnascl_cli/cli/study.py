@@ -1,0 +1,60 @@
+"""``rnascl study``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rnascl_cli import console
+from rnascl_cli.cli import options
+
+NAME = "study"
+EPILOG = "Example: rnascl study smoke --out runs/study"
+
+
+def command(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A study: a TOML file, or a name under recipes/studies.")],
+    data: options.Data = None,
+    teacher: options.Teacher = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="The study's folder; by default runs/study-NAME. Gone on with."),
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="How many steps run at once, sharing the threads.")] = 1,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", min=0.0, help="Begin no further step after so many minutes.")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the steps as commands, and run nothing.")] = False,
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            "--into", metavar="FILE", help="Put the tables between the study's marks in a Markdown file, too."
+        ),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Run a whole comparison, arm by arm and seed by seed, and tabulate it; the same command goes on with it."""
+    from rnascl_cli.recipes.study import find_study, read_study
+    from rnascl_cli.stages.study_plan import plan_study
+
+    path = find_study(file)
+    study = read_study(path)
+    steps = plan_study(study, data=data, teacher=teacher)
+    folder = out or Path("runs") / f"study-{path.stem}"
+    if plan:
+        console.result("\n".join(step.typed(folder) for step in steps.steps))
+        return
+    from rnascl_cli.stages.study import refuse_failures, run_study
+    from rnascl_cli.stages.study_results import check_into, tell_results
+
+    if into is not None:
+        check_into(into, path.stem)
+    progress = run_study(steps, folder, jobs=jobs, minutes=minutes)
+    document = tell_results(study, steps, progress, folder, source=path, into=into)
+    if progress.minutes_up:
+        console.warn(f"study: time is up at {document.steps_done} of {document.steps} steps; the same command goes on")
+    console.say(f"study: {len(document.rows)} students; wrote {folder}/study.md")
+    console.result(document.model_dump_json(indent=2) if json else str(folder))
+    refuse_failures(progress)

@@ -1,0 +1,130 @@
+"""What a study has measured so far, read off the artifacts that its steps have left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from rnascl_cli.artifacts.documents import AdvFinetuneDocument, AttackDocument, Document, Provenance, TrainDocument
+from rnascl_cli.artifacts.store import read_document
+from rnascl_cli.artifacts.study import Attacked, Circumstances, Measured, StudyRow
+from rnascl_cli.reporting.tables import short_spec, wilson
+
+D = TypeVar("D", bound=Document)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a student of a study lies.
+
+    Attributes:
+        space: Its search space.
+        seed: Of its training.
+        arm: Its arm.
+        stage: ``train``, or the name of a fine-tuning.
+        run: Its run directory below the study's folder.
+        attacks: Those of the attacks on it, by the name of the measurement.
+    """
+
+    space: str
+    seed: int
+    arm: str
+    stage: str
+    run: str
+    attacks: dict[str, str]
+
+
+def read_rows(out: Path, places: Iterable[Place]) -> tuple[list[StudyRow], Circumstances]:
+    """Return a row for every student that has been trained, and what all of them depend on.
+
+    Raises:
+        UserError: A document cannot be read.
+    """
+    rows, documents = [], list[Document]()
+    for place in places:
+        made = _read(out / place.run / "train.json", TrainDocument) or _read(
+            out / place.run / "adv-finetune.json", AdvFinetuneDocument
+        )
+        if made is None:
+            continue
+        attacks = {
+            name: found
+            for name, run in place.attacks.items()
+            if (found := _read(out / run / "attack.json", AttackDocument))
+        }
+        documents += [made, *attacks.values()]
+        architecture = made.architecture
+        rows.append(
+            StudyRow(
+                space=place.space,
+                seed=place.seed,
+                arm=place.arm,
+                stage=place.stage,
+                run=place.run,
+                widths=architecture.widths,
+                params=architecture.params,
+                macs=architecture.macs,
+                clean_accuracy=made.clean_accuracy,
+                test_images=made.provenance.data.test_images if made.provenance.data else 0,
+                epochs=made.epochs,
+                seconds=made.seconds,
+                attacks={name: _attacked(found) for name, found in attacks.items()},
+            )
+        )
+    return rows, _circumstances([document.provenance for document in documents])
+
+
+def _read(path: Path, kind: type[D]) -> D | None:
+    return read_document(path, kind) if path.is_file() else None
+
+
+def _attacked(document: AttackDocument) -> Attacked:
+    audit = document.audit
+    return Attacked(
+        protocol=document.protocol,
+        n=document.n,
+        clean_accuracy=document.clean_accuracy,
+        results=[
+            Measured(
+                attack=result.attack,
+                eps=result.eps,
+                accuracy=result.accuracy,
+                interval=wilson(result.accuracy, document.n),
+            )
+            for result in document.results
+        ],
+        warnings=document.warnings,
+        audit_passed=None if audit is None else sum(check.passed for check in audit),
+        audit_failed=None if audit is None else [check.name for check in audit if not check.passed],
+    )
+
+
+def _circumstances(made: Sequence[Provenance]) -> Circumstances:
+    def all_of(read: Callable[[Provenance], str | None]) -> list[str]:
+        return list(dict.fromkeys(text for provenance in made if (text := read(provenance))))
+
+    days = sorted(provenance.created[:10] for provenance in made)
+    return Circumstances(
+        data=all_of(_data),
+        teachers=all_of(_teacher),
+        devices=all_of(lambda one: one.device),
+        precisions=all_of(lambda one: one.precision),
+        torch_versions=all_of(lambda one: one.torch_version),
+        tool_versions=all_of(lambda one: f"{one.tool_version}{f' ({one.commit})' if one.commit else ''}"),
+        made=(days[0], days[-1]) if days else None,
+    )
+
+
+def _data(provenance: Provenance) -> str | None:
+    data = provenance.data
+    if data is None:
+        return None
+    trained = f"{data.train_images} images to train on, {data.holdout_images} held out, " if data.train_images else ""
+    return f"{short_spec(data.spec)} (fingerprint {data.fingerprint[:12]}): {trained}{data.test_images} to test on"
+
+
+def _teacher(provenance: Provenance) -> str | None:
+    teacher = provenance.teacher
+    return f"{teacher.architecture}, sha256 {teacher.sha256}" if teacher else None
