@@ -62,6 +62,7 @@ class Measurement(Settings):
     )
     limit_test: Annotated[int, Field(ge=1)] | None = None
     audit: bool = False
+    later: bool = Field(default=False, description="after everything else: for attacks that take the longest")
     settings: Table = Field(default_factory=dict, description="settings of the attack table")
 
 

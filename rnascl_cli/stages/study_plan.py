@@ -121,6 +121,7 @@ class _Planner:
     def __init__(self, study: Study, data: str | None, teacher: str | None) -> None:
         self.study, self.data, self.teacher = study, data, teacher
         self.steps: list[Step] = []
+        self.later: list[Step] = []
         self.students: list[Place] = []
 
     def plan(self) -> StudyPlan:
@@ -130,7 +131,7 @@ class _Planner:
                 # Arms that search come first: others train what they have found.
                 for arm in sorted(study.arm, key=lambda arm: arm.network_of is not None):
                     self._arm(arm, space, seed)
-        return StudyPlan(tuple(self.steps), tuple(self.students))
+        return StudyPlan((*self.steps, *self.later), tuple(self.students))
 
     def _arm(self, arm: Arm, space: str, seed: int) -> None:
         folder = f"{space.lower()}/seed{seed}/{arm.name}"
@@ -169,6 +170,8 @@ class _Planner:
             words.append("--audit")
         # One seed for all: every student faces the same images.
         self._stage("attack", run, words, seed=self.study.seeds[0], own=measurement.settings, needs=(model,))
+        if measurement.later:
+            self.later.append(self.steps.pop())
 
     def _stage(
         self,
@@ -184,7 +187,9 @@ class _Planner:
         arguments = [stage, *words]
         if study.recipe is not None:
             arguments += ["--recipe", study.recipe]
-        for key, value in [*flat(study.settings), *((f"{TABLES[stage]}.{key}", value) for key, value in flat(own))]:
+        others = {table for table in TABLES.values() if table != TABLES[stage]}
+        common = {key: value for key, value in study.settings.items() if key not in others}
+        for key, value in [*flat(common), *((f"{TABLES[stage]}.{key}", value) for key, value in flat(own))]:
             arguments += ["--set", f"{key}={as_toml(value)}"]
         if self.data is not None:
             arguments += ["--data", self.data]
