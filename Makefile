@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install quickstart test lint types tests bench drills fuzz clean
+.PHONY: install quickstart study test lint types tests bench drills fuzz clean
 
 install: $(READY)
 
@@ -20,6 +20,13 @@ $(READY): pyproject.toml
 # The main job: the whole chain on real digits, ending in runs/quickstart/report/report.html.
 quickstart: $(READY)
 	$(BIN)/rnascl quickstart --out runs/quickstart --force
+
+# The comparisons of docs/results/study.md; hours. The same call goes on with a stopped one. make study DATA=... TEACHER=...
+STUDY ?= cifar10-cpu
+DATA ?= cifar10
+TEACHER ?= r18
+study: $(READY)
+	$(BIN)/rnascl study $(STUDY) --data $(DATA) --teacher $(TEACHER) --out runs/study-$(STUDY)
 
 test: lint types tests
 

@@ -15,6 +15,9 @@ from rnascl_cli.recipes.settings import Recipe
 
 DEEPEST_KEY = 16  # parts; the longest there is has four
 
+STUDIES = "studies"
+"""The folder, under recipes/, whose files are studies and no recipes."""
+
 Layer = Mapping[str, Any]
 
 
@@ -35,7 +38,8 @@ def find_recipe(name: str) -> Path:
     for candidate in (Path(name), folder / name, folder / f"{name}.toml"):
         if candidate.is_file():
             return candidate
-    known = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.toml"))
+    files = (path for path in folder.rglob("*.toml") if path.parent.name != STUDIES)
+    known = sorted(str(path.relative_to(folder).with_suffix("")) for path in files)
     raise UserError(f"--recipe: no file '{name}' and no recipe of that name{nearest(name, known)}")
 
 

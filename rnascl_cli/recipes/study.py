@@ -15,11 +15,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from rnascl_cli.artifacts.reading import MAX_RECIPE_BYTES, read_bounded
 from rnascl_cli.errors import UserError, nearest
-from rnascl_cli.recipes.layers import Layer, read_recipe_file, recipes_folder
+from rnascl_cli.recipes.layers import STUDIES, Layer, find_recipe, read_recipe_file, recipes_folder
 from rnascl_cli.recipes.settings import Settings
-
-FOLDER = "studies"
-"""Where, under recipes/, the studies that come with rnascl lie."""
 
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
 Table = dict[str, Any]
@@ -122,7 +119,7 @@ def find_study(name: str) -> Path:
     Raises:
         UserError: Neither exists.
     """
-    folder = recipes_folder() / FOLDER
+    folder = recipes_folder() / STUDIES
     for candidate in (Path(name), folder / f"{name}.toml"):
         if candidate.is_file():
             return candidate
@@ -160,8 +157,6 @@ def _explain(item: Any) -> str:
 
 def common_layers(study: Study) -> list[Layer]:
     """Return what is under every run of the study, lowest first."""
-    from rnascl_cli.recipes.layers import find_recipe
-
     layers: list[Layer] = [read_recipe_file(find_recipe(study.recipe))] if study.recipe else []
     return [*layers, study.settings]
 

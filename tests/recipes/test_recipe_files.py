@@ -18,6 +18,7 @@ from rnascl_cli.models.teachers import architecture_named
 from rnascl_cli.models.teachers.public import PUBLIC
 from rnascl_cli.recipes import SGD, CosineSchedule, Recipe, StepSchedule, find_recipe, read_recipe_file, resolve
 from rnascl_cli.recipes import recipes_folder as folder
+from rnascl_cli.recipes.layers import STUDIES
 from rnascl_cli.reporting.published import TABLES, PublishedRow, PublishedTable
 from rnascl_cli.spaces import SPACES
 from rnascl_cli.stages.adv_finetune import adv_finetune
@@ -30,7 +31,7 @@ from rnascl_cli.stages.teacher import train_teacher
 from rnascl_cli.stages.train import train
 from tests.photographs import write_photographs
 
-FILES = sorted(folder().rglob("*.toml"))
+FILES = sorted(path for path in folder().rglob("*.toml") if path.parent.name != STUDIES)
 NAMES = [str(path.relative_to(folder()).with_suffix("")) for path in FILES]
 TABLE_1 = [f"cifar10/rnas-cl-{space}-wrt34{end}" for space in ("s3", "s5", "s7", "m", "l") for end in ("", "-trades")]
 TABLE_2 = [  # beside three rows that stand in Table 1 too

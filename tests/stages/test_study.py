@@ -1,0 +1,257 @@
+"""The study's steps: their order, what is gone on with, what a failure costs, and what is told in the end.
+
+Most tests put a shell script in the place of the interpreter, that leaves the file each step is to leave. One runs a
+whole study on digits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rnascl_cli.errors import RunError, UserError
+from rnascl_cli.recipes.study import Study
+from rnascl_cli.stages.study import STEPS, refuse_failures, run_study
+from rnascl_cli.stages.study_plan import StudyPlan, plan_study
+from tests.command import done, refused
+
+SCRIPT = """#!/bin/sh
+# -m rnascl_cli STAGE ...: leaves what the stage leaves, unless FAIL names the place
+stage=$3
+echo "$@" >> "$CALLS"
+previous=
+for word; do
+  [ "$previous" = --out ] && out=$word
+  previous=$word
+done
+case "$out" in *"${FAIL:-nothing}"*) echo "it broke" >&2; exit 1;; esac
+case $stage in
+  derive) mkdir -p "$(dirname "$out")"; echo {} > "$out";;
+  *) mkdir -p "$out"; echo {} > "$out/$stage.json";;
+esac
+"""
+
+
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The words of every step that the script in the interpreter's place was given, a line each."""
+    script = tmp_path / "python"
+    script.write_text(SCRIPT, encoding="utf-8")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    return tmp_path / "calls"
+
+
+def study(**changes: object) -> Study:
+    parts: dict[str, object] = {
+        "title": "t",
+        "spaces": ["S3", "S5"],
+        "seeds": [4, 5],
+        "reference": "standard",
+        "settings": {"data": {"spec": "digits"}, "search": {"epochs": 1}},
+        "arm": [
+            {"name": "random", "network_of": "rnas-cl", "tutors": "random"},
+            {"name": "standard", "search": {"paradigm": "standard"}},
+            {"name": "rnas-cl", "finetune": []},
+        ],
+        "finetuning": [{"name": "trades", "settings": {"beta": 3}}],
+        "measurement": [
+            {"name": "pgd", "limit_test": 7},
+            {"name": "aa", "of": ["trades"], "audit": True, "later": True},
+        ],
+    }
+    return Study.model_validate({**parts, **changes})
+
+
+@pytest.fixture
+def plan() -> StudyPlan:
+    return plan_study(study())
+
+
+def commands(calls: Path) -> list[str]:
+    return calls.read_text(encoding="utf-8").splitlines() if calls.exists() else []
+
+
+@pytest.mark.unit
+def test_every_step_comes_behind_what_it_needs(plan: StudyPlan) -> None:
+    seen: set[str] = set()
+    for step in plan.steps:
+        assert seen.issuperset(step.needs), step.name
+        seen.add(step.name)
+    assert len(seen) == len(plan.steps)
+
+
+@pytest.mark.unit
+def test_what_is_planned(plan: StudyPlan) -> None:
+    per_seed_and_space = {"search": 2, "derive": 3, "train": 3, "adv-finetune": 2, "attack": 5 + 2}
+    for stage, count in per_seed_and_space.items():
+        assert sum(step.stage == stage for step in plan.steps) == 4 * count, stage
+    names = [step.name for step in plan.steps]
+    assert [name for name in names if name.endswith("-aa")] == names[-8:], "what is for later comes last"
+    first = names[: names.index("s3/seed5/standard/search")]
+    assert {name.split("/")[1] for name in first} == {"seed4"}, "the first seed is whole before the next begins"
+    assert {name.split("/")[0] for name in first} == {"s3", "s5"}
+
+
+@pytest.mark.unit
+def test_a_step_is_a_command_that_one_could_type(plan: StudyPlan) -> None:
+    typed = {step.name: step.typed(Path("out")) for step in plan.steps}
+    assert typed["s3/seed5/random/derived.json"] == (
+        "rnascl derive out/s3/seed5/rnas-cl/search --tutors random --out out/s3/seed5/random/derived.json --force"
+    )
+    assert typed["s3/seed5/standard/trades"] == (
+        "rnascl adv-finetune out/s3/seed5/standard/train --set 'data.spec=\"digits\"' --set adv_finetune.beta=3 "
+        "--seed 5 --out out/s3/seed5/standard/trades"
+    )
+    assert "--seed 4" in typed["s3/seed5/standard/train-pgd"], "every seed's students face the same images"
+    assert "--audit" in typed["s5/seed4/random/trades-aa"]
+    assert "search.epochs=1" in typed["s3/seed4/standard/search"]
+
+
+@pytest.mark.unit
+def test_the_same_call_goes_on(plan: StudyPlan, calls: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    halt = run_study(plan, out, minutes=0)
+    assert halt.minutes_up
+    assert not commands(calls)
+    first = run_study(plan, out, jobs=3)
+    assert len(first.done) == len(plan.steps) == len(commands(calls))
+    gone = out / "s3/seed4/standard/train-pgd/attack.json"
+    gone.unlink()
+    again = run_study(plan, out)
+    assert len(again.done) == len(plan.steps)
+    assert len(commands(calls)) == len(plan.steps) + 1
+    assert "--resume" not in commands(calls)[-1]
+
+
+@pytest.mark.unit
+def test_an_interrupted_step_is_resumed(plan: StudyPlan, calls: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_study(plan, out, minutes=0)
+    for name, left in (("s3/seed4/standard/search", "checkpoint.pt"), ("s3/seed4/rnas-cl/search", "rubble")):
+        (out / name).mkdir(parents=True)
+        (out / name / left).write_text("", encoding="utf-8")
+    run_study(plan, out)
+    of = {line.split(" --out ")[1].split(" ")[0]: line for line in commands(calls)}
+    assert of[str(out / "s3/seed4/standard/search")].endswith(" --resume")
+    assert of[str(out / "s3/seed4/rnas-cl/search")].endswith(" --force")
+
+
+@pytest.mark.unit
+def test_a_failure_costs_what_needs_it_and_no_more(
+    plan: StudyPlan, calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAIL", "s3/seed4/rnas-cl/search")
+    progress = run_study(plan, tmp_path / "out", jobs=2)
+    assert progress.failed["s3/seed4/rnas-cl/search"] == "it broke"
+    lost = {step.name for step in plan.steps if step.name.startswith(("s3/seed4/rnas-cl", "s3/seed4/random"))}
+    assert set(progress.failed) == lost
+    assert len(progress.done) == len(plan.steps) - len(lost)
+    with pytest.raises(RunError, match="it broke"):
+        refuse_failures(progress)
+
+
+@pytest.mark.unit
+def test_other_settings_in_the_same_folder_are_refused(plan: StudyPlan, calls: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_study(plan, out)
+    other = plan_study(study(finetuning=[{"name": "trades", "settings": {"beta": 4}}]))
+    with pytest.raises(UserError, match="trades was made with other settings"):
+        run_study(other, out)
+    more = plan_study(study(measurement=[{"name": "pgd", "limit_test": 7}, {"name": "fgsm"}]))
+    assert len(run_study(more, out).done) == len(more.steps), "what is new is simply run"
+
+
+@pytest.mark.unit
+def test_a_folder_of_other_things_is_refused(plan: StudyPlan, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.tex").write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match="no study"):
+        run_study(plan, tmp_path / "out")
+
+
+@pytest.mark.unit
+def test_bad_usage(tmp_path: Path) -> None:
+    assert "no study of that name" in refused("study", "nothing")
+    page = tmp_path / "page.md"
+    page.write_text("no marks", encoding="utf-8")
+    assert "study smoke: begin" in refused("study", "smoke", "--into", page, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.unit
+def test_the_plan_is_shown_without_running_it(tmp_path: Path) -> None:
+    outcome = done("study", "smoke", "--plan", "--teacher", "t.safetensors", "--out", tmp_path / "out")
+    assert len(outcome.out.splitlines()) == len(plan_study(study_of("smoke")).steps)
+    assert not (tmp_path / "out").exists()
+
+
+def study_of(name: str) -> Study:
+    from rnascl_cli.recipes.study import find_study, read_study
+
+    return read_study(find_study(name))
+
+
+@pytest.mark.pipeline
+@pytest.mark.slow
+def test_a_study_on_digits_is_stopped_gone_on_with_and_tabulated(tiny_teacher: Path, tmp_path: Path) -> None:
+    file, out, page = tmp_path / "tiny.toml", tmp_path / "out", tmp_path / "page.md"
+    file.write_text(
+        """
+title = "Tiny"
+spaces = ["S3"]
+seeds = [0, 1]
+reference = "standard"
+[settings]
+precision = "fp32"
+device = "cpu"
+data = { spec = "digits", limit_train = 40, limit_test = 20 }
+search = { epochs = 1, batch_size = 16 }
+train = { epochs = 1, batch_size = 16 }
+[[arm]]
+name = "standard"
+search = { paradigm = "standard" }
+[[arm]]
+name = "same-network"
+network_of = "standard"
+[[measurement]]
+name = "fgsm"
+settings = { attacks = ["fgsm"], eps = ["8/255"] }
+""",
+        encoding="utf-8",
+    )
+    page.write_text("before\n<!-- study tiny: begin -->\nold\n<!-- study tiny: end -->\nafter\n", encoding="utf-8")
+    command = ["-m", "rnascl_cli", "study", str(file), "--out", str(out)]
+    process = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, env={**os.environ})
+    deadline = time.monotonic() + 60
+    while not (out / "s3/seed0/standard/search/search.json").is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert b"the same command goes on" in said
+
+    done("study", file, "--out", out, "--into", page)
+    document = json.loads((out / "study.json").read_text(encoding="utf-8"))
+    assert document["steps"] == document["steps_done"] == len(json.loads((out / STEPS).read_text(encoding="utf-8")))
+    rows = {(row["arm"], row["seed"]): row for row in document["rows"]}
+    assert set(rows) == {(arm, seed) for arm in ("standard", "same-network") for seed in (0, 1)}
+    for (arm, seed), row in rows.items():
+        trained = json.loads((out / f"s3/seed{seed}/{arm}/train/train.json").read_text(encoding="utf-8"))
+        attacked = json.loads((out / f"s3/seed{seed}/{arm}/train-fgsm/attack.json").read_text(encoding="utf-8"))
+        assert row["clean_accuracy"] == trained["clean_accuracy"]
+        assert row["attacks"]["fgsm"]["results"][0]["accuracy"] == attacked["results"][0]["accuracy"]
+    # The same network, seed and settings: whatever the numbers are, the differences are none.
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n<!-- study tiny: begin -->\n\n**Tiny**")
+    assert text.endswith("<!-- study tiny: end -->\nafter\n")
+    assert "| `same-network` | ±0.0 (±0.0, ±0.0) | ±0.0 (±0.0, ±0.0) |" in text
+    assert "Standard-S3 (Table 2): clean 89.92, PGD-20 17.69" in text
