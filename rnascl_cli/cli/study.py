@@ -26,6 +26,10 @@ def command(
     minutes: Annotated[
         float | None, typer.Option("--minutes", min=0.0, help="Begin no further step after so many minutes.")
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="PATTERN", help="Steps like 's3/seed0/*', and what they need; may be repeated."),
+    ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print the steps as commands, and run nothing.")] = False,
     into: Annotated[
         Path | None,
@@ -44,14 +48,15 @@ def command(
     steps = plan_study(study, data=data, teacher=teacher)
     folder = out or Path("runs") / f"study-{path.stem}"
     if plan:
-        console.result("\n".join(step.typed(folder) for step in steps.steps))
+        shown = steps.only(only) if only else steps.steps
+        console.result("\n".join(step.typed(folder) for step in shown))
         return
     from rnascl_cli.stages.study import refuse_failures, run_study
     from rnascl_cli.stages.study_results import check_into, tell_results
 
     if into is not None:
         check_into(into, path.stem)
-    progress = run_study(steps, folder, jobs=jobs, minutes=minutes)
+    progress = run_study(steps, folder, jobs=jobs, minutes=minutes, only=only or ())
     document = tell_results(study, steps, progress, folder, source=path, into=into)
     if progress.minutes_up:
         console.warn(f"study: time is up at {document.steps_done} of {document.steps} steps; the same command goes on")

@@ -43,7 +43,9 @@ class Progress:
     minutes_up: bool = False
 
 
-def run_study(plan: StudyPlan, out: Path, *, jobs: int = 1, minutes: float | None = None) -> Progress:
+def run_study(
+    plan: StudyPlan, out: Path, *, jobs: int = 1, minutes: float | None = None, only: Sequence[str] = ()
+) -> Progress:
     """Take every step of a plan that has not been taken yet.
 
     Args:
@@ -51,11 +53,13 @@ def run_study(plan: StudyPlan, out: Path, *, jobs: int = 1, minutes: float | Non
         out: The study's folder; made where it is not there. Steps that have ended in it are left as they are.
         jobs: How many steps run at once; each gets its share of the processor's threads.
         minutes: No step is begun after so many; None for no end.
+        only: Patterns of names: these steps, and what they need; none for all.
 
     Raises:
         UserError: ``out`` holds something else, or a step in it was taken with other settings.
         Interrupted: Ctrl-C or SIGTERM; the running steps have written their checkpoints.
     """
+    steps = plan.only(only) if only else plan.steps
     _claim(out)
     lock = lock_directory(out)
     taken = _taken(out)
@@ -63,7 +67,7 @@ def run_study(plan: StudyPlan, out: Path, *, jobs: int = 1, minutes: float | Non
     progress = Progress(done={step.name for step in plan.steps if (out / step.result).is_file()})
     write_text(out / STEPS, json.dumps({step.name: list(step.arguments) for step in plan.steps}, indent=1) + "\n")
     say(f"study: {len(progress.done)} of {len(plan.steps)} steps are done already" if progress.done else "study: begun")
-    _Runner(plan.steps, out, progress, jobs=jobs, minutes=minutes).run()
+    _Runner(steps, out, progress, jobs=jobs, minutes=minutes).run()
     lock.release()
     return progress
 
@@ -109,7 +113,7 @@ class _Runner:
     ) -> None:
         self.out, self.progress, self.jobs = out, progress, jobs
         self.waiting = [step for step in steps if step.name not in progress.done]
-        self.total = len(steps)
+        self.total = len(self.waiting) + len(progress.done)
         self.running: dict[str, tuple[Step, subprocess.Popen[bytes], float]] = {}
         self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
         threads = max(1, (os.cpu_count() or 1) // jobs)

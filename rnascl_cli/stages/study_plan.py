@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,6 +74,21 @@ class StudyPlan:
 
     steps: tuple[Step, ...]
     students: tuple[Place, ...]
+
+    def only(self, patterns: Sequence[str]) -> list[Step]:
+        """Return the steps whose names match one of the patterns (``s3/seed0/*``), and all that those need.
+
+        Raises:
+            UserError: A pattern that matches nothing.
+        """
+        for pattern in patterns:
+            if not any(fnmatchcase(step.name, pattern) for step in self.steps):
+                raise UserError(f"--only {pattern}: no step of that name; --plan shows them, e.g. {self.steps[0].name}")
+        wanted = {step.name for step in self.steps if any(fnmatchcase(step.name, pattern) for pattern in patterns)}
+        for step in reversed(self.steps):  # what a step needs stands before it
+            if step.name in wanted:
+                wanted.update(step.needs)
+        return [step for step in self.steps if step.name in wanted]
 
 
 def plan_study(study: Study, *, data: str | None = None, teacher: str | None = None) -> StudyPlan:

@@ -21,7 +21,7 @@ SURFACE = {
     "attack": "MODEL... --attack --eps --norm --protocol --step-size --restarts --audit --data --limit-test --recipe "
     "--set --batch-size --seed --device --precision --deterministic --out --force --resume --json",
     "report": "RUN... --out --paper --image --force --json",
-    "study": "FILE --data --teacher --out --jobs --minutes --plan --into --json",
+    "study": "FILE --data --teacher --out --jobs --minutes --only --plan --into --json",
     "quickstart": "--out --recipe --seed --device --force",
     "cache": "",
     "cache show": "--json",

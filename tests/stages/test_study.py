@@ -133,6 +133,20 @@ def test_the_same_call_goes_on(plan: StudyPlan, calls: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.unit
+def test_a_part_of_it_brings_what_it_needs(plan: StudyPlan, calls: Path, tmp_path: Path) -> None:
+    progress = run_study(plan, tmp_path / "out", only=["s5/seed5/random/trades-aa"])
+    assert progress.done == {
+        "s5/seed5/rnas-cl/search",
+        "s5/seed5/random/derived.json",
+        "s5/seed5/random/train",
+        "s5/seed5/random/trades",
+        "s5/seed5/random/trades-aa",
+    }
+    with pytest.raises(UserError, match="--only s9"):
+        run_study(plan, tmp_path / "out", only=["s9/*"])
+
+
+@pytest.mark.unit
 def test_an_interrupted_step_is_resumed(plan: StudyPlan, calls: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_study(plan, out, minutes=0)
