@@ -98,6 +98,7 @@ class SearchDocument(Document):
     temperature: float = Field(gt=0.0, description="Gumbel-Softmax temperature of the last epoch")
     expected_macs: float = Field(gt=0.0)
     history: list[dict[str, Any]]
+    robust: str | None = Field(default=None, description="the method that perturbed images; null: clean ones only")
 
     @model_validator(mode="after")
     def _shapes_agree(self) -> SearchDocument:
@@ -156,20 +157,36 @@ class DerivedDocument(Document):
     tutors: TutorMap | None = Field(description="null where the paradigm uses no tutors")
 
 
-class TrainDocument(Document):
+class Validation(Record):
+    """Accuracies on the held-out training images."""
+
+    clean: Fraction
+    robust: Fraction = Field(description="under PGD of the recipe's eps and stop.steps")
+
+
+class Schooled(Document):
+    """What a training of a student says of its end."""
+
+    average: Literal["ema", "swa"] | None = Field(default=None, description="of what kind the weights are a mean")
+    best_epoch: int | None = Field(default=None, ge=1, description="whose weights were kept; null: the last one's")
+    validation: Validation | None = Field(default=None, description="of the best epoch; null where none was chosen")
+
+
+class TrainDocument(Schooled):
     """What ``train`` reached."""
 
     kind: Literal["train"] = "train"
     paradigm: Paradigm
     architecture: Architecture
     student_sha256: Sha256
-    clean_accuracy: Fraction = Field(description="on the test images, last epoch's weights")
-    epochs: int = Field(ge=1)
+    clean_accuracy: Fraction = Field(description="on the test images")
+    epochs: int = Field(ge=1, description="how many there were")
     seconds: float = Field(ge=0.0)
     history: list[dict[str, Any]]
+    method: str | None = Field(default=None, description="trained on perturbed images by; null: on clean ones, eq. (3)")
 
 
-class AdvFinetuneDocument(Document):
+class AdvFinetuneDocument(Schooled):
     """What ``adv-finetune`` reached."""
 
     kind: Literal["adv-finetune"] = "adv-finetune"

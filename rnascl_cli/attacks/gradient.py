@@ -163,4 +163,4 @@ def _norms(delta_BCHW: Tensor) -> Tensor:
 def _rand(like: Tensor, generator: torch.Generator | None) -> Tensor:
     # Drawn on the generator's device (the CPU), so that a seed means the same noise everywhere.
     device = generator.device if generator is not None else like.device
-    return torch.rand(like.shape, generator=generator, device=device).to(like)
+    return torch.rand(like.shape, generator=generator, device=device).to(like, non_blocking=True)

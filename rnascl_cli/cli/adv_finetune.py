@@ -17,13 +17,19 @@ EPILOG = "Example: rnascl adv-finetune runs/s5-train --method trades --out runs/
 def command(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory of train or adv-finetune.")],
     method: Annotated[
-        str | None, typer.Option("--method", metavar="trades|pgd-at|fast-at", help="What replaces the cross-entropy.")
+        str | None,
+        typer.Option(
+            "--method", metavar="trades|mart|pgd-at|fast-at|ard|rslad", help="What replaces the cross-entropy."
+        ),
     ] = None,
     teacher: options.Teacher = None,
     paradigm: Annotated[
         str | None,
         typer.Option("--paradigm", metavar="rnas-cl|icc|kl|standard", help="By default that of the training."),
     ] = None,
+    average: options.Average = None,
+    select: options.Select = None,
+    patience: options.Patience = None,
     data: options.Data = None,
     limit_train: options.LimitTrain = None,
     limit_test: options.LimitTest = None,
@@ -47,7 +53,7 @@ def command(
     resolved = options.build_recipe(
         "adv_finetune",
         recipe=recipe,
-        settings=settings,
+        settings=[*(settings or ()), *options.choice(select, patience)],
         inherited=before.provenance,
         top={
             "teacher": teacher,
@@ -57,7 +63,13 @@ def command(
             "deterministic": deterministic,
         },
         data={"spec": data, "limit_train": limit_train, "limit_test": limit_test},
-        own={"method": method, "paradigm": paradigm, "epochs": epochs, "batch_size": batch_size},
+        own={
+            "method": method,
+            "paradigm": paradigm,
+            "average": options.kind(average),
+            "epochs": epochs,
+            "batch_size": batch_size,
+        },
     )
     from rnascl_cli.engine.run_directory import RunDirectory
 

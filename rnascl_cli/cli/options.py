@@ -57,6 +57,22 @@ Deterministic = Annotated[
     bool | None,
     typer.Option("--deterministic", help="On a GPU too, the same bytes every time; slower. On a CPU they are anyway."),
 ]
+Average = Annotated[
+    str | None,
+    typer.Option("--average", metavar="ema|swa", help="Keep a running mean of the weights instead of the last ones."),
+]
+Select = Annotated[
+    str | None,
+    typer.Option(
+        "--select",
+        metavar="last|robust|clean",
+        help="Which epoch's weights are kept: the last one's, or the best one's on held-out training images.",
+    ),
+]
+Patience = Annotated[
+    int | None,
+    typer.Option("--patience", min=1, metavar="N", help="End after N epochs without a better one; see --select."),
+]
 Out = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="The run directory; by default a new one under runs/.")
 ]
@@ -110,6 +126,25 @@ def build_recipe(
         elif not specs:
             _refuse_download_into(inherited.data.spec)
     return resolve(layers)
+
+
+def kind(average: str | None) -> dict[str, Any] | None:
+    """Return the ``average`` table that ``--average`` means."""
+    return None if average is None else {"kind": average}
+
+
+def choice(select: str | None, patience: int | None) -> list[str]:
+    """Return ``--select`` and ``--patience`` as settings of the running stage; patience alone means robust.
+
+    Raises:
+        UserError: There is patience, and nothing to choose.
+    """
+    if select == "last":
+        if patience is not None:
+            raise UserError("--patience: with --select last no epoch is better than another; use --select robust")
+        return ["stop=null"]
+    chosen = [] if select is None else [f"stop.on={select}"]
+    return chosen if patience is None else [*chosen, f"stop.patience={patience}"]
 
 
 def new_run_directory(stem: str) -> Path:

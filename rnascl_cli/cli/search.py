@@ -21,6 +21,14 @@ def command(
     paradigm: Annotated[
         str | None, typer.Option("--paradigm", metavar="rnas-cl|icc|kl|standard", help="Section 4.3's four losses.")
     ] = None,
+    robust: Annotated[
+        str | None,
+        typer.Option(
+            "--robust",
+            metavar="trades|fast-at|rslad",
+            help="Search on images perturbed against the supernet; what replaces the cross-entropy.",
+        ),
+    ] = None,
     data: options.Data = None,
     limit_train: options.LimitTrain = None,
     limit_test: options.LimitTest = None,
@@ -51,7 +59,12 @@ def command(
             "deterministic": deterministic,
         },
         data={"spec": data, "limit_train": limit_train, "limit_test": limit_test},
-        own={"paradigm": paradigm, "epochs": epochs, "batch_size": batch_size},
+        own={
+            "paradigm": paradigm,
+            "robust": None if robust is None else {"method": robust},
+            "epochs": epochs,
+            "batch_size": batch_size,
+        },
     )
     from rnascl_cli.engine.run_directory import RunDirectory
     from rnascl_cli.stages.search import search

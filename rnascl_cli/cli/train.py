@@ -30,6 +30,17 @@ def command(
             "--paradigm", metavar="rnas-cl|icc|kl|standard", help="The loss; by default the paradigm of the search."
         ),
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            metavar="trades|mart|pgd-at|fast-at|ard|rslad",
+            help="Train on perturbed images; what replaces the cross-entropy.",
+        ),
+    ] = None,
+    average: options.Average = None,
+    select: options.Select = None,
+    patience: options.Patience = None,
     data: options.Data = None,
     limit_train: options.LimitTrain = None,
     limit_test: options.LimitTest = None,
@@ -51,7 +62,7 @@ def command(
     resolved = options.build_recipe(
         "train",
         recipe=recipe,
-        settings=settings,
+        settings=[*(settings or ()), *options.choice(select, patience)],
         inherited=document.provenance,
         top={
             "teacher": teacher,
@@ -61,7 +72,13 @@ def command(
             "deterministic": deterministic,
         },
         data={"spec": data, "limit_train": limit_train, "limit_test": limit_test},
-        own={"paradigm": paradigm, "epochs": epochs, "batch_size": batch_size},
+        own={
+            "paradigm": paradigm,
+            "method": method,
+            "average": options.kind(average),
+            "epochs": epochs,
+            "batch_size": batch_size,
+        },
     )
     from rnascl_cli.engine.run_directory import RunDirectory
     from rnascl_cli.stages.train import train

@@ -81,8 +81,15 @@ def first_not_finite(state: Any) -> str | None:
     named = [(name, tensor) for name, tensor in _tensors(state, "") if tensor.is_floating_point() and tensor.numel()]
     if not named:
         return None
-    fine = torch.stack([tensor.isfinite().all() for _, tensor in named]).tolist()
-    return next((name for (name, _), whole in zip(named, fine, strict=True) if not whole), None)
+    by_device: dict[torch.device, list[tuple[str, Tensor]]] = {}
+    for name, tensor in named:
+        by_device.setdefault(tensor.device, []).append((name, tensor.isfinite().all()))
+    fine = {
+        name: whole
+        for found in by_device.values()  # one wait for each device
+        for (name, _), whole in zip(found, torch.stack([whole for _, whole in found]).tolist(), strict=True)
+    }
+    return next((name for name, _ in named if not fine[name]), None)
 
 
 def _tensors(state: Any, name: str) -> Iterator[tuple[str, Tensor]]:

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -84,6 +84,15 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class EndsEarly(Protocol):
+    """A task that may be done before the last epoch; its state says so after a resumption, too."""
+
+    def finished(self) -> bool:
+        """Return whether no further epoch is wanted; asked before each."""
+        ...
+
+
 @dataclass(frozen=True)
 class Plan:
     """What the loop needs to know.
@@ -114,7 +123,7 @@ class Plan:
 
 
 def fit(task: Task, plan: Plan) -> History:
-    """Run a task to its last epoch and return the metrics of every epoch.
+    """Run a task to its last epoch, or until it is finished, and return the metrics of every epoch.
 
     After each epoch ``metrics.jsonl`` and the checkpoint are written; inside an epoch a checkpoint is written at
     Ctrl-C or SIGTERM, which end the run after the step, and when ``plan.checkpoint_seconds`` have passed. With
@@ -131,6 +140,8 @@ def fit(task: Task, plan: Plan) -> History:
         loop = _Loop(task, plan, plan.images.to(plan.compute.device), stop)
         under_way = loop.resume() if plan.run.resume else None
         for epoch in range(len(loop.history), plan.epochs):
+            if isinstance(task, EndsEarly) and task.finished():
+                break
             loop.epoch(under_way or loop.begin(epoch))
             under_way = None
     (plan.run.path / PREVIOUS).unlink(missing_ok=True)

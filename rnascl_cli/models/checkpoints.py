@@ -60,24 +60,28 @@ def teachers_dir() -> Path:
     return cache_dir() / "teachers"
 
 
-def read_teacher(source: str, *, num_classes: int | None = None) -> Teacher:
+WITHOUT_KL = "do without the KL term, which compares class by class (--paradigm icc, or kl.weight=0)"
+
+
+def read_teacher(source: str, *, num_classes: int | None = None, otherwise: str = WITHOUT_KL) -> Teacher:
     """Find and read a teacher.
 
     Args:
         source: A name in the teacher cache, a file (one made by ``rnascl teacher``, or a public checkpoint), or
             ``timm:NAME``.
         num_classes: How many classes the teacher must have; None for any.
+        otherwise: What to do instead where it has another number, as an error says.
 
     Raises:
         UserError: It is not there (the message says how to get it), damaged, no teacher, or has another
             number of classes.
     """
     if source.startswith(PREFIX):
-        return _read_timm(source, num_classes=num_classes)
+        return _read_timm(source, num_classes=num_classes, otherwise=otherwise)
     path = find_teacher(source)
     checkpoint = read_checkpoint(path)
     classes = checkpoint.translation.num_classes
-    _check_classes(source, classes, num_classes)
+    _check_classes(source, classes, num_classes, otherwise=otherwise)
     constants = checkpoint.constants
     if constants is None:
         constants = default_constants(checkpoint.translation.architecture)
@@ -96,18 +100,17 @@ def read_teacher(source: str, *, num_classes: int | None = None) -> Teacher:
     return Teacher(module, reference, classes, checkpoint.translation.architecture, checkpoint.header)
 
 
-def _check_classes(source: str, classes: int, wanted: int | None) -> None:
+def _check_classes(source: str, classes: int, wanted: int | None, *, otherwise: str) -> None:
     if wanted is not None and classes != wanted:
         raise UserError(
-            f"teacher {source} has {classes} classes, the data has {wanted}; choose another of them, or do without the "
-            "KL term, which compares class by class (--paradigm icc, or kl.weight=0)"
+            f"teacher {source} has {classes} classes, the data has {wanted}; choose another of them, or {otherwise}"
         )
 
 
-def _read_timm(source: str, *, num_classes: int | None) -> Teacher:
+def _read_timm(source: str, *, num_classes: int | None, otherwise: str) -> Teacher:
     """Take a network and its weights from timm; their identity is a hash over the tensors."""
     facts = timm_model(source.removeprefix(PREFIX), option="--teacher")
-    _check_classes(source, facts.num_classes, num_classes)  # before anything is downloaded
+    _check_classes(source, facts.num_classes, num_classes, otherwise=otherwise)  # before anything is downloaded
     module = Normalised(facts.pretrained())
     module.normalise = Normalise(*facts.constants)
     name = f"{PREFIX}{facts.name}"

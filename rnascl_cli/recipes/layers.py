@@ -115,7 +115,7 @@ def _merge(base: dict[str, Any], over: Layer, *, under: str = "") -> None:
                 inner = {}
             base[key] = inner
             _merge(inner, value, under=f"{under}{key}.")
-        elif isinstance(inner, dict):
+        elif isinstance(inner, dict) and value is not None:  # null takes back a table that may be left out
             raise UserError(f"recipe key '{under}{key}': is a table; set its keys one by one, e.g. {key}.KEY=VALUE")
         else:
             base[key] = value

@@ -126,6 +126,65 @@ class CostSettings(Settings):
     )
 
 
+class PerturbationSettings(Settings):
+    """How training images are perturbed, L-inf, pixel units."""
+
+    eps: PixelSize = 8 / 255
+    step_size: PixelSize = 2 / 255
+    steps: int = Field(default=10, ge=1)
+
+
+RobustMethod = Literal["trades", "mart", "pgd-at", "fast-at", "ard", "rslad"]
+TAUGHT_METHODS: tuple[RobustMethod, ...] = ("ard", "rslad")
+"""The methods whose targets are a teacher's logits, whatever the paradigm."""
+
+
+class RobustSettings(Settings):
+    """Training on perturbed images: each method's published weights (docs/method.md)."""
+
+    method: RobustMethod | None = None
+    beta: float = Field(default=6.0, ge=0.0, description="TRADES: weight of the KL to the perturbed images")
+    mart_lambda: float = Field(default=5.0, ge=0.0, description="MART: weight of the KL by 1 - p_y")
+    ard_alpha: float = Field(
+        default=1.0, ge=0.0, le=1.0, description="ARD: share of the teacher's term; the rest is the cross-entropy's"
+    )
+    ard_temperature: float = Field(default=30.0, gt=0.0, description="ARD: of teacher and student")
+    rslad_share: float = Field(
+        default=5 / 6, ge=0.0, le=1.0, description="RSLAD: share of the perturbed images; the rest is the clean ones'"
+    )
+    perturbation: PerturbationSettings = PerturbationSettings()
+
+
+class SearchRobustSettings(RobustSettings):
+    """The images perturbed against the supernet while it searches (the paper's future work)."""
+
+    method: Literal["trades", "fast-at", "rslad"]
+
+
+class EMA(Settings):
+    """Exponential moving average of the weights, a step at a time; the first steps are forgotten sooner."""
+
+    kind: Literal["ema"] = "ema"
+    decay: float = Field(default=0.999, ge=0.0, lt=1.0)
+
+
+class SWA(Settings):
+    """The mean of the weights that the last epochs ended with (Izmailov et al. 2018)."""
+
+    kind: Literal["swa"]
+    start: float = Field(default=0.75, ge=0.0, lt=1.0, description="share of the run behind which epochs count")
+
+
+class StopSettings(Settings):
+    """The best epoch's weights are kept, chosen on held-out training images."""
+
+    on: Literal["robust", "clean"] = "robust"
+    patience: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="epochs without a higher accuracy after which the run ends; null: it goes to its end"
+    )
+    steps: int = Field(default=10, ge=1, description="of the PGD that the held-out images are attacked with")
+
+
 class SearchSettings(Settings):
     """The search phase (section 3.4, eq. 2)."""
 
@@ -147,10 +206,13 @@ class SearchSettings(Settings):
     attention: AttentionSettings = AttentionSettings()
     kl: KLSettings = KLSettings()
     cost: CostSettings = CostSettings()
+    robust: SearchRobustSettings | None = Field(
+        default=None, description="train on images perturbed against the supernet; null: on clean ones"
+    )
 
 
-class TrainSettings(Settings):
-    """The training phase (section 3.4, eq. 3)."""
+class TrainSettings(RobustSettings):
+    """The training phase (section 3.4, eq. 3); with a method, its term replaces the cross-entropy."""
 
     paradigm: Paradigm | None = Field(default=None, description="null: the paradigm of the search")
     epochs: int = Field(default=100, ge=1)
@@ -159,29 +221,23 @@ class TrainSettings(Settings):
     schedule: Schedule = StepSchedule()
     attention: AttentionSettings = AttentionSettings()
     kl: KLSettings = KLSettings()
+    average: EMA | SWA | None = Field(default=None, discriminator="kind", description="null: the weights themselves")
+    stop: StopSettings | None = Field(default=None, description="null: the last epoch's weights")
 
 
-class PerturbationSettings(Settings):
-    """How training images are perturbed, L-inf, pixel units."""
-
-    eps: PixelSize = 8 / 255
-    step_size: PixelSize = 2 / 255
-    steps: int = Field(default=10, ge=1)
-
-
-class AdvFinetuneSettings(Settings):
+class AdvFinetuneSettings(RobustSettings):
     """Adversarial fine-tuning (section 4.2): the method's term replaces the cross-entropy of eq. (3)."""
 
-    method: Literal["trades", "pgd-at", "fast-at"] = "trades"
+    method: RobustMethod = "trades"
     paradigm: Paradigm | None = Field(default=None, description="null: the paradigm of the training")
     epochs: int = Field(default=20, ge=1)
     batch_size: int = Field(default=128, ge=1)
-    beta: float = Field(default=6.0, ge=0.0, description="TRADES: weight of the KL to the perturbed images")
-    perturbation: PerturbationSettings = PerturbationSettings()
     optimiser: Optimiser = SGD()
     schedule: Schedule = StepSchedule()
     attention: AttentionSettings = AttentionSettings()
     kl: KLSettings = KLSettings()
+    average: EMA | SWA | None = Field(default=None, discriminator="kind", description="null: the weights themselves")
+    stop: StopSettings | None = Field(default=None, description="null: the last epoch's weights")
 
 
 def _words(value: Any) -> Any:
@@ -244,6 +300,7 @@ class TeacherTrainSettings(Settings):
     perturbation: PerturbationSettings = PerturbationSettings()
     optimiser: Optimiser = SGD(weight_decay=5e-4)
     schedule: Schedule = StepSchedule()
+    average: EMA | SWA | None = Field(default=None, discriminator="kind", description="null: the weights themselves")
 
 
 class TeacherCacheSettings(Settings):

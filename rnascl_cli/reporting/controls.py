@@ -124,15 +124,18 @@ def _family(model: Model) -> str:
     ]
     data = document.provenance.data
     teacher = model.teacher.sha256 if model.teacher else None
-    shared = (document.architecture.space, document.paradigm, model.finetuned, teacher, data and data.spec, settings)
+    robust = (model.robust_search, model.from_scratch, model.finetuned)
+    shared = (document.architecture.space, document.paradigm, robust, teacher, data and data.spec, settings)
     return json.dumps(shared, sort_keys=True, default=str)
 
 
 def _family_words(model: Model) -> str:
     assert model.made is not None
     document = model.made.document
+    searched = f", robust search ({model.robust_search})" if model.robust_search else ""
+    scratch = f", {model.from_scratch} from scratch" if model.from_scratch else ""
     finetuned = f" + {model.finetuned}" if model.finetuned else ""
-    return f"{document.architecture.space}, {document.paradigm}{finetuned}"
+    return f"{document.architecture.space}, {document.paradigm}{searched}{scratch}{finetuned}"
 
 
 def _beside_learned(trials: Sequence[Trial]) -> list[Trial]:

@@ -72,6 +72,17 @@ class Model:
         return None
 
     @property
+    def from_scratch(self) -> str | None:
+        """The method by which it was trained on perturbed images from the first epoch on; None on clean ones."""
+        trained = self.source.document if self.source else self.made.document if self.made else None
+        return trained.method if isinstance(trained, TrainDocument) else None
+
+    @property
+    def robust_search(self) -> str | None:
+        """The method that perturbed images while its network was searched; None where none did, or none is known."""
+        return self.search.document.robust if self.search else None
+
+    @property
     def tutors(self) -> TutorMap | None:
         """Who taught its layers; None where nobody did, or none is known."""
         if self.made is None or self.made.document.paradigm not in TUTORED or self.derived is None:
@@ -86,6 +97,10 @@ class Model:
         words: str = self.made.document.paradigm
         if self.tutors and self.tutors.origin != "searched":
             words += f", tutors: {TUTOR_WORDS[self.tutors.origin]}"
+        if self.robust_search:
+            words += f", robust search ({self.robust_search})"
+        if self.from_scratch:
+            words += f", {self.from_scratch} from scratch"
         return f"{words} + {self.finetuned}" if self.finetuned else words
 
     @property

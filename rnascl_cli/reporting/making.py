@@ -60,6 +60,7 @@ def making(found: Artifact[AnyDocument]) -> Making:
         ("teacher", teacher_words(made.teacher) or "none"),
         *_data(document),
         *_time(document),
+        *_kept(document),
         ("inputs", ", ".join(f"{name} {sha256[:12]}" for name, sha256 in sorted(made.inputs.items())) or "none"),
         ("sha256", found.sha256),
     ]
@@ -92,6 +93,20 @@ def _time(document: AnyDocument) -> list[tuple[str, str]]:
         seconds = sum(result.seconds for result in document.results)
         return [("time", f"{seconds:,.0f} s for {len(document.results)} attacks"), ("protocol", document.protocol)]
     return []
+
+
+AVERAGES = {"ema": "moving average of the weights", "swa": "mean over the last epochs"}
+
+
+def _kept(document: AnyDocument) -> list[tuple[str, str]]:
+    """Say which weights of a training were kept, where they are not simply the last ones."""
+    if not isinstance(document, TrainDocument | AdvFinetuneDocument):
+        return []
+    words = [AVERAGES[document.average]] if document.average else []
+    if document.best_epoch and (found := document.validation):
+        chosen = f"epoch {document.best_epoch} of {document.epochs}, best on held-out images"
+        words.append(f"{chosen} (clean {found.clean:.1%}, PGD {found.robust:.1%})")
+    return [("weights kept", "; ".join(words))] if words else []
 
 
 def making_table(found: Sequence[Artifact[AnyDocument]]) -> Table:

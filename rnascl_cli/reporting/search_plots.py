@@ -32,6 +32,8 @@ LOSS_TERMS = {
     "kl": "KL to the teacher",
     "attention": "attention (distance)",
     "adversarial": "adversarial term",
+    "weighted_kl": "KL clean to perturbed, weighted (MART)",
+    "clean_kl": "KL to the teacher's soft labels, clean (RSLAD)",
 }
 ACCURACIES = {
     "train_accuracy": "training images",

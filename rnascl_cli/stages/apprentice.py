@@ -25,10 +25,10 @@ from rnascl_cli.errors import UserError
 from rnascl_cli.models.checkpoints import Teacher
 from rnascl_cli.models.student import Student
 from rnascl_cli.models.taps import MapRecorder, recording_maps, tappable_layers
-from rnascl_cli.recipes import AttentionSettings, KLSettings
+from rnascl_cli.recipes import AttentionSettings, KLSettings, RobustMethod
 from rnascl_cli.stages.inspection import Inspection
 from rnascl_cli.stages.teacher_outputs import KeptOutputs
-from rnascl_cli.stages.teaching import TeacherOnDuty, on_duty, require_teacher, uses_kl, uses_tutors
+from rnascl_cli.stages.teaching import Lesson, TeacherOnDuty, on_duty, require_teacher, uses_kl, uses_tutors
 
 
 class Answer(NamedTuple):
@@ -55,9 +55,10 @@ class Apprentice:
         attention: AttentionSettings,
         kl: KLSettings,
         compute: Compute,
+        method: RobustMethod | None = None,
     ) -> None:
         self.student = student
-        self._teacher, self._recorder = teacher, recorder
+        self._teacher, self._recorder, self._method = teacher, recorder, method
         self._paradigm, self._attention, self._kl, self._compute = paradigm, attention, kl, compute
         self._teacher_layers = len(tutors.teacher_layers) if tutors is not None else 0
         # The teacher's maps come in the order of the distinct tutors; each student layer picks its own.
@@ -83,17 +84,28 @@ class Apprentice:
         if self._teacher is not None:
             self._teacher.settle()
 
-    def teacher_terms(self, batch: Batch, answer: Answer) -> dict[str, Tensor]:
-        """Return the KL and attention terms that the paradigm has, for the student's answer to a batch."""
+    def lesson(self, batch: Batch) -> Lesson | None:
+        """Return what the teacher says about a batch; None without one."""
+        return None if self._teacher is None else self._teacher.look(batch)
+
+    def teacher_terms(self, batch: Batch, answer: Answer, lesson: Lesson | None = None) -> dict[str, Tensor]:
+        """Return the KL and attention terms that the paradigm has, for the student's answer to a batch.
+
+        Args:
+            batch: The images.
+            answer: The student's, to the clean ones.
+            lesson: The teacher's; None to ask it here.
+        """
         if self._teacher is None:
             return {}
-        lesson = self._teacher.look(batch)
+        lesson = self._teacher.look(batch) if lesson is None else lesson
         self.inspection.look(
             lesson,
             kl=uses_kl(self._paradigm, self._kl),
             teacher_layers=self._teacher.layers,
             student_layers=[] if self._recorder is None else self._recorder.layers,
             student_BLP=answer.maps_BSP,
+            method=self._method,
         )
         terms = {}
         if uses_kl(self._paradigm, self._kl):
@@ -122,14 +134,22 @@ def paradigm_teacher(
     data: Data,
     attention: AttentionSettings,
     kl: KLSettings,
+    method: RobustMethod | None = None,
 ) -> Teacher | None:
     """Read the teacher a student is to learn from, and check it against the tutor map.
+
+    A method whose targets are the teacher's logits has one whatever the paradigm: where none is named, the one that
+    the network was searched under.
 
     Raises:
         UserError: It is not the teacher of the tutor map, has other layers, or the document has no tutor map
             although the paradigm needs one.
     """
-    teacher = require_teacher(source, paradigm, kl=kl, num_classes=data.num_classes, input_size=data.input_size)
+    if method is not None and source is None and derived.provenance.teacher is not None:
+        source = derived.provenance.teacher.path
+    teacher = require_teacher(
+        source, paradigm, kl=kl, num_classes=data.num_classes, input_size=data.input_size, method=method
+    )
     if not uses_tutors(paradigm) or teacher is None:
         before = derived.provenance.teacher
         if teacher is not None and before is not None and teacher.reference.path == before.path:
@@ -182,10 +202,12 @@ def apprenticeship(
     kl: KLSettings,
     compute: Compute,
     kept: KeptOutputs | None = None,
+    method: RobustMethod | None = None,
 ) -> Iterator[Apprentice]:
     """Move the student to the device and tap it and its teacher while the context is open.
 
-    With ``kept``, the teacher is asked only for views that it has not seen before.
+    With ``kept``, the teacher is asked only for views that it has not seen before. ``method`` is that of adversarial
+    training, if its targets are the teacher's logits.
     """
     tutors = derived.tutors if uses_tutors(paradigm) else None
     student.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -209,4 +231,5 @@ def apprenticeship(
             attention=attention,
             kl=kl,
             compute=compute,
+            method=method,
         )

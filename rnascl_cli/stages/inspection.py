@@ -39,6 +39,7 @@ class Inspection:
         teacher_layers: Sequence[str],
         student_layers: Sequence[str],
         student_BLP: Tensor | None,
+        method: str | None = None,
     ) -> None:
         """Look at what teacher and student say about a batch, unless the epoch has had its look.
 
@@ -48,19 +49,21 @@ class Inspection:
             teacher_layers: Names of the lesson's maps.
             student_layers: Names of the student's maps.
             student_BLP: The student's maps; None where the loss has no attention term.
+            method: Of adversarial training, if its targets are the teacher's logits.
 
         Raises:
-            RunError: The KL term is there, and the teacher gives the same logits for every image.
+            RunError: A term compares logits, and the teacher gives the same ones for every image.
         """
         if not self._due:
             return
         self._due = False
-        if kl and constant(lesson.logits_BK):
+        if (kl or method) and constant(lesson.logits_BK):
+            mend = f"use another method than {method}" if method else "leave the term out with --paradigm"
             what = (
                 "the teacher gives the same logits for every image of the batch and can teach nothing; name another "
-                "--teacher, or leave the term out with --paradigm"
+                f"--teacher, or {mend}"
             )
-            raise RunError(faulty("kl", what))
+            raise RunError(faulty("adversarial" if method else "kl", what))
         if student_BLP is None or lesson.maps_BTP is None:
             return
         for who, layers, maps_BLP in (

@@ -1,7 +1,8 @@
-"""The images that adversarial training trains on, for students and teachers alike.
+"""The images that adversarial training trains on, for students, supernets and teachers alike.
 
 - ``trades``: the point of the ball where KL(p(x) || p(x')) is largest (Zhang et al. 2019);
-- ``pgd-at``: PGD on the cross-entropy from a random start (Madry et al. 2018);
+- ``rslad``: the point where KL(q(x) || p(x')) is largest, q the teacher (Zi et al. 2021);
+- ``pgd-at``, ``mart``, ``ard``: PGD on the cross-entropy from a random start (Madry et al. 2018);
 - ``fast-at``, for teachers by its authors' name ``fgsm-rs``: the same with one step of 1.25 eps (Wong et al. 2020).
 
 Shape suffixes: B images, C channels, H height, W width, K classes.
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnascl_cli.attacks.gradient import Linf, LossB, cross_entropy, projected_gradient
-from rnascl_cli.recipes import AdvFinetuneSettings, PerturbationSettings, TeacherTrainSettings
+from rnascl_cli.recipes import PerturbationSettings, RobustSettings, TeacherTrainSettings
 
-TRADES_START_STD = 0.001  # of the Gaussian from which TRADES starts, as its authors do: the KL's gradient at x is 0
+NEAR_START_STD = 0.001  # of the Gaussian from which TRADES and RSLAD start: at x itself, TRADES's gradient is 0
 FAST_STEP = 1.25  # times eps: the step of FGSM-RS that its authors recommend
 ONE_STEP = ("fast-at", "fgsm-rs")
 
@@ -25,9 +26,10 @@ def perturb(
     model: nn.Module,
     x_BCHW: Tensor,
     y_B: Tensor,
-    settings: AdvFinetuneSettings | TeacherTrainSettings,
+    settings: RobustSettings | TeacherTrainSettings,
     *,
     noise: torch.Generator,
+    teacher_BK: Tensor | None = None,
 ) -> Tensor:
     """Return the perturbed images that the method trains on, inside the L-inf ball and [0, 1].
 
@@ -37,19 +39,20 @@ def perturb(
         y_B: Their labels.
         settings: Method, eps, step and number of steps.
         noise: The starting points are drawn from it.
+        teacher_BK: The teacher's logits of the clean images; for ``rslad``.
     """
     perturbation: PerturbationSettings = settings.perturbation
     ball = Linf(perturbation.eps)
     step_size, steps = perturbation.step_size, perturbation.steps
     loss: LossB
-    if settings.method == "trades":
-        with torch.no_grad():
-            log_p_BK = F.log_softmax(model(x_BCHW).float(), dim=1)
-        start = TRADES_START_STD * torch.randn(x_BCHW.shape, generator=noise).to(x_BCHW)
-
-        def loss(logits_BK: Tensor) -> Tensor:
-            log_adversarial = F.log_softmax(logits_BK.float(), dim=1)
-            return F.kl_div(log_adversarial, log_p_BK, reduction="none", log_target=True).sum(dim=1)
+    if settings.method in ("trades", "rslad"):
+        target_BK = teacher_BK
+        if settings.method == "trades":
+            with torch.no_grad():
+                target_BK = model(x_BCHW)
+        assert target_BK is not None, "rslad needs the teacher's logits"
+        loss = kl_from(target_BK)
+        start = NEAR_START_STD * torch.randn(x_BCHW.shape, generator=noise).to(x_BCHW, non_blocking=True)
     else:
         loss = cross_entropy(y_B)
         start = ball.noise(x_BCHW, noise)
@@ -58,3 +61,14 @@ def perturb(
     return projected_gradient(
         model, x_BCHW, loss=loss, ball=ball, step_size=step_size, steps=steps, start_BCHW=x_BCHW + start
     )
+
+
+def kl_from(target_BK: Tensor) -> LossB:
+    """Return KL(t || p) of each image, t the softmax of ``target`` and p that of the logits."""
+    log_target_BK = F.log_softmax(target_BK.float(), dim=1)
+
+    def loss(logits_BK: Tensor) -> Tensor:
+        log_p_BK = F.log_softmax(logits_BK.float(), dim=1)
+        return F.kl_div(log_p_BK, log_target_BK, reduction="none", log_target=True).sum(dim=1)
+
+    return loss

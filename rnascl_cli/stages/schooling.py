@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from rnascl_cli.artifacts.documents import DerivedDocument, Paradigm
 from rnascl_cli.artifacts.store import write_document
 from rnascl_cli.data import Data
 from rnascl_cli.engine.compute import Compute
-from rnascl_cli.engine.fit import History, Task, fit
+from rnascl_cli.engine.fit import History, fit
 from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.models.checkpoints import Teacher
 from rnascl_cli.models.student import Student
 from rnascl_cli.recipes import AdvFinetuneSettings, Recipe, TrainSettings
 from rnascl_cli.stages.apprentice import Apprentice, apprenticeship, check_student_layers, paradigm_teacher
+from rnascl_cli.stages.choosing import require_holdout
+from rnascl_cli.stages.inspection import warn_without_perturbation
 from rnascl_cli.stages.planning import plan_training
+from rnascl_cli.stages.robust_step import needs_teacher
+from rnascl_cli.stages.student_task import StudentTask
 from rnascl_cli.stages.teacher_outputs import keep_outputs
 from rnascl_cli.stages.teaching import uses_tutors
+
+
+class Schooling(NamedTuple):
+    """How a training went: every epoch's metrics, the teacher if there was one, what its document says of its end."""
+
+    history: History
+    teacher: Teacher | None
+    end: dict[str, Any]
 
 
 def school(
@@ -26,15 +38,17 @@ def school(
     derived: DerivedDocument,
     recipe: Recipe,
     settings: TrainSettings | AdvFinetuneSettings,
-    task: Callable[[Apprentice], Task],
+    task: Callable[[Apprentice], StudentTask],
     *,
     paradigm: Paradigm,
     data: Data,
     compute: Compute,
     run: RunDirectory,
     **own: Any,
-) -> tuple[History, Teacher | None]:
+) -> Schooling:
     """Train a student under the terms of eq. (3) that its paradigm has; write ``derived.json`` and the metrics.
+
+    In the end the student has the weights that are to be kept.
 
     Args:
         stage: Its name.
@@ -49,16 +63,20 @@ def school(
         run: Made here, once the teacher is known to fit.
         own: What else a checkpoint is tied to.
 
-    Returns:
-        The metrics of every epoch, and the teacher; None where the paradigm has none.
-
     Raises:
-        UserError: The teacher is unusable or does not fit the tutor map.
+        UserError: The teacher is unusable or does not fit the tutor map, or an epoch is to be chosen and no image is
+            held out.
         RunError: The loss became NaN or infinite.
     """
-    attention = settings.attention
-    teacher = paradigm_teacher(recipe.teacher, paradigm, derived, data=data, attention=attention, kl=settings.kl)
+    attention, method = settings.attention, needs_teacher(settings)
+    if settings.stop is not None:
+        require_holdout(data, who=f"--select {settings.stop.on}")
+    teacher = paradigm_teacher(
+        recipe.teacher, paradigm, derived, data=data, attention=attention, kl=settings.kl, method=method
+    )
     check_student_layers(student, derived, paradigm=paradigm, attention=attention)
+    if settings.method is not None:
+        warn_without_perturbation(stage, settings.perturbation, term="adversarial")
     run.create()
     if not run.resume:  # a checkpoint of another network is refused below, and must stay beside its own document
         write_document(run.path / "derived.json", derived)
@@ -67,7 +85,15 @@ def school(
         maps = uses_tutors(paradigm)
         kept = keep_outputs(recipe, teacher, data=data, attention=attention, maps=maps, compute=compute)
     with apprenticeship(
-        student, teacher, derived, paradigm=paradigm, attention=attention, kl=settings.kl, compute=compute, kept=kept
+        student,
+        teacher,
+        derived,
+        paradigm=paradigm,
+        attention=attention,
+        kl=settings.kl,
+        compute=compute,
+        kept=kept,
+        method=method,
     ) as apprentice:
         plan = plan_training(
             stage,
@@ -80,4 +106,11 @@ def school(
             paradigm=paradigm,
             **own,
         )
-        return fit(task(apprentice), plan), teacher
+        lessons = task(apprentice)
+        history = fit(lessons, plan)
+    validation = lessons.validation
+    validation.conclude()
+    end: dict[str, Any] = {"average": settings.average.kind if settings.average else None}
+    if validation.best is not None:
+        end |= {"best_epoch": validation.best.epoch + 1, "validation": validation.best.validation}
+    return Schooling(history, teacher, end)

@@ -5,6 +5,9 @@ the Gumbel parameters do; neither step touches the other's numbers. Both descend
 
     L = (CE(y, p) + KL(p, q) + gamma_s L_attn) * n_f
 
+With ``search.robust`` the images of each step are also perturbed, against the supernet under that step's widths, and
+the method's terms stand in the place of CE; KL and attention stay on the clean images.
+
 Shape suffixes: B images, b images of one part of the batch, S student layers, T teacher layers, P map pixels.
 """
 
@@ -14,7 +17,7 @@ import contextlib
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rnascl_cli.artifacts.documents import SearchDocument
 from rnascl_cli.artifacts.store import write_document
@@ -23,7 +26,7 @@ from rnascl_cli.distill.attention import attention_loss, pairwise_distances
 from rnascl_cli.distill.choices import Choices, Sample
 from rnascl_cli.distill.expected_cost import ExpectedCost
 from rnascl_cli.distill.gumbel import mean_entropy, mean_largest, temperature_at
-from rnascl_cli.distill.objectives import add_up, cross_entropy, kl_divergence
+from rnascl_cli.distill.objectives import add_up, kl_divergence
 from rnascl_cli.engine.compute import Compute, resolve_compute
 from rnascl_cli.engine.evaluate import accuracy
 from rnascl_cli.engine.fit import ScheduledOptimiser, Stateful, fit
@@ -35,8 +38,10 @@ from rnascl_cli.models.supernet import Supernet
 from rnascl_cli.models.taps import MapRecorder, recording_maps, tappable_layers
 from rnascl_cli.recipes import Recipe, SearchSettings
 from rnascl_cli.spaces import SearchSpace, final_side, space_named
-from rnascl_cli.stages.inspection import Inspection
+from rnascl_cli.stages.inspection import Inspection, warn_without_perturbation
 from rnascl_cli.stages.planning import plan_training, training_provenance
+from rnascl_cli.stages.robust_step import needs_teacher
+from rnascl_cli.stages.search_images import Mixture, SearchImages
 from rnascl_cli.stages.teacher_outputs import keep_outputs
 from rnascl_cli.stages.teaching import (
     Lesson,
@@ -71,7 +76,10 @@ def search(recipe: Recipe, run: RunDirectory) -> SearchDocument:
         kl=settings.kl,
         num_classes=data.num_classes,
         input_size=data.input_size,
+        method=needs_teacher(settings.robust),
     )
+    if settings.robust is not None:
+        warn_without_perturbation("search", settings.robust.perturbation, term="adversarial")
 
     torch.manual_seed(recipe.seed)
     supernet = Supernet(space, num_classes=data.num_classes, mean=data.mean, std=data.std)
@@ -126,6 +134,7 @@ def search(recipe: Recipe, run: RunDirectory) -> SearchDocument:
         temperature=history[-1]["temperature"],
         expected_macs=history[-1]["expected_macs"],
         history=history,
+        robust=settings.robust.method if settings.robust else None,
     )
     write_document(run.path / "search.json", document)
     return document
@@ -157,13 +166,17 @@ def check_batches_can_be_split(settings: SearchSettings, space: SearchSpace, dat
 
 
 class Objective(NamedTuple):
-    """Eq. (2) for a part of a batch: the loss, its terms by name, n_f, the expected cost behind it, and the logits."""
+    """Eq. (2) for a part of a batch: the loss, its terms by name, n_f, the expected cost behind it, and the logits.
+
+    Those of perturbed images are None where there are none.
+    """
 
     loss: Tensor
     terms: dict[str, Tensor]
     n_f: Tensor
     cost: Tensor
     logits_bK: Tensor
+    perturbed_bK: Tensor | None
 
 
 class SearchTask:
@@ -194,6 +207,7 @@ class SearchTask:
         self._supernet = supernet.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._choices = choices.to(compute.device)
         self._teacher, self._recorder = teacher, recorder
+        self._images = SearchImages(self._supernet, settings.robust, recorder=recorder, compute=compute)
         self._holdout: ImageSet = data.holdout.to(compute.device)
         sizes = {"num_classes": data.num_classes, "input_size": data.input_size}
         self._cost = ExpectedCost(supernet.space, **sizes, measure=settings.cost.measure).to(compute.device)
@@ -263,14 +277,15 @@ class SearchTask:
     def _objective(self, x_bCHW: Tensor, y_b: Tensor, lesson: Lesson | None, sample: Sample) -> Objective:
         """Return eq. (2) and its terms."""
         settings = self._settings
+        adversarial_bCHW = self._images.perturbed(x_bCHW, y_b, lesson, sample.widths, noise=self._noise)
         with self._compute.student_autocast():
             logits_bK = self._supernet(x_bCHW, sample.widths)
-        terms = {"ce": cross_entropy(logits_bK, y_b)}
+        student_bSP = None if self._recorder is None else self._recorder.take()
+        terms, weights, perturbed_bK = self._images.terms(logits_bK, adversarial_bCHW, y_b, lesson, sample.widths)
         if lesson is not None and uses_kl(settings.paradigm, settings.kl):
             terms["kl"] = kl_divergence(
                 logits_bK, lesson.logits_BK, direction=settings.kl.direction, temperature=settings.kl.temperature
             )
-        student_bSP = None if self._recorder is None else self._recorder.take()
         self._inspect(lesson, student_bSP)
         if student_bSP is not None and lesson is not None and lesson.maps_BTP is not None:
             assert sample.tutors is not None
@@ -280,20 +295,25 @@ class SearchTask:
         n_f = settings.cost.scale * self._cost.relative(
             cost, exponent=settings.cost.exponent, target=settings.cost.target
         )
-        loss = add_up(terms, {"kl": settings.kl.weight, "attention": settings.attention.gamma}) * n_f
-        return Objective(loss, terms, n_f, cost, logits_bK)
+        weights = {**weights, "kl": settings.kl.weight, "attention": settings.attention.gamma}
+        loss = add_up(terms, weights) * n_f
+        return Objective(loss, terms, n_f, cost, logits_bK, perturbed_bK)
 
     @torch.no_grad()
     def _metrics(self, found: Objective, y_b: Tensor, sample: Sample) -> dict[str, Tensor]:
         """Return what the weight step reports, detached."""
         right = (found.logits_bK.argmax(dim=1) == y_b).float().mean()
         macs = found.cost if self._settings.cost.measure == "macs" else self._macs(sample.widths)
+        robust = {}
+        if found.perturbed_bK is not None:
+            robust["train_robust_accuracy"] = (found.perturbed_bK.argmax(dim=1) == y_b).float().mean()
         return {
             "loss": found.loss.detach(),
             **{name: term.detach() for name, term in found.terms.items()},
             "n_f": found.n_f.detach(),
             "expected_macs": macs.detach(),
             "train_accuracy": right,
+            **robust,
         }
 
     def _inspect(self, lesson: Lesson | None, student_bSP: Tensor | None) -> None:
@@ -305,6 +325,7 @@ class SearchTask:
             teacher_layers=self._teacher.layers,
             student_layers=[] if self._recorder is None else self._recorder.layers,
             student_BLP=student_bSP,
+            method=needs_teacher(self._settings.robust),
         )
 
     @torch.no_grad()
@@ -326,18 +347,6 @@ class SearchTask:
         if hard.tutors is not None:
             entry["tutor_top_weight"] = mean_largest([hard.tutors])
         if len(self._holdout):
-            view = _Mixture(self._supernet, hard.widths)
+            view = Mixture(self._supernet, hard.widths)
             entry["holdout_accuracy"] = accuracy(view, self._holdout, compute=self._compute)
         return entry
-
-
-class _Mixture(nn.Module):
-    """The supernet under fixed width weights, as a plain model."""
-
-    def __init__(self, supernet: Supernet, g_DN: Tensor) -> None:
-        super().__init__()
-        self.supernet, self.g_DN = supernet, g_DN
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        logits: Tensor = self.supernet(x_BCHW, self.g_DN)
-        return logits

@@ -4,8 +4,8 @@
 - ``trades``: cross-entropy on the clean images, and beta times the KL to the perturbed ones (Zhang et al. 2019);
 - ``fgsm-rs``: as ``pgd-at``, with one step of 1.25 eps from a random start (Wong et al. 2020).
 
-One-step training can collapse within an epoch ("catastrophic overfitting"), and the others overfit (Rice et al.
-2020), so after each epoch PGD-10 is run on held-out training images, and the weights of the best epoch are kept.
+After each epoch PGD-10 is run on held-out training images, and the weights of the best epoch are kept
+(``stages/choosing.py``).
 
 Shape suffixes: B images, C channels, H height, W width, K classes.
 """
@@ -23,9 +23,10 @@ from rnascl_cli import __version__
 from rnascl_cli.console import warn
 from rnascl_cli.data import Batch, Data, ImageSet, load_data
 from rnascl_cli.data.augment import LARGEST_CIFAR_LIKE
-from rnascl_cli.distill.objectives import add_up, cross_entropy, trades_kl
+from rnascl_cli.distill.objectives import add_up
+from rnascl_cli.distill.robust_objectives import hardened_terms, trades_terms
+from rnascl_cli.engine.averaging import averaging
 from rnascl_cli.engine.compute import Compute, resolve_compute
-from rnascl_cli.engine.evaluate import accuracy
 from rnascl_cli.engine.fit import ScheduledOptimiser, Stateful, fit
 from rnascl_cli.engine.modes import evaluating, fixed_statistics, frozen
 from rnascl_cli.engine.optimise import build_optimiser, descend
@@ -34,15 +35,15 @@ from rnascl_cli.engine.seeds import generator
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.checkpoints import SUFFIX, Teacher, read_teacher, write_teacher
 from rnascl_cli.models.teachers import TeacherArchitecture, architecture_named, build_teacher
-from rnascl_cli.recipes import Recipe, TeacherTrainSettings
+from rnascl_cli.recipes import Recipe, StopSettings, TeacherTrainSettings
+from rnascl_cli.stages.choosing import Best, Validation, require_holdout
 from rnascl_cli.stages.inspection import warn_without_perturbation
 from rnascl_cli.stages.perturbing import perturb
 from rnascl_cli.stages.planning import plan_training
-from rnascl_cli.stages.teacher_measuring import Measured, measure, robust_accuracy
+from rnascl_cli.stages.teacher_measuring import Measured, measure
 
 STAGE = "teacher-train"
 DEFAULT_ARCHITECTURE = "r18"
-VALIDATION_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,7 @@ def train_teacher(recipe: Recipe, out: Path, run: RunDirectory) -> Trained:
     compute = resolve_compute(recipe.device, recipe.precision, deterministic=recipe.deterministic)
     data = load_data(recipe.data, seed=recipe.seed)
     check_size(architecture, data)
-    if not len(data.holdout):
-        raise UserError("data.holdout: teacher training chooses its epoch on held-out images; set it above 0")
+    require_holdout(data, who="teacher training")
     warn_without_perturbation(STAGE, settings.perturbation, term="loss")
     if start is None:
         module = fresh_teacher(architecture, data, seed=recipe.seed)
@@ -119,7 +119,7 @@ def train_teacher(recipe: Recipe, out: Path, run: RunDirectory) -> Trained:
         clear_left_behind(out.parent, [out.name])
     task = AdversarialTraining(module, settings, holdout=data.holdout, compute=compute, seed=recipe.seed)
     fit(task, plan_training(STAGE, recipe, settings, data=data, compute=compute, run=run, teacher=start))
-    module.load_state_dict(task.best.weights)
+    task.validation.conclude()
     measured = measure(module, data, eps=settings.perturbation.eps, compute=compute, seed=recipe.seed)
     if measured.pgd20 <= 1 / data.num_classes:
         warn(f"the teacher is no better than chance under PGD-20 at {measured.eps}; train longer or with a smaller eps")
@@ -195,42 +195,31 @@ def check_size(architecture: TeacherArchitecture, data: Data) -> None:
         )
 
 
-class Best:
-    """The weights of the best epoch so far: highest robust, then highest clean accuracy, then latest."""
-
-    def __init__(self) -> None:
-        self.epoch = -1
-        self.validation: dict[str, float] = {}
-        self.weights: dict[str, Tensor] = {}
-
-    def offer(self, module: nn.Module, epoch: int, *, robust: float, clean: float) -> None:
-        """Take the module's weights if they are at least as good as the best."""
-        before = (self.validation.get("robust", -1.0), self.validation.get("clean", -1.0))
-        if (robust, clean) >= before:
-            self.epoch, self.validation = epoch, {"robust": robust, "clean": clean}
-            self.weights = {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state for a checkpoint."""
-        return {"epoch": self.epoch, "validation": self.validation, "weights": self.weights}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back the state of a checkpoint."""
-        self.epoch, self.validation, self.weights = state["epoch"], state["validation"], state["weights"]
-
-
 class AdversarialTraining:
     """One step of adversarial training, and the validation after each epoch."""
 
     def __init__(
         self, module: nn.Module, settings: TeacherTrainSettings, *, holdout: ImageSet, compute: Compute, seed: int
     ) -> None:
-        self._module, self._settings, self._compute, self._seed = module, settings, compute, seed
-        self._holdout = holdout.to(compute.device)
+        self._module, self._settings, self._compute = module, settings, compute
         optimiser = build_optimiser(module.parameters(), settings.optimiser)
-        self.best = Best()
+        self._average = averaging(module, settings.average, epochs=settings.epochs)
+        self.validation = Validation(
+            module,
+            holdout,
+            StopSettings(),
+            eps=settings.perturbation.eps,
+            compute=compute,
+            seed=seed,
+            stage=STAGE,
+            average=self._average,
+        )
+        assert self.validation.best is not None
+        self.best: Best = self.validation.best
         self.optimisers = [ScheduledOptimiser(optimiser, settings.schedule, settings.optimiser.lr)]
         self.state: dict[str, Stateful] = {"teacher": module, "optimiser": optimiser, "best": self.best}
+        if self._average is not None:
+            self.state["average"] = self._average
         self._epoch, self._noise = 0, torch.Generator()
 
     def start_epoch(self, epoch: int, noise: torch.Generator) -> None:
@@ -248,13 +237,15 @@ class AdversarialTraining:
             if self._settings.method == "trades":
                 clean_BK = self._module(x_BCHW)
                 perturbed_BK = self._module(adversarial_BCHW)
-                terms = {"ce": cross_entropy(clean_BK, y_B), "adversarial": trades_kl(clean_BK, perturbed_BK)}
+                terms = trades_terms(clean_BK, perturbed_BK, y_B)
                 right["train_accuracy"] = _share_right(clean_BK, y_B)
             else:
                 perturbed_BK = self._module(adversarial_BCHW)
-                terms = {"adversarial": cross_entropy(perturbed_BK, y_B)}
+                terms = hardened_terms(perturbed_BK, y_B)
         loss = add_up(terms, {"adversarial": self._settings.beta if self._settings.method == "trades" else 1.0})
         descend(self.optimisers[0].optimiser, loss)
+        if self._average is not None:
+            self._average.after_step()
         right["train_robust_accuracy"] = _share_right(perturbed_BK, y_B)
         return {name: value.detach() for name, value in {"loss": loss, **terms, **right}.items()}
 
@@ -269,17 +260,7 @@ class AdversarialTraining:
 
     def end_epoch(self) -> dict[str, Any]:
         """Measure clean and PGD-10 accuracy on the held-out images; keep the weights if they are the best."""
-        clean = accuracy(self._module, self._holdout, compute=self._compute)
-        robust = robust_accuracy(
-            self._module,
-            self._holdout,
-            eps=self._settings.perturbation.eps,
-            steps=VALIDATION_STEPS,
-            compute=self._compute,
-            noise=generator(self._seed, STAGE, "validation"),  # the same starts every epoch
-        )
-        self.best.offer(self._module, self._epoch, robust=robust, clean=clean)
-        return {"holdout_accuracy": clean, "holdout_robust_accuracy": robust}
+        return dict(self.validation.end_epoch(self._epoch))
 
 
 def _share_right(logits_BK: Tensor, y_B: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from rnascl_cli.errors import UserError
 from rnascl_cli.models.checkpoints import Teacher, read_teacher
 from rnascl_cli.models.seeing import check_sees
 from rnascl_cli.models.taps import MapRecorder, Tap, recording_maps, tappable_layers
-from rnascl_cli.recipes import AttentionSettings, KLSettings
+from rnascl_cli.recipes import AttentionSettings, KLSettings, RobustMethod
 from rnascl_cli.stages.teacher_outputs import KeptOutputs, Outputs, map_dtype
 
 
@@ -36,9 +36,15 @@ def uses_tutors(paradigm: Paradigm) -> bool:
 
 
 def require_teacher(
-    source: str | None, paradigm: Paradigm, *, kl: KLSettings, num_classes: int, input_size: int
+    source: str | None,
+    paradigm: Paradigm,
+    *,
+    kl: KLSettings,
+    num_classes: int,
+    input_size: int,
+    method: RobustMethod | None = None,
 ) -> Teacher | None:
-    """Read the teacher that a paradigm needs; None for ``standard``.
+    """Read the teacher that a paradigm or a method needs; None where neither does.
 
     Args:
         source: The ``--teacher`` value.
@@ -46,16 +52,23 @@ def require_teacher(
         kl: Of the stage. Only while the KL term is on must teacher and data have the same number of classes.
         num_classes: Of the data.
         input_size: Height and width of the data's images, pixels.
+        method: Of adversarial training, if its targets are the teacher's logits.
 
     Raises:
-        UserError: The paradigm needs a teacher and none is named, it cannot be read or cannot see such images,
-            or the KL term would compare different numbers of classes.
+        UserError: A teacher is needed and none is named, it cannot be read or cannot see such images, or logits of
+            different numbers of classes would be compared.
     """
-    if paradigm == "standard":
+    if paradigm == "standard" and method is None:
         return None
+    if source is None and method is not None:
+        raise UserError(f"--teacher: method '{method}' learns from a teacher's logits; name one or use another method")
     if source is None:
         raise UserError(f"--teacher: paradigm '{paradigm}' needs a teacher; name one or use --paradigm standard")
-    teacher = read_teacher(source, num_classes=num_classes if uses_kl(paradigm, kl) else None)
+    if method is not None:
+        otherwise = f"use another method than {method}, which compares class by class"
+        teacher = read_teacher(source, num_classes=num_classes, otherwise=otherwise)
+    else:
+        teacher = read_teacher(source, num_classes=num_classes if uses_kl(paradigm, kl) else None)
     check_sees(teacher.module, f"--teacher {source}", input_size=input_size)
     return teacher
 

@@ -1,21 +1,18 @@
-"""The training phase (section 3.4): the derived network from scratch, by eq. (3)."""
+"""The training phase (section 3.4): the derived network from scratch, by eq. (3).
+
+With ``train.method`` it is trained on perturbed images: the method's terms replace the cross-entropy.
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor
 
 from rnascl_cli.artifacts.documents import Architecture, DataReference, DerivedDocument, TrainDocument
 from rnascl_cli.artifacts.store import STUDENT, sha256_file, write_document
 from rnascl_cli.console import warn
-from rnascl_cli.data import Batch, Data, ImageSet, load_data
-from rnascl_cli.distill.objectives import add_up, cross_entropy
+from rnascl_cli.data import Data, ImageSet, load_data
 from rnascl_cli.engine.compute import Compute, resolve_compute
 from rnascl_cli.engine.evaluate import accuracy
-from rnascl_cli.engine.fit import ScheduledOptimiser, Stateful
-from rnascl_cli.engine.optimise import build_optimiser, descend
 from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.files import build_student, checked_architecture, save_student
@@ -23,13 +20,14 @@ from rnascl_cli.recipes import Recipe, TrainSettings
 from rnascl_cli.stages.apprentice import Apprentice
 from rnascl_cli.stages.planning import training_provenance
 from rnascl_cli.stages.schooling import school
+from rnascl_cli.stages.student_task import StudentTask
 
 
 def train(derived: DerivedDocument, recipe: Recipe, run: RunDirectory) -> TrainDocument:
     """Train a derived network and write ``derived.json``, ``train.json``, ``student.safetensors``, ``metrics.jsonl``.
 
-    The weights are those of the last epoch: nothing is chosen by an accuracy. The test images are looked at
-    once, after that.
+    The weights are those of the last epoch, or with ``train.stop`` those of the epoch that is best on the held-out
+    training images; with ``train.average``, a mean. The test images are looked at once, after that.
 
     Args:
         derived: The architecture and tutor map.
@@ -40,7 +38,7 @@ def train(derived: DerivedDocument, recipe: Recipe, run: RunDirectory) -> TrainD
         UserError: Data or teacher are unusable, or do not fit the document.
         RunError: The loss became NaN or infinite.
     """
-    settings = recipe.train
+    settings, seed = recipe.train, recipe.seed
     paradigm = settings.paradigm or derived.paradigm
     architecture = checked_architecture(derived.architecture, where="derived document")
     compute = resolve_compute(recipe.device, recipe.precision, deterministic=recipe.deterministic)
@@ -49,13 +47,13 @@ def train(derived: DerivedDocument, recipe: Recipe, run: RunDirectory) -> TrainD
 
     torch.manual_seed(recipe.seed)
     student = build_student(architecture, mean=data.mean, std=data.std)
-    history, teacher = school(
+    history, teacher, end = school(
         "train",
         student,
         derived,
         recipe,
         settings,
-        lambda apprentice: TrainTask(settings, apprentice, holdout=data.holdout, compute=compute),
+        lambda apprentice: TrainTask(settings, apprentice, holdout=data.holdout, compute=compute, seed=seed),
         paradigm=paradigm,
         data=data,
         compute=compute,
@@ -79,9 +77,11 @@ def train(derived: DerivedDocument, recipe: Recipe, run: RunDirectory) -> TrainD
         architecture=architecture,
         student_sha256=sha256,
         clean_accuracy=accuracy(student, data.test, compute=compute),
-        epochs=settings.epochs,
+        epochs=len(history),
         seconds=sum(entry["seconds"] for entry in history),
         history=history,
+        method=settings.method,
+        **end,
     )
     write_document(run.path / "train.json", document)
     return document
@@ -116,39 +116,19 @@ def check_fits(recipe: Recipe, architecture: Architecture, data: Data, *, before
         warn(f"--data {data.spec}: the images have changed since the artifact given was made")
 
 
-class TrainTask:
-    """One training step: eq. (3) on a batch."""
+class TrainTask(StudentTask):
+    """One training step: eq. (3) on a batch, with or without a method of adversarial training."""
 
-    def __init__(self, settings: TrainSettings, apprentice: Apprentice, *, holdout: ImageSet, compute: Compute) -> None:
-        self._apprentice, self._compute = apprentice, compute
-        self._holdout = holdout.to(compute.device)
-        optimiser = build_optimiser(apprentice.student.parameters(), settings.optimiser)
-        self.optimisers = [ScheduledOptimiser(optimiser, settings.schedule, settings.optimiser.lr)]
-        self.state: dict[str, Stateful] = {"student": apprentice.student, "optimiser": optimiser}
-
-    def start_epoch(self, epoch: int, noise: torch.Generator) -> None:
-        """Look anew for a teacher that teaches nothing; nothing else changes with the epoch."""
-        self._apprentice.inspection.start_epoch()
-
-    def step(self, batch: Batch) -> dict[str, Tensor]:
-        """Take one step of SGD."""
-        apprentice, optimiser = self._apprentice, self.optimisers[0].optimiser
-        apprentice.student.train()
-        answer = apprentice.answer(batch.x_BCHW)
-        terms = {"ce": cross_entropy(answer.logits_BK, batch.y_B), **apprentice.teacher_terms(batch, answer)}
-        loss = add_up(terms, apprentice.weights)
-        descend(optimiser, loss)
-        right = (answer.logits_BK.argmax(dim=1) == batch.y_B).float().mean()
-        return {name: value.detach() for name, value in {"loss": loss, **terms, "train_accuracy": right}.items()}
-
-    def end_epoch(self) -> dict[str, Any]:
-        """Measure clean accuracy on the held-out images."""
-        self._apprentice.end_epoch()
-        return holdout_accuracy(self._apprentice, self._holdout, self._compute)
-
-
-def holdout_accuracy(apprentice: Apprentice, holdout: ImageSet, compute: Compute) -> dict[str, Any]:
-    """Return the student's clean accuracy on the held-out images as a metrics entry; empty without any."""
-    if not len(holdout):
-        return {}
-    return {"holdout_accuracy": accuracy(apprentice.student, holdout, compute=compute)}
+    def __init__(
+        self, settings: TrainSettings, apprentice: Apprentice, *, holdout: ImageSet, compute: Compute, seed: int
+    ) -> None:
+        # From scratch the running statistics lag behind the weights, so each method's authors are followed.
+        super().__init__(
+            settings,
+            apprentice,
+            holdout=holdout,
+            compute=compute,
+            seed=seed,
+            stage="train",
+            statistics="published",
+        )

@@ -12,12 +12,13 @@ STAGE = (
     "--teacher --paradigm --data --limit-train --limit-test --recipe --set --epochs --batch-size --seed --device "
     "--precision --deterministic --out --force --resume --json"
 )
+CHOICE = "--average --select --patience"
 SURFACE = {
     "": "--version",
-    "search": f"--space {STAGE}",
+    "search": f"--space --robust {STAGE}",
     "derive": "RUN_OR_SEARCH_JSON --tutors --out --force --json",
-    "train": f"DERIVED|- {STAGE}",
-    "adv-finetune": f"RUN --method {STAGE}",
+    "train": f"DERIVED|- --method {CHOICE} {STAGE}",
+    "adv-finetune": f"RUN --method {CHOICE} {STAGE}",
     "attack": "MODEL... --attack --eps --norm --protocol --step-size --restarts --audit --data --limit-test --recipe "
     "--set --batch-size --seed --device --precision --deterministic --out --force --resume --json",
     "report": "RUN... --out --paper --image --force --json",

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rnascl_cli.errors import UserError
 from rnascl_cli.reporting.collect import collect
+from rnascl_cli.reporting.compare import match
 from rnascl_cli.reporting.lineage import models
+from rnascl_cli.reporting.making import making
+from rnascl_cli.reporting.published import TABLE_1
 from tests.reporting import factories as make
 
 
@@ -81,6 +86,42 @@ def test_the_chain_is_linked_by_hash(tmp_path: Path) -> None:
     assert robust.trained == "rnas-cl + trades"
     assert [attack.run for attack in robust.attacks] == ["s3-trades"]
     assert found["s3-train"].trained == "rnas-cl"
+
+
+def test_perturbed_images_from_scratch_and_in_the_search_are_said(tmp_path: Path) -> None:
+    """And such students stand beside no row of the paper, whose students first meet perturbed images in fine-tuning."""
+    runs = make.write_chain(tmp_path / "runs")
+    plain = {model.name: model for model in models(collect([runs]))}
+    assert match(plain["s3-train"], TABLE_1) is not None
+    assert match(plain["s3-trades"], TABLE_1) is not None
+    path = runs / "s3-train" / "train.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"method": "rslad"}))
+    found = {model.name: model for model in models(collect([runs]))}
+    assert (found["s3-train"].trained, found["s3-train"].finetuned) == ("rnas-cl, rslad from scratch", None)
+    assert found["s3-trades"].trained == "rnas-cl, rslad from scratch + trades"
+    assert match(found["s3-train"], TABLE_1) is None
+    assert match(found["s3-trades"], TABLE_1) is None
+    made = found["s3-train"].made
+    assert made is not None
+    searched = replace(found["s3-train"], made=plain["s3-train"].made)
+    assert searched.search is not None
+    robust = searched.search.document.model_copy(update={"robust": "trades"})
+    searched = replace(searched, search=replace(searched.search, document=robust))
+    assert searched.trained == "rnas-cl, robust search (trades)"
+    assert match(searched, TABLE_1) is None
+
+
+def test_which_weights_were_kept_is_said(tmp_path: Path) -> None:
+    runs = make.write_chain(tmp_path / "runs")
+    path = runs / "s3-train" / "train.json"
+    before = collect([runs]).trainings[0]
+    assert "weights kept" not in dict(making(before).facts)
+    own = {"average": "ema", "best_epoch": 3, "validation": {"clean": 0.875, "robust": 0.4321}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    facts = dict(making(collect([runs]).trainings[0]).facts)
+    assert facts["weights kept"] == (
+        "moving average of the weights; epoch 3 of 8, best on held-out images (clean 87.5%, PGD 43.2%)"
+    )
 
 
 def test_names_of_folders_do_not_link(tmp_path: Path) -> None:

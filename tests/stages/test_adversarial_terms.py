@@ -19,8 +19,7 @@ from rnascl_cli.engine.modes import fixed_statistics
 from rnascl_cli.models.files import build_student
 from rnascl_cli.recipes import SGD, AdvFinetuneSettings, AttentionSettings, KLSettings, PerturbationSettings
 from rnascl_cli.spaces import SPACES, network_cost
-from rnascl_cli.stages import adv_finetune as stage
-from rnascl_cli.stages import perturbing
+from rnascl_cli.stages import perturbing, robust_step
 from rnascl_cli.stages.adv_finetune import AdvFinetuneTask
 from rnascl_cli.stages.apprentice import Answer, apprenticeship
 from rnascl_cli.stages.perturbing import FAST_STEP, perturb
@@ -126,7 +125,7 @@ def test_the_student_is_attacked_in_eval_mode_and_left_as_it_was(
         seen.append((model.training, any(parameter.requires_grad for parameter in model.parameters())))
         return x_BCHW
 
-    monkeypatch.setattr(stage, "perturb", noted)
+    monkeypatch.setattr(robust_step, "perturb", noted)
     task.step(as_batch(x_BCHW, y_B))
     assert seen == [(False, False)]
     assert student.training
@@ -148,7 +147,7 @@ def fine_tuning(method: Any, provenance: Provenance) -> tuple[AdvFinetuneTask, n
     with apprenticeship(
         student, None, derived, paradigm="standard", attention=AttentionSettings(), kl=KLSettings(), compute=CPU
     ) as apprentice:
-        task = AdvFinetuneTask(settings, apprentice, holdout=image_set(0), compute=CPU)
+        task = AdvFinetuneTask(settings, apprentice, holdout=image_set(0), compute=CPU, seed=0)
     return task, student, torch.rand(6, 3, 16, 16), torch.arange(6) % 3
 
 
@@ -157,12 +156,12 @@ def test_the_teachers_terms_are_on_the_clean_images(
     method: Any, provenance: Provenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, student, x_BCHW, y_B = fine_tuning(method, provenance)
-    monkeypatch.setattr(stage, "perturb", lambda *_, **__: 1 - x_BCHW)
+    monkeypatch.setattr(robust_step, "perturb", lambda *_, **__: 1 - x_BCHW)
     student.train()
     with torch.no_grad(), fixed_statistics(student):
         clean_BK = student(x_BCHW)
 
-    def terms(seen: Batch, answer: Answer) -> dict[str, Tensor]:
+    def terms(seen: Batch, answer: Answer, _lesson: object) -> dict[str, Tensor]:
         assert torch.equal(seen.x_BCHW, x_BCHW)
         torch.testing.assert_close(answer.logits_BK, clean_BK)
         return {"kl": answer.logits_BK.square().mean(), "attention": torch.tensor(0.25)}
@@ -181,7 +180,7 @@ def test_the_terms_by_hand(method: Any, provenance: Provenance, monkeypatch: pyt
     student.train()
     with torch.no_grad(), fixed_statistics(student):
         p_BK, r_BK = (student(x).double().softmax(1) for x in (x_BCHW, perturbed_BCHW))
-    monkeypatch.setattr(stage, "perturb", lambda *_, **__: perturbed_BCHW)
+    monkeypatch.setattr(robust_step, "perturb", lambda *_, **__: perturbed_BCHW)
     found = {name: value.item() for name, value in task.step(as_batch(x_BCHW, y_B)).items()}
     clean_ce, perturbed_ce = (-sum(math.log(q[b, y_B[b]].item()) for b in range(6)) / 6 for q in (p_BK, r_BK))
     assert abs(clean_ce - perturbed_ce) > 0.01

@@ -22,8 +22,17 @@ from rnascl_cli.engine.modes import fixed_statistics
 from rnascl_cli.models.checkpoints import read_teacher
 from rnascl_cli.models.supernet import Supernet
 from rnascl_cli.models.taps import recording_maps, tappable_layers
-from rnascl_cli.recipes import AttentionSettings, CostSettings, DataSettings, KLSettings, SearchSettings
+from rnascl_cli.recipes import (
+    AttentionSettings,
+    CostSettings,
+    DataSettings,
+    KLSettings,
+    PerturbationSettings,
+    SearchRobustSettings,
+    SearchSettings,
+)
 from rnascl_cli.spaces import SPACES, network_cost
+from rnascl_cli.stages.robust_step import needs_teacher
 from rnascl_cli.stages.search import SearchTask, split_batch
 from rnascl_cli.stages.teaching import Lesson, on_duty, uses_kl, uses_tutors
 from tests.batches import as_batch
@@ -43,7 +52,8 @@ def data() -> Data:
 @contextlib.contextmanager
 def task_for(settings: SearchSettings, data: Data, teacher_file: Path) -> Iterator[SearchTask]:
     """A search step ready to go, as the stage builds it."""
-    teacher = None if settings.paradigm == "standard" else read_teacher(str(teacher_file))
+    needed = settings.paradigm != "standard" or needs_teacher(settings.robust)
+    teacher = read_teacher(str(teacher_file)) if needed else None
     tutoring = uses_tutors(settings.paradigm)
     torch.manual_seed(0)
     supernet = Supernet(SPACE, num_classes=10, mean=data.mean, std=data.std)
@@ -75,9 +85,12 @@ def moved(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
     return {name for name, tensor in copied(module).items() if not torch.equal(tensor, before[name])}
 
 
+@pytest.mark.parametrize("robust", [None, "trades", "fast-at", "rslad"])
 @pytest.mark.parametrize("paradigm", ["rnas-cl", "icc", "kl", "standard"])
-def test_each_half_moves_its_own_numbers_only(data: Data, tiny_teacher: Path, paradigm: Paradigm) -> None:
-    with task_for(SearchSettings(paradigm=paradigm), data, tiny_teacher) as task:
+def test_each_half_moves_its_own_numbers_only(data: Data, tiny_teacher: Path, paradigm: Paradigm, robust: Any) -> None:
+    if robust is not None:
+        robust = SearchRobustSettings(method=robust, perturbation=PerturbationSettings(steps=2))
+    with task_for(SearchSettings(paradigm=paradigm, robust=robust), data, tiny_teacher) as task:
         x_BCHW, y_B = batch(data, 8)
         # Twice, so that momentum is there.
         for _ in range(2):
@@ -89,6 +102,9 @@ def test_each_half_moves_its_own_numbers_only(data: Data, tiny_teacher: Path, pa
             weights = {name for name, _ in task._supernet.named_parameters()}
             statistics = {name for name in supernet if name.rpartition(".")[2].startswith(("running", "num_batches"))}
             assert moved(task._supernet, supernet) >= weights | statistics
+            # The passes that look for perturbed images leave the statistics alone, however many there are.
+            passes = copied(task._supernet)["stem.bn.num_batches_tracked"] - supernet["stem.bn.num_batches_tracked"]
+            assert passes.item() == (1 if robust is None else 2)
             task.optimisers[0].optimiser.zero_grad()
 
             supernet, choices = copied(task._supernet), copied(task._choices)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnascl_cli.attacks.gradient import Linf, cross_entropy, projected_gradient
-from rnascl_cli.data import ImageSet, load_data
+from rnascl_cli.data import Batch, ImageSet, load_data
 from rnascl_cli.engine.compute import Compute
 from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.errors import RunError, UserError
@@ -22,8 +22,10 @@ from rnascl_cli.models.checkpoints import read_teacher, write_teacher
 from rnascl_cli.models.files import resolve_model
 from rnascl_cli.models.teachers import build_teacher
 from rnascl_cli.recipes import DataSettings, PerturbationSettings, Recipe, TeacherTrainSettings, resolve
+from rnascl_cli.stages import choosing
 from rnascl_cli.stages import teacher as stage
-from rnascl_cli.stages.teacher import AdversarialTraining, Best, train_teacher
+from rnascl_cli.stages.choosing import Best
+from rnascl_cli.stages.teacher import AdversarialTraining, train_teacher
 from rnascl_cli.stages.teacher_measuring import as_fraction, robust_accuracy
 from tests.batches import as_batch
 from tests.teachers.conftest import random_teacher
@@ -246,12 +248,36 @@ def test_the_best_epoch_on_held_out_images_is_what_is_saved(tmp_path: Path, monk
             return next(scores)
         return 0.0
 
-    monkeypatch.setattr(stage, "robust_accuracy", fake)
+    monkeypatch.setattr(choosing, "robust_accuracy", fake)
     trained = train_teacher(recipe(epochs=3), tmp_path / "t.safetensors", RunDirectory(tmp_path / "run"))
     assert trained.best_epoch == 1
     saved = read_teacher(str(tmp_path / "t.safetensors")).module.state_dict()["conv1.weight"]
     assert torch.equal(saved, seen[0])
     assert not torch.equal(saved, seen[2])
+
+
+def test_a_teacher_may_be_a_mean_of_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    step = AdversarialTraining.step
+
+    def noted(self: AdversarialTraining, batch: Batch) -> dict[str, Tensor]:
+        found = step(self, batch)
+        seen.append(self._module.state_dict()["conv1.weight"].clone())
+        return found
+
+    monkeypatch.setattr(AdversarialTraining, "step", noted)
+    own = recipe(average={"kind": "ema", "decay": 0.0})
+    trained = train_teacher(own, tmp_path / "last.safetensors", RunDirectory(tmp_path / "a"))
+    assert torch.equal(read_teacher(str(trained.path)).module.state_dict()["conv1.weight"], seen[-1])
+    seen.clear()
+    own = recipe(average={"kind": "ema"})
+    trained = train_teacher(own, tmp_path / "mean.safetensors", RunDirectory(tmp_path / "b"))
+    expected = seen[0]
+    for count, weight in enumerate(seen[1:], 1):
+        decay = count / (9 + count)
+        expected = decay * expected + (1 - decay) * weight
+    torch.testing.assert_close(read_teacher(str(trained.path)).module.state_dict()["conv1.weight"], expected)
+    assert len(seen) == 3
 
 
 def test_an_exploding_run_writes_no_teacher(tmp_path: Path) -> None:

@@ -1,0 +1,130 @@
+"""One training step of a student, for ``train`` and ``adv-finetune`` alike.
+
+    L = CE(y, p) + KL(p, q) + gamma_t L_attn                                           (eq. 3)
+
+With a method of adversarial training, its terms stand in the place of the cross-entropy; the other two stay, on the
+clean images.
+
+Shape suffixes: B images, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rnascl_cli.data import Batch, ImageSet
+from rnascl_cli.distill.objectives import add_up, cross_entropy
+from rnascl_cli.engine.averaging import averaging
+from rnascl_cli.engine.compute import Compute
+from rnascl_cli.engine.fit import ScheduledOptimiser, Stateful
+from rnascl_cli.engine.optimise import build_optimiser, descend
+from rnascl_cli.recipes import AdvFinetuneSettings, TrainSettings
+from rnascl_cli.stages.apprentice import Apprentice
+from rnascl_cli.stages.choosing import Validation
+from rnascl_cli.stages.robust_step import Statistics, robust_objective
+from rnascl_cli.stages.teaching import Lesson
+
+
+class StudentTask:
+    """The step, and what is measured, averaged and chosen around it.
+
+    Args:
+        settings: Of the stage.
+        apprentice: The student under its teacher.
+        holdout: Training images set aside for choosing.
+        compute: Device and precision.
+        seed: Of the run.
+        stage: Its name.
+        statistics: How images are perturbed, see :class:`~rnascl_cli.stages.robust_step.RobustObjective`.
+    """
+
+    def __init__(
+        self,
+        settings: TrainSettings | AdvFinetuneSettings,
+        apprentice: Apprentice,
+        *,
+        holdout: ImageSet,
+        compute: Compute,
+        seed: int,
+        stage: str,
+        statistics: Statistics,
+    ) -> None:
+        student = apprentice.student
+        self._apprentice = apprentice
+        self._robust = robust_objective(settings, statistics=statistics)
+        optimiser = build_optimiser(student.parameters(), settings.optimiser)
+        self._average = averaging(student, settings.average, epochs=settings.epochs)
+        self.validation = Validation(
+            student,
+            holdout,
+            settings.stop,
+            eps=settings.perturbation.eps,
+            compute=compute,
+            seed=seed,
+            stage=stage,
+            average=self._average,
+        )
+        self.optimisers = [ScheduledOptimiser(optimiser, settings.schedule, settings.optimiser.lr)]
+        self.state: dict[str, Stateful] = {"student": student, "optimiser": optimiser}
+        if self._average is not None:
+            self.state["average"] = self._average
+        if self.validation.best is not None:
+            self.state["best"] = self.validation.best
+        self._epoch, self._noise = 0, torch.Generator()
+
+    def start_epoch(self, epoch: int, noise: torch.Generator) -> None:
+        """Draw this epoch's starting points from ``noise``; look anew for a teacher that teaches nothing."""
+        self._epoch, self._noise = epoch, noise
+        self._apprentice.inspection.start_epoch()
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """Perturb the batch where there is a method, then take one step of SGD."""
+        x_BCHW, y_B, apprentice = batch.x_BCHW, batch.y_B, self._apprentice
+        lesson = apprentice.lesson(batch)
+        apprentice.student.train()
+        adversarial_BCHW = self._perturb(x_BCHW, y_B, lesson)
+        # The clean answer first: its maps must be taken before the perturbed images run through the taps.
+        clean = apprentice.answer(x_BCHW)
+        right = {"train_accuracy": _share_right(clean.logits_BK, y_B)}
+        if self._robust is None or adversarial_BCHW is None:
+            terms, weights = {"ce": cross_entropy(clean.logits_BK, y_B)}, {}
+        else:
+            perturbed_BK = apprentice.answer(adversarial_BCHW).logits_BK
+            teacher_BK = None if lesson is None else lesson.logits_BK
+            terms, weights = self._robust.terms(clean.logits_BK, perturbed_BK, y_B, teacher_BK), self._robust.weights
+            right["train_robust_accuracy"] = _share_right(perturbed_BK, y_B)
+        terms |= apprentice.teacher_terms(batch, clean, lesson)
+        loss = add_up(terms, {**weights, **apprentice.weights})
+        descend(self.optimisers[0].optimiser, loss)
+        if self._average is not None:
+            self._average.after_step()
+        return {name: value.detach() for name, value in {"loss": loss, **terms, **right}.items()}
+
+    def _perturb(self, x_BCHW: Tensor, y_B: Tensor, lesson: Lesson | None) -> Tensor | None:
+        if self._robust is None:
+            return None
+        return self._robust.perturb(
+            self._apprentice.student,
+            x_BCHW,
+            y_B,
+            noise=self._noise,
+            teacher_BK=None if lesson is None else lesson.logits_BK,
+            unwatched=self._apprentice.unwatched(),
+        )
+
+    def end_epoch(self) -> dict[str, Any]:
+        """Measure on the held-out images."""
+        self._apprentice.end_epoch()
+        with self._apprentice.unwatched():
+            return self.validation.end_epoch(self._epoch)
+
+    def finished(self) -> bool:
+        """Return whether the run is to end before its last epoch."""
+        return self.validation.finished()
+
+
+def _share_right(logits_BK: Tensor, y_B: Tensor) -> Tensor:
+    return (logits_BK.argmax(dim=1) == y_B).float().mean()

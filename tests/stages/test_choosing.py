@@ -1,0 +1,233 @@
+"""Which weights a training keeps: the last, a mean, or those of the epoch that is best on held-out images.
+
+Shape suffixes: N images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rnascl_cli import load
+from rnascl_cli.artifacts.documents import AdvFinetuneDocument, TrainDocument
+from rnascl_cli.artifacts.store import read_document
+from rnascl_cli.data import ImageSet, load_data
+from rnascl_cli.engine.fit import fit
+from rnascl_cli.recipes import DataSettings, StopSettings
+from rnascl_cli.stages import choosing
+from rnascl_cli.stages.choosing import Best, Validation
+from rnascl_cli.stages.student_task import StudentTask
+from tests.command import done, refused
+from tests.conftest import FAST
+from tests.engine.toy import CPU, Stopped, ToyTask, image_set, stop_at, toy_plan
+
+HELD_OUT = ("--set", "data.holdout=0.25")
+# Robust and clean accuracy after each epoch: the most robust is epoch 2 of 5, the best clean one epoch 4.
+SCRIPT = [(0.2, 0.5), (0.6, 0.6), (0.5, 0.8), (0.4, 0.9), (0.3, 0.7)]
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, script: list[tuple[float, float]]) -> None:
+    """Let the held-out accuracies be these, epoch by epoch."""
+    robust, clean = iter([pair[0] for pair in script]), iter([pair[1] for pair in script])
+    monkeypatch.setattr(choosing, "robust_accuracy", lambda *_, **__: next(robust))
+    monkeypatch.setattr(choosing, "accuracy", lambda *_, **__: next(clean))
+
+
+@pytest.mark.unit
+def test_best_on_clean_accuracy() -> None:
+    best, module = Best("clean"), nn.Linear(1, 1)
+    for epoch, (robust, clean) in enumerate([(0.3, 0.9), (0.5, 0.6), (0.4, 0.9), (0.2, 0.9)]):
+        nn.init.constant_(module.weight, epoch)
+        best.offer(module, epoch, robust=robust, clean=clean)
+    assert (best.epoch, best.validation, best.weights["weight"].item()) == (2, {"robust": 0.4, "clean": 0.9}, 2)
+
+
+@pytest.mark.unit
+def test_patience_counts_epochs_without_a_higher_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, scores = nn.Linear(1, 1), [(0.2, 0.5), (0.4, 0.5), (0.4, 0.5), (0.3, 0.9), (0.4, 0.4), (0.9, 0.9)]
+    scripted(monkeypatch, scores)
+    common: dict[str, Any] = {"eps": 0.1, "compute": CPU, "seed": 0, "stage": "toy"}
+    watch = Validation(module, image_set(4), StopSettings(patience=3), **common)
+    ended = []
+    for epoch in range(5):
+        assert not watch.finished()
+        watch.end_epoch(epoch)
+        ended.append(watch.finished())
+    # Epoch 2 equals the best and is kept for it, but is no progress; nor are 3 and 4.
+    assert ended == [False, False, False, False, True]
+    assert watch.best is not None
+    assert (watch.best.epoch, watch.best.barren) == (2, 3)
+    resumed = Validation(module, image_set(4), StopSettings(patience=3), **common)
+    assert resumed.best is not None
+    resumed.best.load_state_dict(watch.best.state_dict())
+    assert resumed.finished()
+    assert not Validation(module, image_set(4), StopSettings(), **common).finished()
+
+
+class Tired(ToyTask):
+    """A toy that has had enough after some epochs; how many it has had is in its state."""
+
+    def __init__(self, after: int, **own: Any) -> None:
+        super().__init__(**own)
+        self.after = after
+        self.had = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.state["had"] = nn.ParameterList([self.had])
+
+    def end_epoch(self) -> dict[str, Any]:
+        self.had.add_(1)
+        return super().end_epoch()
+
+    def finished(self) -> bool:
+        return bool(self.had >= self.after)
+
+
+@pytest.mark.unit
+def test_the_loop_ends_when_the_task_is_finished(tmp_path: Path) -> None:
+    task = Tired(3)
+    assert [entry["epoch"] for entry in fit(task, toy_plan(tmp_path / "a"))] == [0, 1, 2]
+    # An epoch stopped on the way is taken to its end; a finished run that is resumed is given no further one.
+    with pytest.raises(Stopped):
+        fit(Tired(3, before_step=stop_at(5)), toy_plan(tmp_path / "b"))
+    assert len(fit(Tired(3), toy_plan(tmp_path / "b", resume=True))) == 3
+    again = Tired(3)
+    assert len(fit(again, toy_plan(tmp_path / "b", resume=True))) == 3
+    assert again.steps == 0
+
+
+def states_of(monkeypatch: pytest.MonkeyPatch, name: str) -> list[dict[str, Tensor]]:
+    """Collect the student's state whenever a method of its task returns."""
+    seen: list[dict[str, Tensor]] = []
+    method = getattr(StudentTask, name)
+
+    def noted(self: StudentTask, *arguments: Any) -> Any:
+        found = method(self, *arguments)
+        student = self._apprentice.student
+        seen.append({name: tensor.clone() for name, tensor in student.state_dict().items()})
+        return found
+
+    monkeypatch.setattr(StudentTask, name, noted)
+    return seen
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize(
+    ("options", "epochs", "best"),
+    [
+        (["--select", "robust"], 5, 2),
+        (["--select", "clean"], 5, 4),
+        (["--select", "robust", "--patience", 2], 4, 2),
+        (["--patience", 1], 3, 2),
+        (["--select", "last", "--set", "stop.patience=1"], 5, None),
+    ],
+    ids=str,
+)
+def test_the_epoch_is_chosen_on_held_out_images(
+    searched: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[object],
+    epochs: int,
+    best: int | None,
+) -> None:
+    with monkeypatch.context() as patch:
+        scripted(patch, SCRIPT)
+        states = states_of(patch, "end_epoch")
+        done("train", searched["standard"], *FAST, *HELD_OUT, "--epochs", 5, *options, "--out", tmp_path / "run")
+    document = read_document(tmp_path / "run" / "train.json", TrainDocument)
+    assert (document.epochs, len(document.history), document.best_epoch) == (epochs, epochs, best)
+    kept = load(tmp_path / "run").state_dict()
+    expected = states[(best or epochs) - 1]
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in kept.items())
+    if best is None:
+        assert document.validation is None
+        return
+    assert document.validation is not None
+    assert (document.validation.robust, document.validation.clean) == SCRIPT[best - 1]
+    for entry, (robust, clean) in zip(document.history, SCRIPT, strict=False):
+        assert (entry["holdout_robust_accuracy"], entry["holdout_accuracy"]) == (robust, clean)
+
+
+@pytest.mark.pipeline
+def test_the_test_images_are_looked_at_once_after_the_choice(
+    trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+    pixels = ImageSet.pixels
+
+    def noted(self: ImageSet, rows: Any) -> Tensor:
+        looked.append(len(self))
+        return pixels(self, rows)
+
+    options = ["--method", "fast-at", "--select", "robust", "--average", "swa", "--epochs", 2, *HELD_OUT, *FAST]
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageSet, "pixels", noted)
+        done("adv-finetune", trained["standard"], *options, "--out", tmp_path / "run")
+    data = load_data(DataSettings(spec="digits", limit_train=40, limit_test=20, holdout=0.25), seed=3)
+    assert {len(data.train), len(data.holdout), len(data.test)} == set(looked) == {30, 10, 20}
+    assert looked.index(20) == len(looked) - 1  # one batch, the last thing of all
+    document = read_document(tmp_path / "run" / "adv-finetune.json", AdvFinetuneDocument)
+    assert document.average == "swa"
+    assert document.best_epoch in (1, 2)
+    assert document.validation is not None
+    # What is said of the student holds of the weights that were kept.
+    model = load(tmp_path / "run")
+    for images, said in ((data.test, document.clean_accuracy), (data.holdout, document.validation.clean)):
+        right = model(images.images_NCHW.float() / 255).argmax(dim=1) == images.labels_N
+        assert said == pytest.approx(right.double().mean().item())
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize("stage", ["train", "adv-finetune"])
+def test_the_moving_average_is_what_is_saved(
+    searched: dict[str, Path], trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    source = (searched if stage == "train" else trained)["standard"]
+    options = ["--method", "fast-at", "--average", "ema", "--set", "average.decay=0.3", "--epochs", 2, *FAST]
+    with monkeypatch.context() as patch:
+        states = states_of(patch, "step")
+        done(stage, source, *options, "--out", tmp_path / "run")
+    assert len(states) == 4
+    kept = load(tmp_path / "run").state_dict()
+    for name, tensor in kept.items():
+        mean = states[0][name].double()
+        for state, decay in zip(states[1:], (1 / 10, 2 / 11, 3 / 12), strict=True):
+            mean = decay * mean + (1 - decay) * state[name].double()
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor, mean.float())
+    assert not torch.equal(kept["classifier.weight"], states[-1]["classifier.weight"])
+    document = "train.json" if stage == "train" else "adv-finetune.json"
+    assert json.loads((tmp_path / "run" / document).read_text())["average"] == "ema"
+
+
+@pytest.mark.pipeline
+def test_a_run_that_ended_early_is_left_as_it_is(
+    searched: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["train", searched["standard"], *FAST, *HELD_OUT, "--epochs", 5, "--patience", 1]
+    with monkeypatch.context() as patch:
+        scripted(patch, SCRIPT)
+        done(*arguments, "--out", tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert "had finished already; left as it is" in done(*arguments, "--out", tmp_path / "run", "--resume").err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+@pytest.mark.pipeline
+def test_what_cannot_be_chosen(searched: dict[str, Path], trained: dict[str, Path], tmp_path: Path) -> None:
+    for command, source in (("train", searched["standard"]), ("adv-finetune", trained["standard"])):
+        line = refused(
+            command, source, *FAST, "--set", "data.holdout=0", "--select", "robust", "--out", tmp_path / "run"
+        )
+        expected = "data.holdout: --select robust chooses its epoch on held-out training images; set it above 0"
+        assert expected in line
+        line = refused(command, source, *FAST, "--select", "last", "--patience", 3, "--out", tmp_path / "run")
+        assert "--patience: with --select last no epoch is better than another; use --select robust" in line
+        for option, key in (("--select", "stop.on"), ("--average", "average")):
+            line = refused(command, source, *FAST, option, "best", "--out", tmp_path / "run")
+            assert f"{command.replace('-', '_')}.{key}" in line
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,248 @@
+"""The six methods on students: images, statistics and weights step by step, and the stages through the command line.
+
+Shape suffixes: B images, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rnascl_cli.artifacts.documents import AdvFinetuneDocument, TrainDocument
+from rnascl_cli.artifacts.store import read_document
+from rnascl_cli.attacks.gradient import Linf, cross_entropy, projected_gradient
+from rnascl_cli.engine.place import set_place
+from rnascl_cli.errors import RunError
+from rnascl_cli.recipes import PerturbationSettings, RobustSettings
+from rnascl_cli.stages.inspection import Inspection
+from rnascl_cli.stages.perturbing import kl_from
+from rnascl_cli.stages.robust_step import RobustObjective
+from rnascl_cli.stages.student_task import StudentTask
+from rnascl_cli.stages.teaching import Lesson
+from tests.command import done, refused, rnascl
+from tests.conftest import FAST
+from tests.stages.test_adversarial_terms import Tiny
+from tests.stages.test_search_chain import TERMS, numbers
+
+METHODS = ("trades", "mart", "pgd-at", "fast-at", "ard", "rslad")
+SHORT = ("--epochs", 1, *FAST, "--set", "perturbation.steps=2")
+OFTEN = ("--set", "checkpoint_minutes=0.00001")  # a checkpoint after every step
+OWN = {
+    "trades": {"ce", "adversarial"},
+    "mart": {"adversarial", "weighted_kl"},
+    "pgd-at": {"adversarial"},
+    "fast-at": {"adversarial"},
+    "ard": {"adversarial", "ce"},
+    "rslad": {"adversarial", "clean_kl"},
+}
+WEIGHTS = {"trades": {"adversarial": 6.0}, "mart": {"weighted_kl": 5.0}, "ard": {"adversarial": 1.0, "ce": 0.0}}
+WEIGHTS["rslad"] = {"adversarial": 5 / 6, "clean_kl": 1 / 6}
+
+
+@pytest.fixture
+def tiny() -> Tiny:
+    """A model with BatchNorm in train mode, whose statistics are unlike those of any batch."""
+    torch.manual_seed(0)
+    model = Tiny().train()
+    nn.init.normal_(model.linear.weight, std=3.0)
+    assert model.bn.running_mean is not None
+    nn.init.normal_(model.bn.running_mean)
+    return model
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("statistics", ["running", "batch", "published"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_images_of_each_method(tiny: Tiny, method: Any, statistics: Any) -> None:
+    """Worked out again with the attack loop alone; nothing of the network moves."""
+    settings = RobustSettings(method=method, perturbation=PerturbationSettings(eps=0.1, step_size=0.03, steps=3))
+    x_BCHW, y_B = torch.rand(6, 3, 8, 8), torch.arange(6) % 3
+    teacher_BK = torch.randn(6, 3)
+    before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
+    objective = RobustObjective(settings, statistics=statistics)
+    found = objective.perturb(
+        tiny,
+        x_BCHW,
+        y_B,
+        noise=torch.Generator().manual_seed(5),
+        teacher_BK=teacher_BK,
+        unwatched=torch.enable_grad(),
+    )
+    in_eval_mode = {"running": True, "batch": False, "published": method in ("trades", "mart", "rslad")}[statistics]
+    assert set(tiny.seen) == {not in_eval_mode}
+    assert tiny.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.state_dict().items())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in tiny.parameters())
+    tiny.train(not in_eval_mode)
+    noise, ball = torch.Generator().manual_seed(5), Linf(0.1)
+    if method in ("trades", "rslad"):
+        start = 0.001 * torch.randn(x_BCHW.shape, generator=noise)
+        loss = kl_from(teacher_BK if method == "rslad" else tiny(x_BCHW).detach())
+    else:
+        start, loss = ball.noise(x_BCHW, noise), cross_entropy(y_B)
+    size, steps = (0.125, 1) if method == "fast-at" else (0.03, 3)
+    expected = projected_gradient(
+        tiny, x_BCHW, loss=loss, ball=ball, step_size=size, steps=steps, start_BCHW=x_BCHW + start
+    )
+    torch.testing.assert_close(found, expected)
+    assert not found.requires_grad
+
+
+@pytest.mark.unit
+def test_rslad_looks_for_what_the_teacher_would_not_say(tiny: Tiny) -> None:
+    """KL(q || p(x')) is larger there than at the clean image, and than where KL(p || p') is largest."""
+    x_BCHW, y_B, teacher_BK = torch.rand(16, 3, 8, 8), torch.arange(16) % 3, 3 * torch.randn(16, 3)
+    tiny.eval()
+
+    def climbed(method: Any) -> float:
+        settings = RobustSettings(method=method, perturbation=PerturbationSettings(eps=0.1, step_size=0.03, steps=5))
+        images_BCHW = RobustObjective(settings, statistics="running").perturb(
+            tiny.train(),
+            x_BCHW,
+            y_B,
+            noise=torch.Generator().manual_seed(0),
+            teacher_BK=teacher_BK,
+            unwatched=torch.enable_grad(),
+        )
+        with torch.no_grad():
+            return kl_from(teacher_BK)(tiny.eval()(images_BCHW)).mean().item()
+
+    with torch.no_grad():
+        clean = kl_from(teacher_BK)(tiny(x_BCHW)).mean().item()
+    assert climbed("rslad") > max(clean, climbed("trades"))
+
+
+@pytest.mark.unit
+def test_weights_are_the_recipes() -> None:
+    own = RobustSettings(beta=2.0, mart_lambda=3.0, ard_alpha=0.75, rslad_share=0.5)
+    found = {
+        method: RobustObjective(own.model_copy(update={"method": method}), statistics="batch").weights
+        for method in METHODS
+    }
+    assert found == {
+        "trades": {"adversarial": 2.0},
+        "mart": {"weighted_kl": 3.0},
+        "pgd-at": {},
+        "fast-at": {},
+        "ard": {"adversarial": 0.75, "ce": 0.25},
+        "rslad": {"adversarial": 0.5, "clean_kl": 0.5},
+    }
+
+
+@pytest.mark.unit
+def test_ards_temperature_is_the_recipes() -> None:
+    own = RobustSettings(method="ard", ard_temperature=2.0)
+    student_BK, teacher_BK = torch.zeros(1, 2), torch.tensor([[2 * torch.tensor(3.0).log(), 0.0]])
+    terms = RobustObjective(own, statistics="batch").terms(student_BK, student_BK, torch.tensor([0]), teacher_BK)
+    assert terms["adversarial"].item() == pytest.approx(4 * (0.75 * 0.4054651 - 0.25 * 0.6931472), rel=1e-5)
+
+
+@pytest.mark.unit
+def test_a_teacher_of_constant_logits_is_found_under_soft_labels() -> None:
+    lesson = Lesson(torch.ones(3, 4), None)
+    none: dict[str, Any] = {"teacher_layers": [], "student_layers": [], "student_BLP": None}
+    set_place("train", epoch=0, step=0)
+    Inspection().look(lesson, kl=False, **none)
+    expected = r"'adversarial' at epoch 1, step 1: the teacher gives the same logits .* use another method than rslad"
+    with pytest.raises(RunError, match=expected):
+        Inspection().look(lesson, kl=False, method="rslad", **none)
+
+
+def check(entry: dict[str, Any], method: str, paradigm: str) -> None:
+    """The entry's terms are the method's and the paradigm's, and their weighted sum is the loss."""
+    stay = TERMS[paradigm]
+    assert set(entry) & {"ce", "adversarial", "weighted_kl", "clean_kl", "kl", "attention"} == OWN[method] | stay
+    assert 0 <= entry["train_robust_accuracy"] <= 1
+    weights = WEIGHTS.get(method, {})
+    total = sum(weights.get(name, 1.0) * entry[name] for name in OWN[method]) + sum(entry[name] for name in stay)
+    assert entry["loss"] == pytest.approx(total, rel=1e-4)
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize("method", ["mart", "ard", "rslad"])  # the others: test_adv_finetune.py
+def test_fine_tuning(trained: dict[str, Path], tmp_path: Path, method: str) -> None:
+    done("adv-finetune", trained["rnas-cl"], "--method", method, *SHORT, "--out", tmp_path / "run")
+    document = read_document(tmp_path / "run" / "adv-finetune.json", AdvFinetuneDocument)
+    assert (document.method, document.paradigm, document.best_epoch) == (method, "rnas-cl", None)
+    check(document.history[0], method, "rnas-cl")
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize("method", METHODS)
+def test_training_from_scratch(searched: dict[str, Path], tmp_path: Path, method: str) -> None:
+    paradigm = "rnas-cl" if method in ("trades", "rslad") else "icc"
+    done("train", searched[paradigm], "--method", method, *SHORT, "--out", tmp_path / "run")
+    document = read_document(tmp_path / "run" / "train.json", TrainDocument)
+    assert (document.method, document.paradigm, document.average) == (method, paradigm, None)
+    check(document.history[0], method, paradigm)
+
+
+@pytest.mark.pipeline
+def test_a_standard_student_is_taught_by_logits_alone(
+    searched: dict[str, Path], tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """The search had a teacher, which the training under the standard paradigm has not used; the methods do."""
+    done("train", searched["kl"], "--paradigm", "standard", *SHORT, "--out", tmp_path / "plain")
+    plain = read_document(tmp_path / "plain" / "train.json", TrainDocument)
+    assert (plain.provenance.teacher, plain.method) == (None, None)
+    for method in ("ard", "rslad"):
+        done("adv-finetune", tmp_path / "plain", "--method", method, *SHORT, "--out", tmp_path / method)
+        tuned = read_document(tmp_path / method / "adv-finetune.json", AdvFinetuneDocument)
+        assert tuned.paradigm == "standard"
+        assert tuned.provenance.teacher is not None
+        assert tuned.provenance.teacher.path == str(tiny_teacher)
+        check(tuned.history[0], method, "standard")
+
+
+@pytest.mark.pipeline
+def test_a_teacher_must_be_there_and_fit(
+    searched: dict[str, Path], trained: dict[str, Path], tiny_teacher: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    for command, source, method in (("train", searched, "rslad"), ("adv-finetune", trained, "ard")):
+        arguments = (command, source["standard"], "--method", method, *SHORT)
+        line = refused(*arguments, "--out", tmp_path / "none")
+        assert f"--teacher: method '{method}' learns from a teacher's logits; name one or use another method" in line
+        done(*arguments, "--teacher", tiny_teacher, "--out", tmp_path / command)
+    images = ("--data", f"folder:{tiny_folder}")
+    done("search", "--space", "S3", "--paradigm", "standard", *images, "--epochs", 1, *FAST, "--out", tmp_path / "s")
+    taught = ("--method", "rslad", "--teacher", tiny_teacher)
+    line = refused("train", tmp_path / "s", *taught, *SHORT, "--out", tmp_path / "none")
+    assert "has 10 classes, the data has 3; choose another of them, or use another method than rslad" in line
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.pipeline
+def test_training_from_scratch_goes_on_to_the_same_bytes(
+    searched: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped inside an epoch, with everything that can be switched on: method, average and choice."""
+    options = ("--method", "trades", "--average", "ema", "--select", "robust", "--set", "data.holdout=0.3")
+    arguments = ["train", searched["standard"], *options, *SHORT, "--epochs", 2, *OFTEN]
+    done(*arguments, "--out", tmp_path / "whole")
+    step, steps = StudentTask.step, iter(range(1000))
+
+    def interrupted(self: StudentTask, batch: Any) -> dict[str, Tensor]:
+        if next(steps) == 3:  # in the middle of the second epoch
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StudentTask, "step", interrupted)
+        assert rnascl(*arguments, "--out", tmp_path / "run").code == 130
+    done(*arguments, "--out", tmp_path / "run", "--resume")
+    one, two = (read_document(tmp_path / name / "train.json", TrainDocument) for name in ("whole", "run"))
+    assert one.student_sha256 == two.student_sha256
+    assert (one.best_epoch, one.validation) == (two.best_epoch, two.validation)
+    assert numbers(one.history) == numbers(two.history)
+
+
+@pytest.mark.pipeline
+def test_an_eps_of_zero_is_said(searched: dict[str, Path], tmp_path: Path) -> None:
+    arguments = ("train", searched["standard"], *SHORT, "--set", "perturbation.eps=0")
+    outcome = done(*arguments, "--method", "pgd-at", "--out", tmp_path / "run")
+    assert "warning: train: perturbation.eps is 0" in " ".join(outcome.err.split())
+    assert "perturbation.eps" not in done(*arguments, "--out", tmp_path / "plain").err
