@@ -14,7 +14,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@# Compared with in tests; each pins old releases of others, which these tests do not need.
-	$(BIN)/python -m pip install --quiet --no-deps torchattacks==3.5.1 robustbench==1.1.1
+	$(BIN)/python -m pip install --quiet --no-deps torchattacks==3.5.1 robustbench==1.1.1 torchdistill==1.1.5
 	touch $(READY)
 
 # The main job: the whole chain on real digits, ending in runs/quickstart/report/report.html.

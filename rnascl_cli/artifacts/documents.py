@@ -22,6 +22,8 @@ InputSize = Annotated[int, Field(ge=8, le=LARGEST_INPUT, description="height and
 Paradigm = Literal["rnas-cl", "icc", "kl", "standard"]
 TUTORED: tuple[Paradigm, ...] = ("rnas-cl", "icc")
 """The paradigms that learn from tutors (section 4.3)."""
+Rival = Literal["kd", "at", "sp", "vid", "rkd", "crd", "pkt"]
+"""The rival distillation losses of Figure 11."""
 Protocol = Literal["pixel", "paper-code"]
 TutorOrigin = Literal["searched", "random", "same-depth", "last-layer", "by-hand"]
 
@@ -177,6 +179,7 @@ class TrainDocument(Schooled):
 
     kind: Literal["train"] = "train"
     paradigm: Paradigm
+    distill: Rival | None = Field(default=None, description="the rival loss that took the place of the teacher terms")
     architecture: Architecture
     student_sha256: Sha256
     clean_accuracy: Fraction = Field(description="on the test images")
@@ -192,6 +195,7 @@ class AdvFinetuneDocument(Schooled):
     kind: Literal["adv-finetune"] = "adv-finetune"
     method: str
     paradigm: Paradigm
+    distill: Rival | None = Field(default=None, description="the rival loss of the training that it started from")
     architecture: Architecture
     student_sha256: Sha256
     clean_accuracy: Fraction

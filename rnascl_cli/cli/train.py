@@ -41,6 +41,14 @@ def command(
     average: options.Average = None,
     select: options.Select = None,
     patience: options.Patience = None,
+    distill: Annotated[
+        str | None,
+        typer.Option(
+            "--distill",
+            metavar="kd|at|sp|vid|rkd|crd|pkt",
+            help="A rival distillation loss in place of the paradigm's teacher terms.",
+        ),
+    ] = None,
     data: options.Data = None,
     limit_train: options.LimitTrain = None,
     limit_test: options.LimitTest = None,
@@ -57,12 +65,17 @@ def command(
     resume: options.Resume = False,
     json: options.Json = False,
 ) -> None:
-    """Train a derived network from scratch under its tutors, by eq. (3)."""
+    """Train a derived network from scratch under its tutors, by eq. (3), or under a rival loss."""
     document = _read(derived)
     resolved = options.build_recipe(
         "train",
         recipe=recipe,
-        settings=[*(settings or ()), *options.choice(select, patience)],
+        settings=[
+            # First of the settings, so that others may set its keys; and an option, so that none of them renames it.
+            *([f"train.distill.name={distill}"] if distill else []),
+            *(settings or ()),
+            *options.choice(select, patience),
+        ],
         inherited=document.provenance,
         top={
             "teacher": teacher,
@@ -76,6 +89,7 @@ def command(
             "paradigm": paradigm,
             "method": method,
             "average": options.kind(average),
+            "distill": {"name": distill} if distill else None,
             "epochs": epochs,
             "batch_size": batch_size,
         },

@@ -87,7 +87,7 @@ def byte_progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
 def say_epoch(stage: str, entry: dict[str, Any], epochs: int) -> None:
     """Print one epoch's metrics as a line, with the time left at this pace."""
     shown = (
-        *("loss", "ce", "kl", "attention", "adversarial"),
+        *("loss", "ce", "kl", "attention", "distill", "adversarial"),
         *("train_accuracy", "train_robust_accuracy", "holdout_accuracy", "holdout_robust_accuracy"),
         "n_f",
         "expected_macs",
@@ -99,7 +99,9 @@ def say_epoch(stage: str, entry: dict[str, Any], epochs: int) -> None:
 
 
 def _short(value: float) -> str:
-    return f"{value / 1e6:.2f}M" if value >= 1e4 else f"{value:.4f}"
+    if value >= 1e4:
+        return f"{value / 1e6:.2f}M"
+    return f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
 
 
 def _clock(seconds: float) -> str:

@@ -5,7 +5,9 @@ defaults < what the input artifact says (data, teacher, seed) < ``--recipe FILE`
 the command line's own options. Unknown keys are refused, all at once, each with the nearest known one.
 """
 
+from rnascl_cli.recipes.base import Settings
 from rnascl_cli.recipes.layers import Layer, find_recipe, parse_setting, read_recipe_file, recipes_folder, resolve
+from rnascl_cli.recipes.rivals import AT, CRD, KD, PKT, RKD, SP, VID, Distillation
 from rnascl_cli.recipes.settings import (
     EMA,
     SELF_TEST_IMAGES,
@@ -29,7 +31,6 @@ from rnascl_cli.recipes.settings import (
     Schedule,
     SearchRobustSettings,
     SearchSettings,
-    Settings,
     StepSchedule,
     StopSettings,
     TeacherCacheSettings,
@@ -38,11 +39,18 @@ from rnascl_cli.recipes.settings import (
 )
 
 __all__ = [
+    "AT",
+    "CRD",
     "EMA",
+    "KD",
+    "PKT",
+    "RKD",
     "SELF_TEST_IMAGES",
     "SGD",
+    "SP",
     "SWA",
     "TAUGHT_METHODS",
+    "VID",
     "Adam",
     "AdvFinetuneSettings",
     "AttackSettings",
@@ -50,6 +58,7 @@ __all__ = [
     "CosineSchedule",
     "CostSettings",
     "DataSettings",
+    "Distillation",
     "GumbelSettings",
     "KLSettings",
     "Layer",

@@ -109,9 +109,9 @@ def _merge(base: dict[str, Any], over: Layer, *, under: str = "") -> None:
     for key, value in over.items():
         inner = base.get(key)
         if isinstance(value, Mapping):
-            # Another optimiser or schedule replaces the old one: its fields mean nothing to the new kind.
+            # Another optimiser, schedule or rival replaces the old one: its fields mean nothing to the new kind.
             kinds = [value[tag] for tag in ("name", "kind") if tag in value]
-            if not isinstance(inner, dict) or (kinds and inner.get("name", inner.get("kind")) not in kinds):
+            if not isinstance(inner, dict) or (kinds and inner.get("name", inner.get("kind", kinds[0])) not in kinds):
                 inner = {}
             base[key] = inner
             _merge(inner, value, under=f"{under}{key}.")
@@ -131,22 +131,33 @@ def _fields(annotation: Any) -> dict[str, Any]:
     return members
 
 
+def _kind(annotation: Any, tag: str) -> dict[str, Any]:
+    """Return the fields of the member of a union that has this tag; none where no member has."""
+    for member in getattr(annotation, "__args__", ()):
+        fields = _fields(member)
+        if any(tag in getattr(field.annotation, "__args__", ()) for field in fields.values()):
+            return fields
+    return {}
+
+
 def _explain(item: Any) -> str:
     names: list[str] = []
     fields: dict[str, Any] = dict(Recipe.model_fields)
-    tagged = False
+    tagged, fields_of = False, None
     for part in map(str, item["loc"]):
-        if tagged:  # pydantic puts the kind of an optimiser or schedule into the path; it is no key
-            tagged = False
+        if tagged:  # pydantic puts the kind of an optimiser, schedule or rival into the path; it is no key
+            tagged, fields = False, _kind(fields_of, part) or fields
             continue
         names.append(part)
         field = fields.get(part)
         if field is not None:
-            tagged = field.discriminator is not None
+            tagged, fields_of = field.discriminator is not None, field.annotation
             known, fields = fields, _fields(field.annotation)
         else:
             known = fields
     key = ".".join(names)
     if item["type"] == "extra_forbidden":
         return f"unknown recipe key '{key}'{nearest(names[-1], known)}"
+    if item["type"] == "union_tag_not_found":
+        return f"recipe key '{key}': does not say which one; set {key}.{item['ctx']['discriminator'].strip(chr(39))}"
     return f"recipe key '{key}': {item['msg']}"

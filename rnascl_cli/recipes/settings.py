@@ -6,16 +6,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from rnascl_cli.artifacts.documents import Paradigm, Protocol
+from rnascl_cli.recipes.base import Settings
+from rnascl_cli.recipes.rivals import Distillation
 from rnascl_cli.units import PixelSize
-
-
-class Settings(BaseModel):
-    """Base of all settings: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataSettings(Settings):
@@ -215,6 +211,9 @@ class TrainSettings(RobustSettings):
     """The training phase (section 3.4, eq. 3); with a method, its term replaces the cross-entropy."""
 
     paradigm: Paradigm | None = Field(default=None, description="null: the paradigm of the search")
+    distill: Distillation | None = Field(
+        default=None, discriminator="name", description="a rival loss in place of the paradigm's teacher terms"
+    )
     epochs: int = Field(default=100, ge=1)
     batch_size: int = Field(default=128, ge=1)
     optimiser: Optimiser = SGD()

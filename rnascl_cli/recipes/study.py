@@ -15,8 +15,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from rnascl_cli.artifacts.reading import MAX_RECIPE_BYTES, read_bounded
 from rnascl_cli.errors import UserError, nearest
+from rnascl_cli.recipes.base import Settings
 from rnascl_cli.recipes.layers import STUDIES, Layer, find_recipe, read_recipe_file, recipes_folder
-from rnascl_cli.recipes.settings import Settings
 
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
 Table = dict[str, Any]

@@ -110,13 +110,14 @@ def match(model: Model, table: PublishedTable) -> PublishedRow | None:
     """Return the published row a model is to be compared with, the same teacher's before another's.
 
     Space, paradigm and adversarial fine-tuning must agree, and tutors must be learned ones; a teacher is matched by
-    its architecture. The paper perturbs no image before the fine-tuning.
+    its architecture. The paper perturbs no image before the fine-tuning, and its tables have no rival distillation
+    losses: Figure 11, which has them, prints no numbers.
     """
     own = family(model.teacher.architecture if model.teacher else None)
     if model.kind == "teacher":
         rows = [row for row in table.rows if row.paradigm is None and row.teacher]
         return next((row for row in rows if row.teacher == own), None)
-    if model.made is None or (model.tutors and model.tutors.origin != "searched"):
+    if model.made is None or model.distill or (model.tutors and model.tutors.origin != "searched"):
         return None
     if model.from_scratch or model.robust_search:
         return None

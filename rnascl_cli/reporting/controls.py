@@ -125,7 +125,8 @@ def _family(model: Model) -> str:
     data = document.provenance.data
     teacher = model.teacher.sha256 if model.teacher else None
     robust = (model.robust_search, model.from_scratch, model.finetuned)
-    shared = (document.architecture.space, document.paradigm, robust, teacher, data and data.spec, settings)
+    losses = (document.paradigm, document.distill, robust)
+    shared = (document.architecture.space, losses, teacher, data and data.spec, settings)
     return json.dumps(shared, sort_keys=True, default=str)
 
 

@@ -12,6 +12,7 @@ from rnascl_cli.artifacts.documents import (
     Architecture,
     AttackDocument,
     DerivedDocument,
+    Rival,
     SearchDocument,
     TeacherReference,
     TrainDocument,
@@ -83,6 +84,11 @@ class Model:
         return self.search.document.robust if self.search else None
 
     @property
+    def distill(self) -> Rival | None:
+        """The rival distillation loss that it was trained with; None where there was none."""
+        return self.made.document.distill if self.made else None
+
+    @property
     def tutors(self) -> TutorMap | None:
         """Who taught its layers; None where nobody did, or none is known."""
         if self.made is None or self.made.document.paradigm not in TUTORED or self.derived is None:
@@ -94,7 +100,10 @@ class Model:
         """How it was trained, in words."""
         if self.made is None:
             return "robust teacher" if self.kind == "teacher" else UNKNOWN_ORIGIN
-        words: str = self.made.document.paradigm
+        paradigm = self.made.document.paradigm
+        words: str = self.distill or paradigm
+        if self.distill and paradigm != "standard":  # a fine-tuning that went on with other teacher terms
+            words += f", then {paradigm}"
         if self.tutors and self.tutors.origin != "searched":
             words += f", tutors: {TUTOR_WORDS[self.tutors.origin]}"
         if self.robust_search:
@@ -154,8 +163,16 @@ def _student(runs: RunSet, made: Made) -> Model:
         derived=derived,
         search=_input(runs.searches, derived) if derived else None,
         attacks=_attacks(runs, made.document.student_sha256),
-        teacher=made.document.provenance.teacher or (derived.document.provenance.teacher if derived else None),
+        teacher=_teacher(made, source, derived),
     )
+
+
+def _teacher(
+    made: Made, source: Artifact[TrainDocument] | None, derived: Artifact[DerivedDocument] | None
+) -> TeacherReference | None:
+    """Return the teacher of a student; that of a rival loss holds for the fine-tuning too, which does without one."""
+    chain = [made, source if source and source.document.distill else None, derived]
+    return next((link.document.provenance.teacher for link in chain if link and link.document.provenance.teacher), None)
 
 
 def _other(runs: RunSet, attack: Artifact[AttackDocument]) -> Model:

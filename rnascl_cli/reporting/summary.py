@@ -211,7 +211,9 @@ def _model_row(model: Model) -> list[Cell]:
         text(model.name, href=made_anchor(model.made)),
         text(built.space),
         text(model.trained),
-        _teacher_cell(model) if document.paradigm != "standard" or document.provenance.teacher else Cell(NOTHING),
+        _teacher_cell(model)
+        if document.paradigm != "standard" or document.provenance.teacher or model.distill
+        else Cell(NOTHING),
         Cell(ranges(built.widths), float(sum(built.widths))),
         number(built.params / 1e6, ".3f"),
         number(built.macs / 1e6, ".2f"),

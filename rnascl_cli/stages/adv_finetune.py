@@ -102,6 +102,7 @@ def adv_finetune(source: Path, recipe: Recipe, run: RunDirectory) -> AdvFinetune
         provenance=provenance,
         method=settings.method,
         paradigm=paradigm,
+        distill=before.distill,
         architecture=architecture,
         student_sha256=save_student(run.path / STUDENT, student, architecture),
         clean_accuracy=accuracy(student, data.test, compute=compute),

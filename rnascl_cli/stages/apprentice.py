@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rnascl_cli.artifacts.documents import DerivedDocument, Paradigm, TutorMap
-from rnascl_cli.artifacts.runs import refuse_changed
 from rnascl_cli.data import Batch, Data
 from rnascl_cli.distill.attention import tutor_distances, tutored_attention_loss, unit_maps
 from rnascl_cli.distill.objectives import kl_divergence
@@ -27,8 +25,17 @@ from rnascl_cli.models.student import Student
 from rnascl_cli.models.taps import MapRecorder, recording_maps, tappable_layers
 from rnascl_cli.recipes import AttentionSettings, KLSettings, RobustMethod
 from rnascl_cli.stages.inspection import Inspection
+from rnascl_cli.stages.rivalry import RivalLoss
 from rnascl_cli.stages.teacher_outputs import KeptOutputs
-from rnascl_cli.stages.teaching import Lesson, TeacherOnDuty, on_duty, require_teacher, uses_kl, uses_tutors
+from rnascl_cli.stages.teaching import (
+    Lesson,
+    TeacherOnDuty,
+    on_duty,
+    refuse_changed_teacher,
+    require_teacher,
+    uses_kl,
+    uses_tutors,
+)
 
 
 class Answer(NamedTuple):
@@ -39,7 +46,7 @@ class Answer(NamedTuple):
 
 
 class Apprentice:
-    """A student, its teacher on duty, and the terms of eq. (3) that come from the teacher.
+    """A student, its teacher on duty, and the terms of eq. (3) that come from the teacher, or the rival in their place.
 
     Made by :func:`apprenticeship`.
     """
@@ -56,8 +63,9 @@ class Apprentice:
         kl: KLSettings,
         compute: Compute,
         method: RobustMethod | None = None,
+        rival: RivalLoss | None = None,
     ) -> None:
-        self.student = student
+        self.student, self.rival = student, rival
         self._teacher, self._recorder, self._method = teacher, recorder, method
         self._paradigm, self._attention, self._kl, self._compute = paradigm, attention, kl, compute
         self._teacher_layers = len(tutors.teacher_layers) if tutors is not None else 0
@@ -65,7 +73,7 @@ class Apprentice:
         seats = {} if tutors is None else {layer: seat for seat, layer in enumerate(distinct_tutors(tutors))}
         picks = [] if tutors is None else [seats[tutors.teacher_layers[index]] for index in tutors.tutor]
         self._picks_S = torch.tensor(picks, dtype=torch.int64, device=compute.device)
-        self.weights = {"kl": kl.weight, "attention": attention.gamma}
+        self.weights = {"kl": kl.weight, "attention": attention.gamma, **(rival.weights if rival else {})}
         self.inspection = Inspection()
 
     def answer(self, x_BCHW: Tensor) -> Answer:
@@ -83,19 +91,23 @@ class Apprentice:
         """Bring the epoch's newly kept teacher outputs to disk."""
         if self._teacher is not None:
             self._teacher.settle()
+        if self.rival is not None:
+            self.rival.end_epoch()
 
     def lesson(self, batch: Batch) -> Lesson | None:
         """Return what the teacher says about a batch; None without one."""
         return None if self._teacher is None else self._teacher.look(batch)
 
     def teacher_terms(self, batch: Batch, answer: Answer, lesson: Lesson | None = None) -> dict[str, Tensor]:
-        """Return the KL and attention terms that the paradigm has, for the student's answer to a batch.
+        """Return the paradigm's KL and attention terms, or the rival's, for the student's answer to a batch.
 
         Args:
             batch: The images.
             answer: The student's, to the clean ones.
             lesson: The teacher's; None to ask it here.
         """
+        if self.rival is not None:
+            return {"distill": self.rival.term(batch, answer.logits_BK)}
         if self._teacher is None:
             return {}
         lesson = self._teacher.look(batch) if lesson is None else lesson
@@ -151,10 +163,8 @@ def paradigm_teacher(
         source, paradigm, kl=kl, num_classes=data.num_classes, input_size=data.input_size, method=method
     )
     if not uses_tutors(paradigm) or teacher is None:
-        before = derived.provenance.teacher
-        if teacher is not None and before is not None and teacher.reference.path == before.path:
-            path, found = Path(before.path), teacher.reference.sha256
-            refuse_changed(path, document="the derived document", expected=before.sha256, found=found)
+        if teacher is not None:
+            refuse_changed_teacher(teacher, derived)
         return teacher
     tutors = derived.tutors
     if tutors is None:
@@ -203,11 +213,12 @@ def apprenticeship(
     compute: Compute,
     kept: KeptOutputs | None = None,
     method: RobustMethod | None = None,
+    rival: RivalLoss | None = None,
 ) -> Iterator[Apprentice]:
     """Move the student to the device and tap it and its teacher while the context is open.
 
     With ``kept``, the teacher is asked only for views that it has not seen before. ``method`` is that of adversarial
-    training, if its targets are the teacher's logits.
+    training, if its targets are the teacher's logits. A ``rival`` has its own teacher.
     """
     tutors = derived.tutors if uses_tutors(paradigm) else None
     student.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -232,4 +243,5 @@ def apprenticeship(
             kl=kl,
             compute=compute,
             method=method,
+            rival=rival,
         )

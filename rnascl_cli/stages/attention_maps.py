@@ -84,6 +84,7 @@ def kl_rival(model: Model, models: Sequence[Model]) -> Model | None:
         for other in models
         if other.made
         and other.made.document.paradigm == "kl"
+        and other.distill is None
         and other.made.document.architecture.space == document.architecture.space
         and other.made.document.architecture.input_size == document.architecture.input_size
         and other.finetuned == model.finetuned

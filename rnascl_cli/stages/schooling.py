@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from rnascl_cli.stages.apprentice import Apprentice, apprenticeship, check_stude
 from rnascl_cli.stages.choosing import require_holdout
 from rnascl_cli.stages.inspection import warn_without_perturbation
 from rnascl_cli.stages.planning import plan_training
+from rnascl_cli.stages.rivalry import find_guide, rivalry
 from rnascl_cli.stages.robust_step import needs_teacher
 from rnascl_cli.stages.student_task import StudentTask
 from rnascl_cli.stages.teacher_outputs import keep_outputs
@@ -46,7 +48,9 @@ def school(
     run: RunDirectory,
     **own: Any,
 ) -> Schooling:
-    """Train a student under the terms of eq. (3) that its paradigm has; write ``derived.json`` and the metrics.
+    """Train a student under the terms of eq. (3) that its paradigm has, or a rival in place of the teacher's.
+
+    ``derived.json`` and the metrics are written.
 
     In the end the student has the weights that are to be kept.
 
@@ -64,13 +68,15 @@ def school(
         own: What else a checkpoint is tied to.
 
     Raises:
-        UserError: The teacher is unusable or does not fit the tutor map, or an epoch is to be chosen and no image is
-            held out.
+        UserError: The teacher is unusable or does not fit the tutor map or the rival, or an epoch is to be chosen and
+            no image is held out.
         RunError: The loss became NaN or infinite.
     """
     attention, method = settings.attention, needs_teacher(settings)
     if settings.stop is not None:
         require_holdout(data, who=f"--select {settings.stop.on}")
+    distill = settings.distill if isinstance(settings, TrainSettings) else None
+    guide = find_guide(recipe.teacher, distill, derived, data=data) if distill else None
     teacher = paradigm_teacher(
         recipe.teacher, paradigm, derived, data=data, attention=attention, kl=settings.kl, method=method
     )
@@ -84,17 +90,25 @@ def school(
     if teacher is not None:
         maps = uses_tutors(paradigm)
         kept = keep_outputs(recipe, teacher, data=data, attention=attention, maps=maps, compute=compute)
-    with apprenticeship(
-        student,
-        teacher,
-        derived,
-        paradigm=paradigm,
-        attention=attention,
-        kl=settings.kl,
-        compute=compute,
-        kept=kept,
-        method=method,
-    ) as apprentice:
+    with contextlib.ExitStack() as stack:
+        rival = None
+        if guide is not None:
+            rival = stack.enter_context(rivalry(student, guide, derived, recipe, data=data, compute=compute))
+            teacher = guide.teacher
+        apprentice = stack.enter_context(
+            apprenticeship(
+                student,
+                teacher if rival is None else None,
+                derived,
+                paradigm=paradigm,
+                attention=attention,
+                kl=settings.kl,
+                compute=compute,
+                kept=kept,
+                method=method,
+                rival=rival,
+            )
+        )
         plan = plan_training(
             stage,
             recipe,

@@ -3,7 +3,7 @@
     L = CE(y, p) + KL(p, q) + gamma_t L_attn                                           (eq. 3)
 
 With a method of adversarial training, its terms stand in the place of the cross-entropy; the other two stay, on the
-clean images.
+clean images. A rival loss (``train --distill``) stands in the place of both, and beside no method.
 
 Shape suffixes: B images, C channels, H height, W width, K classes.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rnascl_cli.data import Batch, ImageSet
 from rnascl_cli.distill.objectives import add_up, cross_entropy
@@ -55,7 +55,11 @@ class StudentTask:
         student = apprentice.student
         self._apprentice = apprentice
         self._robust = robust_objective(settings, statistics=statistics)
-        optimiser = build_optimiser(student.parameters(), settings.optimiser)
+        learning: dict[str, nn.Module] = {"student": student}
+        if apprentice.rival is not None:
+            learning["distill"] = apprentice.rival.module
+        parameters = [parameter for module in learning.values() for parameter in module.parameters()]
+        optimiser = build_optimiser(parameters, settings.optimiser)
         self._average = averaging(student, settings.average, epochs=settings.epochs)
         self.validation = Validation(
             student,
@@ -68,7 +72,7 @@ class StudentTask:
             average=self._average,
         )
         self.optimisers = [ScheduledOptimiser(optimiser, settings.schedule, settings.optimiser.lr)]
-        self.state: dict[str, Stateful] = {"student": student, "optimiser": optimiser}
+        self.state: dict[str, Stateful] = {**learning, "optimiser": optimiser}
         if self._average is not None:
             self.state["average"] = self._average
         if self.validation.best is not None:
@@ -79,6 +83,8 @@ class StudentTask:
         """Draw this epoch's starting points from ``noise``; look anew for a teacher that teaches nothing."""
         self._epoch, self._noise = epoch, noise
         self._apprentice.inspection.start_epoch()
+        if self._apprentice.rival is not None:
+            self._apprentice.rival.start_epoch(noise)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Perturb the batch where there is a method, then take one step of SGD."""

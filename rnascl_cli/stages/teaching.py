@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rnascl_cli.artifacts.documents import TUTORED, Paradigm
+from rnascl_cli.artifacts.documents import TUTORED, DerivedDocument, Paradigm
+from rnascl_cli.artifacts.runs import refuse_changed
 from rnascl_cli.console import warn
 from rnascl_cli.data import Batch
 from rnascl_cli.distill.attention import unit_maps
@@ -71,6 +73,18 @@ def require_teacher(
         teacher = read_teacher(source, num_classes=num_classes if uses_kl(paradigm, kl) else None)
     check_sees(teacher.module, f"--teacher {source}", input_size=input_size)
     return teacher
+
+
+def refuse_changed_teacher(teacher: Teacher, derived: DerivedDocument) -> None:
+    """Refuse the search's teacher where its file is no longer what it was.
+
+    Raises:
+        UserError: It is not.
+    """
+    before = derived.provenance.teacher
+    if before is not None and teacher.reference.path == before.path:
+        path, found = Path(before.path), teacher.reference.sha256
+        refuse_changed(path, document="the derived document", expected=before.sha256, found=found)
 
 
 def tutor_layers(teacher: Teacher, tap: Tap) -> list[str]:

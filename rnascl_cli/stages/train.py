@@ -19,6 +19,7 @@ from rnascl_cli.models.files import build_student, checked_architecture, save_st
 from rnascl_cli.recipes import Recipe, TrainSettings
 from rnascl_cli.stages.apprentice import Apprentice
 from rnascl_cli.stages.planning import training_provenance
+from rnascl_cli.stages.rivalry import training_paradigm
 from rnascl_cli.stages.schooling import school
 from rnascl_cli.stages.student_task import StudentTask
 
@@ -39,7 +40,7 @@ def train(derived: DerivedDocument, recipe: Recipe, run: RunDirectory) -> TrainD
         RunError: The loss became NaN or infinite.
     """
     settings, seed = recipe.train, recipe.seed
-    paradigm = settings.paradigm or derived.paradigm
+    paradigm = training_paradigm(settings, derived)
     architecture = checked_architecture(derived.architecture, where="derived document")
     compute = resolve_compute(recipe.device, recipe.precision, deterministic=recipe.deterministic)
     data = load_data(recipe.data, seed=recipe.seed)
@@ -74,6 +75,7 @@ def train(derived: DerivedDocument, recipe: Recipe, run: RunDirectory) -> TrainD
             inputs=inputs,
         ),
         paradigm=paradigm,
+        distill=settings.distill.name if settings.distill else None,
         architecture=architecture,
         student_sha256=sha256,
         clean_accuracy=accuracy(student, data.test, compute=compute),
@@ -117,7 +119,7 @@ def check_fits(recipe: Recipe, architecture: Architecture, data: Data, *, before
 
 
 class TrainTask(StudentTask):
-    """One training step: eq. (3) on a batch, with or without a method of adversarial training."""
+    """One training step: eq. (3), a rival loss for its teacher terms, or adversarial training for its cross-entropy."""
 
     def __init__(
         self, settings: TrainSettings, apprentice: Apprentice, *, holdout: ImageSet, compute: Compute, seed: int

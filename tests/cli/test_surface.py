@@ -17,7 +17,7 @@ SURFACE = {
     "": "--version",
     "search": f"--space --robust {STAGE}",
     "derive": "RUN_OR_SEARCH_JSON --tutors --out --force --json",
-    "train": f"DERIVED|- --method {CHOICE} {STAGE}",
+    "train": f"DERIVED|- --method --distill {CHOICE} {STAGE}",
     "adv-finetune": f"RUN --method {CHOICE} {STAGE}",
     "attack": "MODEL... --attack --eps --norm --protocol --step-size --restarts --audit --data --limit-test --recipe "
     "--set --batch-size --seed --device --precision --deterministic --out --force --resume --json",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -21,6 +21,7 @@ from rnascl_cli.artifacts.documents import (
     DerivedDocument,
     Paradigm,
     Provenance,
+    Rival,
     SearchDocument,
     TeacherReference,
     TrainDocument,
@@ -121,6 +122,7 @@ def searches(draw: st.DrawFn) -> SearchDocument:
 trained: dict[str, Any] = {
     "provenance": provenances,
     "paradigm": paradigms,
+    "distill": st.none() | st.sampled_from(get_args(Rival)),
     "architecture": architectures,
     "student_sha256": hashes,
     "clean_accuracy": shares,

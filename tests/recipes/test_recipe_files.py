@@ -6,10 +6,11 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from rnascl_cli.artifacts.documents import Rival
 from rnascl_cli.attacks.catalogue import Options, build_attacks
 from rnascl_cli.distill.gumbel import temperature_at
 from rnascl_cli.engine.optimise import learning_rate
@@ -40,6 +41,7 @@ TABLE_2 = [  # beside three rows that stand in Table 1 too
 ]
 TABLE_3 = [f"imagenet100/rnas-cl-i-{teacher}{end}" for teacher in ("r18", "r50", "wrt50") for end in ("", "-trades")]
 TABLE_5 = ["imagenet/standard-i-fast-at", "imagenet/rnas-cl-i-wrt50-fast-at"]
+FIGURE_11 = [f"cifar10/distill/{name}-s3-wrt34" for name in get_args(Rival)]
 OTHERS = [
     "cifar10/paper-code",
     "imagenet100/rnas-cl-im-wrt50",
@@ -73,8 +75,8 @@ def keys(table: dict[str, Any], under: str = "") -> Iterator[tuple[str, Any]]:
 
 @pytest.mark.unit
 def test_all_recipes_are_there() -> None:
-    assert sorted(NAMES) == sorted([*TABLE_1, *TABLE_2, *TABLE_3, *TABLE_5, *OTHERS])
-    assert len(NAMES) == 10 + 9 + 6 + 2 + 5
+    assert sorted(NAMES) == sorted([*TABLE_1, *TABLE_2, *TABLE_3, *TABLE_5, *FIGURE_11, *OTHERS])
+    assert len(NAMES) == 10 + 9 + 6 + 2 + 7 + 5
 
 
 def recipe_of(table: PublishedTable, row: PublishedRow) -> str:
@@ -230,6 +232,16 @@ def test_adversarial_rows_search_and_train_as_the_others(name: str) -> None:
     assert (with_trades.search, with_trades.train) == (without.search, without.train)
 
 
+@pytest.mark.unit
+@pytest.mark.parametrize("name", FIGURE_11)
+def test_rivals_train_the_network_of_table_1_with_the_published_settings(name: str) -> None:
+    recipe, ours = recipe_named(name), recipe_named("cifar10/rnas-cl-s3-wrt34")
+    rival = name.removeprefix("cifar10/distill/").partition("-")[0]
+    assert recipe.train.distill == resolve([{"train": {"distill": {"name": rival}}}]).train.distill
+    assert recipe.train.model_copy(update={"distill": None}) == ours.train
+    assert (recipe.teacher, recipe.data, recipe.search) == (ours.teacher, ours.data, ours.search)
+
+
 @pytest.fixture(scope="module")
 def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten classes of 64-pixel squares: for the ImageNet recipes, whose 224 pixels tests/data takes."""
@@ -279,6 +291,7 @@ def test_two_steps_of_every_stage(name: str, tmp_path: Path, tiny_teacher: Path,
     attacked = attack(plan(find_target(str(last)), recipe, last))
     assert [result.attack for result in attacked.results] == list(recipe.attack.attacks)
     assert (len(searched.history), len(trained.history), attacked.n) == (1, 1, 2)
+    assert trained.distill == (recipe.train.distill.name if recipe.train.distill else None)
     assert (trained.provenance.data.train_images if trained.provenance.data else 0) == 4
 
 

@@ -19,6 +19,7 @@ from rnascl_cli.artifacts.documents import (
     Paradigm,
     Protocol,
     Provenance,
+    Rival,
     SearchDocument,
     TeacherReference,
     TrainDocument,
@@ -201,6 +202,7 @@ def write_train(
     reference: DataReference | None = None,
     epochs: int = 8,
     seed: int = 0,
+    distill: Rival | None = None,
 ) -> str:
     """Write ``train.json`` of a student whose weights hash as ``student``; return the document's sha256."""
     document = TrainDocument(
@@ -210,9 +212,10 @@ def write_train(
             inputs={"derived.json": derived_sha256} if derived_sha256 else {},
             recipe={"train": {"epochs": epochs, "kl": {"weight": 1.0}}},
             seed=seed,
-            teacher=None if paradigm == "standard" else TEACHER,
+            teacher=None if paradigm == "standard" and distill is None else TEACHER,
         ),
         paradigm=paradigm,
+        distill=distill,
         architecture=architecture(),
         student_sha256=sha256(student),
         clean_accuracy=clean,
@@ -223,12 +226,25 @@ def write_train(
     return write(folder, "train.json", document)
 
 
-def write_finetune(folder: Path, *, student: str, source: str, clean: float = 0.83) -> str:
+def write_finetune(
+    folder: Path,
+    *,
+    student: str,
+    source: str,
+    clean: float = 0.83,
+    paradigm: Paradigm = "rnas-cl",
+    distill: Rival | None = None,
+) -> str:
     """Write ``adv-finetune.json`` of a student fine-tuned from the weights of ``source``."""
     document = AdvFinetuneDocument(
-        provenance=provenance("adv-finetune", inputs={"student.safetensors": sha256(source)}),
+        provenance=provenance(
+            "adv-finetune",
+            inputs={"student.safetensors": sha256(source)},
+            teacher=None if paradigm == "standard" else TEACHER,
+        ),
         method="trades",
-        paradigm="rnas-cl",
+        paradigm=paradigm,
+        distill=distill,
         architecture=architecture(),
         student_sha256=sha256(student),
         clean_accuracy=clean,

@@ -13,7 +13,9 @@ from rnascl_cli.reporting.collect import collect
 from rnascl_cli.reporting.compare import match
 from rnascl_cli.reporting.lineage import models
 from rnascl_cli.reporting.making import making
-from rnascl_cli.reporting.published import TABLE_1
+from rnascl_cli.reporting.published import TABLE_1, TABLES
+from rnascl_cli.reporting.summary import model_tables
+from rnascl_cli.reporting.tables import NOTHING
 from tests.reporting import factories as make
 
 
@@ -148,3 +150,23 @@ def test_copies_of_a_document_are_one_model(tmp_path: Path) -> None:
     (tmp_path / "runs" / "copy").mkdir()
     (tmp_path / "runs" / "copy" / "train.json").write_bytes((tmp_path / "runs" / "one" / "train.json").read_bytes())
     assert [model.name for model in models(collect([tmp_path / "runs"]))] == ["copy"]
+
+
+def test_a_student_of_a_rival_loss_is_named_by_it_and_is_no_row_of_the_paper(tmp_path: Path) -> None:
+    derived = make.write_derived(tmp_path / "sp", "0" * 64)
+    make.write_train(tmp_path / "sp", student="sp", derived_sha256=derived, paradigm="standard", distill="sp")
+    make.write_train(tmp_path / "ce", student="ce", derived_sha256=derived, paradigm="standard")
+    make.write_finetune(tmp_path / "sp-fine", student="fine", source="sp", paradigm="standard", distill="sp")
+    make.write_finetune(tmp_path / "sp-kl", student="kl", source="sp", paradigm="kl", distill="sp")
+    found = {model.name: model for model in models(collect([tmp_path]))}
+    trained = {name: model.trained for name, model in found.items()}
+    assert trained == {"sp": "sp", "ce": "standard", "sp-fine": "sp + trades", "sp-kl": "sp, then kl + trades"}
+    assert all(model.tutors is None for model in found.values())
+    assert [match(model, TABLES[1]) is not None for model in (found["ce"], found["sp"])] == [True, False]
+    assert match(found["sp-fine"], TABLES[0]) is None
+    # The teacher of the rival is the fine-tuned student's too, though its own document names none.
+    for name, seen in (("sp", True), ("sp-fine", True), ("ce", False)):
+        (table,) = model_tables([found[name]])
+        assert (table.rows[0][3].text != NOTHING) is seen
+    alone = {model.name: model for model in models(collect([tmp_path / "sp-fine"]))}
+    assert alone["sp-fine"].trained == "sp + trades"
