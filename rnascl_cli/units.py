@@ -1,7 +1,8 @@
-"""Perturbation sizes as people write them: ``8/255``, ``0.031``."""
+"""Perturbation sizes and counts as people write them: ``8/255``, ``0.031``; ``8M``, ``900k``."""
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,6 +14,11 @@ from rnascl_cli.errors import UserError
 
 # Few digits: 1e999999999 is a number too, of a gigabyte of zeros.
 SIZE = re.compile(r"[+-]?[0-9.]{1,30}(/[0-9]{1,30}|e[+-]?[0-9]{1,2})?", re.IGNORECASE)
+
+
+COUNT = re.compile(r"([+-]?[0-9.]{1,30}(?:e[+-]?[0-9]{1,2})?)([kKMG]?)")
+THOUSANDS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9}
+LARGEST_COUNT = 10**18
 
 
 @dataclass(frozen=True)
@@ -59,3 +65,36 @@ def _pixels(value: Any) -> Any:
 
 PixelSize = Annotated[float, BeforeValidator(_pixels), Field(ge=0.0, le=1.0)]
 """A pydantic field type: a float in [0, 1] that may be written as ``"8/255"``."""
+
+
+def parse_count(text: str, *, option: str) -> int:
+    """Read a number of MACs or params, rounded down to a whole one.
+
+    Args:
+        text: A number (``"8000000"``, ``"8e6"``), with ``k``, ``M`` or ``G`` for thousands, millions or thousands of
+            millions: ``"0.2M"``, ``"900k"``.
+        option: What to call it in an error.
+
+    Raises:
+        UserError: Not such a number, or not between 1 and 10^18.
+    """
+    try:
+        found = COUNT.fullmatch("".join(text.split()))
+        if found is None:
+            raise ValueError
+        value = Fraction(found[1]) * THOUSANDS[found[2]]
+    except ValueError:
+        raise UserError(f"{option}: '{text[:40]}' is not a number; write 8M, 0.2M, 900k or 8e6") from None
+    if not 1 <= value <= LARGEST_COUNT:
+        raise UserError(f"{option}: {text[:40].strip()} is not between 1 and 1e18; write 8M, 0.2M, 900k or 8e6")
+    return math.floor(value)
+
+
+def _count(value: Any) -> Any:
+    if isinstance(value, str):
+        return parse_count(value, option="value")
+    return math.floor(value) if isinstance(value, float) and math.isfinite(value) else value
+
+
+Count = Annotated[int, BeforeValidator(_count), Field(ge=1, le=LARGEST_COUNT)]
+"""A pydantic field type: a whole number that may be written as ``"8M"`` or ``8e6``."""

@@ -14,7 +14,7 @@ SCHEMA_VERSION: Literal[1] = 1
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # Far above any network there is, and low enough that nothing made from a document takes minutes or gigabytes.
-MOST_LAYERS, MOST_CLASSES, LARGEST_INPUT = 4096, 100_000, 4096
+MOST_LAYERS, MOST_CLASSES, LARGEST_INPUT, MOST_POINTS = 4096, 100_000, 4096, 100
 SpaceName = Annotated[str, Field(max_length=64)]
 LayerNames = Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=MOST_LAYERS)]
 NumClasses = Annotated[int, Field(ge=2, le=MOST_CLASSES)]
@@ -80,6 +80,32 @@ class Document(Record):
     provenance: Provenance
 
 
+class BudgetRecord(Record):
+    """The most that a derived network may cost (search.max_macs, search.max_params, or options of ``derive``)."""
+
+    max_macs: Annotated[int, Field(ge=1)] | None = Field(default=None, description="for one image; null: no limit")
+    max_params: Annotated[int, Field(ge=1)] | None = Field(default=None, description="null: no limit")
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> BudgetRecord:
+        if self.max_macs is None and self.max_params is None:
+            raise ValueError("a budget has max_macs or max_params")
+        return self
+
+
+class FrontPoint(Record):
+    """Which point of a search's front a network is, by rising MACs."""
+
+    index: int = Field(ge=1, description="from 1")
+    of: int = Field(ge=2)
+
+    @model_validator(mode="after")
+    def _lies_in_it(self) -> FrontPoint:
+        if self.index > self.of:
+            raise ValueError(f"index {self.index} is beyond the {self.of} points of the front")
+        return self
+
+
 class SearchDocument(Document):
     """What ``search`` found (section 3.4, the search phase)."""
 
@@ -99,6 +125,10 @@ class SearchDocument(Document):
     )
     temperature: float = Field(gt=0.0, description="Gumbel-Softmax temperature of the last epoch")
     expected_macs: float = Field(gt=0.0)
+    budget: BudgetRecord | None = Field(default=None, description="kept by what is derived; null: none was given")
+    pareto: Annotated[int, Field(ge=2, le=MOST_POINTS)] | None = Field(
+        default=None, description="points of the front it was searched for; null: one network"
+    )
     history: list[dict[str, Any]]
     robust: str | None = Field(default=None, description="the method that perturbed images; null: clean ones only")
 
@@ -157,6 +187,8 @@ class DerivedDocument(Document):
     paradigm: Paradigm
     architecture: Architecture
     tutors: TutorMap | None = Field(description="null where the paradigm uses no tutors")
+    budget: BudgetRecord | None = Field(default=None, description="what it was derived under; null: no limit")
+    point: FrontPoint | None = Field(default=None, description="null: the one network of its search")
 
 
 class Validation(Record):

@@ -11,6 +11,7 @@ from rnascl_cli import console
 from rnascl_cli.artifacts.store import document_json, write_document
 from rnascl_cli.cli import options
 from rnascl_cli.errors import UserError
+from rnascl_cli.spaces import Budget
 from rnascl_cli.stages.derive import derive
 
 NAME = "derive"
@@ -28,15 +29,24 @@ def command(
             help="The tutor map: the search's, a control, or a JSON file with one teacher layer a student layer.",
         ),
     ] = "searched",
+    max_macs: options.MaxMacs = None,
+    max_params: options.MaxParams = None,
+    point: Annotated[
+        int | None, typer.Option("--point", metavar="K", min=1, help="Point K of a search with --pareto, from 1.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Derive the slim network and its tutor map: argmax of the logits, one JSON document on stdout."""
+    """Derive the slim network and its tutor map: argmax of the logits, one JSON document on stdout.
+
+    The budget of the search is kept; --max-macs and --max-params put another limit in the place of the search's own.
+    """
     if out is not None and out.exists() and not force:
         raise UserError(f"--out {out}: already exists; use another name or --force")
     if out is not None and out.resolve() in (source.resolve(), (source / "search.json").resolve()):
         raise UserError(f"--out {out}: is the search to derive from; name another file")
-    document = derive(source, tutors=tutors)
+    budget = Budget(options.count(max_macs, "--max-macs"), options.count(max_params, "--max-params"))
+    document = derive(source, tutors=tutors, budget=budget, point=point)
     architecture = document.architecture
     console.say(
         f"derived {architecture.space}: widths {' '.join(map(str, architecture.widths))}, "

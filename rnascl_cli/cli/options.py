@@ -16,6 +16,7 @@ import typer
 from rnascl_cli.artifacts.documents import Provenance
 from rnascl_cli.errors import UserError
 from rnascl_cli.recipes import Layer, Recipe, find_recipe, parse_setting, read_recipe_file, resolve
+from rnascl_cli.units import parse_count
 
 DOWNLOADED = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # torchvision's folders
 
@@ -72,6 +73,14 @@ Select = Annotated[
 Patience = Annotated[
     int | None,
     typer.Option("--patience", min=1, metavar="N", help="End after N epochs without a better one; see --select."),
+]
+MaxMacs = Annotated[
+    str | None,
+    typer.Option("--max-macs", metavar="COUNT", help="The derived network has at most so many MACs: 8M, 900k, 8e6."),
+]
+MaxParams = Annotated[
+    str | None,
+    typer.Option("--max-params", metavar="COUNT", help="The derived network has at most so many params: 0.2M."),
 ]
 Out = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="The run directory; by default a new one under runs/.")
@@ -145,6 +154,11 @@ def choice(select: str | None, patience: int | None) -> list[str]:
         return ["stop=null"]
     chosen = [] if select is None else [f"stop.on={select}"]
     return chosen if patience is None else [*chosen, f"stop.patience={patience}"]
+
+
+def count(text: str | None, option: str) -> int | None:
+    """Return what ``--max-macs`` or ``--max-params`` says; None where it was not given."""
+    return None if text is None else parse_count(text, option=option)
 
 
 def new_run_directory(stem: str) -> Path:

@@ -29,6 +29,12 @@ def command(
             help="Search on images perturbed against the supernet; what replaces the cross-entropy.",
         ),
     ] = None,
+    max_macs: options.MaxMacs = None,
+    max_params: options.MaxParams = None,
+    pareto: Annotated[
+        int | None,
+        typer.Option("--pareto", metavar="N", min=2, help="Derive N networks over the range of MACs from one search."),
+    ] = None,
     data: options.Data = None,
     limit_train: options.LimitTrain = None,
     limit_test: options.LimitTest = None,
@@ -64,6 +70,9 @@ def command(
             "robust": None if robust is None else {"method": robust},
             "epochs": epochs,
             "batch_size": batch_size,
+            "max_macs": options.count(max_macs, "--max-macs"),
+            "max_params": options.count(max_params, "--max-params"),
+            "pareto": pareto,
         },
     )
     from rnascl_cli.engine.run_directory import RunDirectory

@@ -18,10 +18,16 @@ class Sample(NamedTuple):
     """Gumbel weights: ``widths`` (D, N), rows that sum to 1; ``tutors`` (S, T), or None without tutors.
 
     A block with fewer choices than N has weight 0 behind its last one.
+
+    Attributes:
+        level: The MACs it was drawn for, a scalar; None where the logits alone decided (distill/levels.py).
+        unshifted: Then what ``widths`` would have been under the same noise by the logits alone.
     """
 
     widths: Tensor
     tutors: Tensor | None
+    level: Tensor | None = None
+    unshifted: Tensor | None = None
 
 
 class Choices(nn.Module):
@@ -44,23 +50,34 @@ class Choices(nn.Module):
         if student_layers and teacher_layers:
             self.tutor_logits = nn.Parameter(torch.zeros(student_layers, teacher_layers))
 
-    def sample(self, *, temperature: float, generator: torch.Generator, noise: Noise = "gumbel") -> Sample:
-        """Draw Gumbel weights for every choice."""
+    def sample(
+        self,
+        *,
+        temperature: float,
+        generator: torch.Generator,
+        noise: Noise = "gumbel",
+        shift_DN: Tensor | None = None,
+    ) -> Sample:
+        """Draw Gumbel weights for every choice; with ``shift_DN``, for width logits moved by so much."""
 
-        def draw(logits: Tensor) -> Tensor:
-            eps = sample_noise(logits.shape, generator=generator, kind=noise)
-            return gumbel_softmax(logits, temperature=temperature, noise=eps)
+        def draw(*logits: Tensor) -> list[Tensor]:
+            eps = sample_noise(logits[0].shape, generator=generator, kind=noise)
+            return [gumbel_softmax(values, temperature=temperature, noise=eps) for values in logits]
 
-        return Sample(draw(self._present()), None if self.tutor_logits is None else draw(self.tutor_logits))
+        present_DN = self.present()
+        widths = draw(present_DN) if shift_DN is None else draw(present_DN + shift_DN, present_DN)
+        tutors = None if self.tutor_logits is None else draw(self.tutor_logits)[0]
+        return Sample(widths[0], tutors, unshifted=widths[1].detach() if len(widths) > 1 else None)
 
     def expected(self, *, temperature: float = 1.0) -> Sample:
         """Return softmax(logits / tau), without noise."""
         tutors = None if self.tutor_logits is None else torch.softmax(self.tutor_logits / temperature, dim=1)
-        return Sample(torch.softmax(self._present() / temperature, dim=1), tutors)
+        return Sample(torch.softmax(self.present() / temperature, dim=1), tutors)
 
     def rows(self, values_DN: Tensor) -> list[Tensor]:
         """Return each block's own choices of ``values``, such as logits or weights, a vector a block."""
         return [row[:count] for row, count in zip(values_DN, self._counts, strict=True)]
 
-    def _present(self) -> Tensor:
+    def present(self) -> Tensor:
+        """Return the width logits (D, N), -inf behind a block's last choice."""
         return self.width_logits.masked_fill(self.get_buffer("absent"), -torch.inf)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from rnascl_cli.spaces import SearchSpace, block_costs, network_cost
 
+Measure = Literal["macs", "params"]
+
 
 class ExpectedCost(nn.Module):
     """Expected MACs or params of the network that the Gumbel weights describe.
@@ -27,9 +29,7 @@ class ExpectedCost(nn.Module):
         measure: ``"macs"`` or ``"params"``.
     """
 
-    def __init__(
-        self, space: SearchSpace, *, num_classes: int, input_size: int, measure: Literal["macs", "params"] = "macs"
-    ) -> None:
+    def __init__(self, space: SearchSpace, *, num_classes: int, input_size: int, measure: Measure = "macs") -> None:
         super().__init__()
         field = ("params", "macs").index(measure)
         blocks = [[[cost[field] for cost in row] for row in table] for table in block_costs(space, input_size)]
@@ -47,7 +47,7 @@ class ExpectedCost(nn.Module):
             tables_DNN[-1, : len(blocks[-1]), column] += whole([*space.largest[:-1], width]) - inside
         self.register_buffer("tables", tables_DNN, persistent=False)
         self.register_buffer("stem", torch.eye(1, most, dtype=torch.float64), persistent=False)
-        self.largest = whole(space.largest)
+        self.measure, self.largest = measure, whole(space.largest)
 
     def forward(self, g_DN: Tensor) -> Tensor:
         """Return the expected cost, a float64 scalar, in MACs for one image or in params."""
@@ -56,11 +56,11 @@ class ExpectedCost(nn.Module):
         given_input_DN = (g_in_DN.unsqueeze(2) * self.get_buffer("tables")).sum(dim=1)
         return (given_input_DN * g_out_DN).sum()
 
-    def relative(self, expected: Tensor, *, exponent: float = 1.0, target: float | None = None) -> Tensor:
+    def relative(self, expected: Tensor, *, exponent: float = 1.0, target: float | Tensor | None = None) -> Tensor:
         """Return n_f = (expected cost / cost of the widest path)^exponent, in (0, 1], float32.
 
-        With a ``target``, in MACs or params, cost below it is worth nothing: the expected cost counts as at
-        least the target, and pulls no further once it is there.
+        With a ``target``, in MACs or params and at most the cost of the widest path, cost below it is worth nothing:
+        the expected cost counts as at least the target, and pulls no further once it is there.
         """
         if target is not None:
             expected = expected.clamp(min=target)

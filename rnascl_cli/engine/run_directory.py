@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ PREVIOUS = "checkpoint.previous.pt"  # the one before, while a run lasts
 JOURNAL = "attack.partial.jsonl"
 STAGE_DOCUMENTS = ("search.json", "train.json", "adv-finetune.json")
 DOCUMENTS = (*STAGE_DOCUMENTS, "derived.json", "attack.json")
+FRONT = "pareto"  # the folder of a search's derived documents, 1.json and so on
 ARTIFACTS = (*DOCUMENTS, STUDENT, METRICS, CHECKPOINT, PREVIOUS, JOURNAL)
 
 
@@ -104,6 +106,8 @@ class RunDirectory:
         if not self.resume:
             for name in ARTIFACTS:
                 _remove(self.path / name)
+            for item in _front(self.path):
+                _remove(item)
 
     def finished(self, kind: type[D], name: str) -> D | None:
         """Return the document of a run that is resumed though it had ended; None where there is something to do.
@@ -148,6 +152,14 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise WriteError(path, error) from None
+
+
+def _front(folder: Path) -> list[Path]:
+    """Return the documents of an older search's front, and what writes of them that were cut short have left."""
+    inside = folder / FRONT
+    if inside.is_symlink() or not inside.is_dir():
+        return []
+    return [item for item in inside.iterdir() if re.fullmatch(r"[0-9]+\.json|\.[0-9]+\.json\..*\.tmp", item.name)]
 
 
 def _left_behind(name: str, artifacts: Iterable[str] = ARTIFACTS) -> bool:

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from rnascl_cli.artifacts.documents import Paradigm, Protocol
+from rnascl_cli.artifacts.documents import MOST_POINTS, Paradigm, Protocol
 from rnascl_cli.recipes.base import Settings
 from rnascl_cli.recipes.rivals import Distillation
-from rnascl_cli.units import PixelSize
+from rnascl_cli.units import Count, PixelSize
 
 
 class DataSettings(Settings):
@@ -114,11 +114,15 @@ class KLSettings(Settings):
 class CostSettings(Settings):
     """n_f of eq. (2): scale * (the supernet's expected cost over that of its widest path)^exponent."""
 
-    measure: Literal["macs", "params"] = "macs"
+    measure: Literal["macs", "params"] = Field(
+        default="macs", description="with a budget and no target, n_f is of what the budget limits"
+    )
     exponent: float = Field(default=1.0, ge=0.0)
     scale: float = Field(default=1.0, gt=0.0)
     target: float | None = Field(
-        default=None, gt=0.0, description="MACs or params below which smaller is no better, e.g. 10e6; null: none"
+        default=None,
+        gt=0.0,
+        description="MACs or params below which smaller is no better, e.g. 10e6; null: those of the budget, if any",
     )
 
 
@@ -204,6 +208,16 @@ class SearchSettings(Settings):
     cost: CostSettings = CostSettings()
     robust: SearchRobustSettings | None = Field(
         default=None, description="train on images perturbed against the supernet; null: on clean ones"
+    )
+    max_macs: Count | None = Field(
+        default=None,
+        description="the derived network has at most so many MACs, and n_f aims there: 8e6 or '8M'; null: no limit",
+    )
+    max_params: Count | None = Field(
+        default=None, description="the derived network has at most so many params: 0.2e6 or '0.2M'; null: no limit"
+    )
+    pareto: Annotated[int, Field(ge=2, le=MOST_POINTS)] | None = Field(
+        default=None, description="derive so many networks over the range of MACs from one search; null: one network"
     )
 
 

@@ -22,6 +22,7 @@ from rnascl_cli.reporting.drawing import (
     plain_log,
 )
 from rnascl_cli.reporting.evidence import softmax
+from rnascl_cli.reporting.front import budget_words, derived_widths
 from rnascl_cli.reporting.tables import slug
 from rnascl_cli.spaces import SPACES, network_cost
 
@@ -200,6 +201,8 @@ def width_choices(found: Artifact[SearchDocument]) -> Plot:
     document = found.document
     most = max(len(choices) for choices in document.width_choices)
     blocks = len(document.width_choices)
+    taken = derived_widths(document)
+    under = f" ({words})" if (words := budget_words(document.budget)) else ""
 
     def draw(figure: Any, theme: Theme) -> None:
         axis = figure.subplots()
@@ -207,7 +210,7 @@ def width_choices(found: Artifact[SearchDocument]) -> Plot:
         grid = [[row[rank] if rank < len(row) else math.nan for row in shares] for rank in range(most)]
         image = axis.imshow(grid, cmap=HEAT, vmin=0, vmax=1, aspect="auto")
         for block, (choices, row) in enumerate(zip(document.width_choices, shares, strict=True)):
-            best = row.index(max(row))
+            best = choices.index(taken[block])
             for rank, width in enumerate(choices):
                 pale = row[rank] > 0.6
                 axis.text(
@@ -226,7 +229,7 @@ def width_choices(found: Artifact[SearchDocument]) -> Plot:
         f"widths-{slug(found.run)}",
         f"{found.run}: widths",
         "Softmax of the width logits of each block at the end of the search (temperature 1, no noise); the number is "
-        "the choice's output channels, a frame marks the one that derive takes.",
+        f"the choice's output channels, a frame marks the one that derive takes{under}.",
         (max(6.0, 1.6 + 0.55 * blocks), 1.5 + 0.45 * most),
         draw,
     )

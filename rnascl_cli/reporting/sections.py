@@ -16,6 +16,7 @@ from rnascl_cli.reporting.control_plots import comparison_plot
 from rnascl_cli.reporting.controls import comparison_tables, comparisons, control_words
 from rnascl_cli.reporting.drawing import Plot
 from rnascl_cli.reporting.evidence import agreement_table, decided_table, likeness_table, tutored
+from rnascl_cli.reporting.front import fronts
 from rnascl_cli.reporting.lineage import Model
 from rnascl_cli.reporting.map_plots import MapSet, map_plot
 from rnascl_cli.reporting.measured import Group
@@ -141,7 +142,9 @@ def _runs(runs: RunSet, found: Sequence[Model]) -> Section:
     if not runs.searches:
         words.append("No search run is given: how the choices hardened is not shown.")
     folds = (Fold("How the searches chose", searches), Fold("Training curves", curves))
-    return Section("runs", "Search and training", words, tables=model_tables(found), folds=_filled(folds))
+    front_tables, front_plots = fronts(found)
+    tables = [*model_tables(found), *front_tables]
+    return Section("runs", "Search and training", words, front_plots, tables, folds=_filled(folds))
 
 
 def _filled(folds: Sequence[Fold]) -> list[Fold]:

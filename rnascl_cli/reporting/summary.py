@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rnascl_cli.artifacts.documents import DataReference
 from rnascl_cli.reporting.attack_tables import clean_cell, worst_cell
 from rnascl_cli.reporting.audit import audit_cell, unaudited
+from rnascl_cli.reporting.front import budget_words
 from rnascl_cli.reporting.lineage import Made, Model
 from rnascl_cli.reporting.making import made_anchor
 from rnascl_cli.reporting.measured import Group, Measured, usual_eps
@@ -216,7 +217,7 @@ def _model_row(model: Model) -> list[Cell]:
         else Cell(NOTHING),
         Cell(ranges(built.widths), float(sum(built.widths))),
         number(built.params / 1e6, ".3f"),
-        number(built.macs / 1e6, ".2f"),
+        number(built.macs / 1e6, ".2f", note=budget_words(model.derived.document.budget) if model.derived else ""),
         number(document.epochs, "d"),
         number(document.provenance.seed, "d"),
         accuracy(document.clean_accuracy, data.test_images if data else 0, bar=True),

@@ -38,6 +38,7 @@ from rnascl_cli.models.supernet import Supernet
 from rnascl_cli.models.taps import MapRecorder, recording_maps, tappable_layers
 from rnascl_cli.recipes import Recipe, SearchSettings
 from rnascl_cli.spaces import SearchSpace, final_side, space_named
+from rnascl_cli.stages.budgeting import asked_budget, conclude, refuse_impossible, steering
 from rnascl_cli.stages.inspection import Inspection, warn_without_perturbation
 from rnascl_cli.stages.planning import plan_training, training_provenance
 from rnascl_cli.stages.robust_step import needs_teacher
@@ -62,7 +63,8 @@ def search(recipe: Recipe, run: RunDirectory) -> SearchDocument:
         run: The run directory, claimed but not yet made: nothing is written before data and teacher are read.
 
     Raises:
-        UserError: Unknown space, unusable data or teacher, or batches too small for both steps.
+        UserError: Unknown space, unusable data or teacher, batches too small for both steps, or a budget or front that
+            the space has no networks for.
         RunError: The loss became NaN or infinite.
     """
     settings = recipe.search
@@ -70,6 +72,7 @@ def search(recipe: Recipe, run: RunDirectory) -> SearchDocument:
     compute = resolve_compute(recipe.device, recipe.precision, deterministic=recipe.deterministic)
     data = load_data(recipe.data, seed=recipe.seed)
     check_batches_can_be_split(settings, space, data)
+    refuse_impossible(settings, space, data, run)
     teacher = require_teacher(
         recipe.teacher,
         settings.paradigm,
@@ -114,6 +117,7 @@ def search(recipe: Recipe, run: RunDirectory) -> SearchDocument:
         history = fit(task, plan)
 
     if found := run.finished(SearchDocument, "search.json"):
+        conclude(run, found)  # a stop after search.json may have come before it
         return found
     document = SearchDocument(
         provenance=training_provenance(
@@ -133,10 +137,13 @@ def search(recipe: Recipe, run: RunDirectory) -> SearchDocument:
         tutor_logits=[] if choices.tutor_logits is None else choices.tutor_logits.tolist(),
         temperature=history[-1]["temperature"],
         expected_macs=history[-1]["expected_macs"],
+        budget=asked_budget(settings),
+        pareto=settings.pareto,
         history=history,
         robust=settings.robust.method if settings.robust else None,
     )
     write_document(run.path / "search.json", document)
+    conclude(run, document)
     return document
 
 
@@ -210,7 +217,9 @@ class SearchTask:
         self._images = SearchImages(self._supernet, settings.robust, recorder=recorder, compute=compute)
         self._holdout: ImageSet = data.holdout.to(compute.device)
         sizes = {"num_classes": data.num_classes, "input_size": data.input_size}
-        self._cost = ExpectedCost(supernet.space, **sizes, measure=settings.cost.measure).to(compute.device)
+        pressure, levels = steering(settings, supernet.space, **sizes)
+        self._pressure = pressure.to(compute.device)
+        self._levels = None if levels is None else levels.to(compute.device)
         self._macs = ExpectedCost(supernet.space, **sizes, measure="macs").to(compute.device)
         weights = build_optimiser(self._supernet.parameters(), settings.optimiser)
         gumbel = build_optimiser(self._choices.parameters(), settings.gumbel_optimiser)
@@ -270,9 +279,10 @@ class SearchTask:
         return found.loss.detach()
 
     def _sample(self) -> Sample:
-        return self._choices.sample(
-            temperature=self._temperature, generator=self._noise, noise=self._settings.gumbel.noise
-        )
+        temperature, noise = self._temperature, self._settings.gumbel.noise
+        if self._levels is None:
+            return self._choices.sample(temperature=temperature, generator=self._noise, noise=noise)
+        return self._levels.sample(self._choices, temperature=temperature, generator=self._noise, noise=noise)
 
     def _objective(self, x_bCHW: Tensor, y_b: Tensor, lesson: Lesson | None, sample: Sample) -> Objective:
         """Return eq. (2) and its terms."""
@@ -291,10 +301,8 @@ class SearchTask:
             assert sample.tutors is not None
             distances_ST = pairwise_distances(student_bSP, lesson.maps_BTP, over=settings.attention.norm)
             terms["attention"] = attention_loss(sample.tutors, distances_ST)
-        cost = self._cost(sample.widths)
-        n_f = settings.cost.scale * self._cost.relative(
-            cost, exponent=settings.cost.exponent, target=settings.cost.target
-        )
+        relative, cost = self._pressure(sample.widths, sample.level if settings.cost.target is None else None)
+        n_f = settings.cost.scale * relative
         weights = {**weights, "kl": settings.kl.weight, "attention": settings.attention.gamma}
         loss = add_up(terms, weights) * n_f
         return Objective(loss, terms, n_f, cost, logits_bK, perturbed_bK)
@@ -303,7 +311,9 @@ class SearchTask:
     def _metrics(self, found: Objective, y_b: Tensor, sample: Sample) -> dict[str, Tensor]:
         """Return what the weight step reports, detached."""
         right = (found.logits_bK.argmax(dim=1) == y_b).float().mean()
-        macs = found.cost if self._settings.cost.measure == "macs" else self._macs(sample.widths)
+        # By the logits alone, whatever level the sample was drawn for: the same in every search.
+        known = self._pressure.measure == "macs" and sample.unshifted is None
+        macs = found.cost if known else self._macs(sample.widths if sample.unshifted is None else sample.unshifted)
         robust = {}
         if found.perturbed_bK is not None:
             robust["train_robust_accuracy"] = (found.perturbed_bK.argmax(dim=1) == y_b).float().mean()

@@ -15,8 +15,8 @@ STAGE = (
 CHOICE = "--average --select --patience"
 SURFACE = {
     "": "--version",
-    "search": f"--space --robust {STAGE}",
-    "derive": "RUN_OR_SEARCH_JSON --tutors --out --force --json",
+    "search": f"--space --robust --max-macs --max-params --pareto {STAGE}",
+    "derive": "RUN_OR_SEARCH_JSON --tutors --max-macs --max-params --point --out --force --json",
     "train": f"DERIVED|- --method --distill {CHOICE} {STAGE}",
     "adv-finetune": f"RUN --method {CHOICE} {STAGE}",
     "attack": "MODEL... --attack --eps --norm --protocol --step-size --restarts --audit --data --limit-test --recipe "

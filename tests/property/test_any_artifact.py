@@ -17,8 +17,10 @@ from rnascl_cli.artifacts.documents import (
     Architecture,
     AttackDocument,
     AttackResult,
+    BudgetRecord,
     DataReference,
     DerivedDocument,
+    FrontPoint,
     Paradigm,
     Provenance,
     Rival,
@@ -85,6 +87,15 @@ architectures = st.builds(
     params=st.integers(1, 2**63 - 1),
     macs=st.integers(1, 2**63 - 1),
 )
+limits = st.integers(1, 2**63 - 1)
+budgets = st.one_of(
+    st.none(),
+    st.builds(BudgetRecord, max_macs=limits, max_params=st.none() | limits),
+    st.builds(BudgetRecord, max_params=limits),
+)
+points = st.tuples(st.integers(1, 2**62), st.integers(2, 2**62)).map(
+    lambda pair: FrontPoint(index=min(pair), of=max(pair))
+)
 
 
 @st.composite
@@ -115,6 +126,8 @@ def searches(draw: st.DrawFn) -> SearchDocument:
         tutor_logits=draw(st.just([]) | st.lists(row, min_size=len(student_layers), max_size=len(student_layers))),
         temperature=draw(positive),
         expected_macs=draw(positive),
+        budget=draw(budgets),
+        pareto=draw(st.none() | st.integers(2, 100)),
         history=draw(histories),
     )
 
@@ -167,6 +180,8 @@ DOCUMENTS_OF: dict[str, st.SearchStrategy[AnyDocument]] = {
         paradigm=paradigms,
         architecture=architectures,
         tutors=st.none() | tutor_maps(),
+        budget=budgets,
+        point=st.none() | points,
     ),
     "train": st.builds(TrainDocument, **trained),
     "adv-finetune": st.builds(AdvFinetuneDocument, **trained, method=texts),

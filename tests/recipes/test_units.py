@@ -1,4 +1,4 @@
-"""Perturbation sizes as people write them."""
+"""Perturbation sizes and counts as people write them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rnascl_cli.errors import UserError
-from rnascl_cli.units import Epsilon, parse_epsilon, parse_epsilons
+from rnascl_cli.recipes import parse_setting, resolve
+from rnascl_cli.units import Epsilon, parse_count, parse_epsilon, parse_epsilons
 
 pytestmark = pytest.mark.unit
 
@@ -62,3 +63,55 @@ def test_lists() -> None:
 @given(numerator=st.integers(0, 255))
 def test_every_step_of_a_byte(numerator: int) -> None:
     assert parse_epsilon(f"{numerator}/255").value == numerator / 255
+
+
+COUNTS = [
+    ("8M", 8_000_000),
+    ("0.2M", 200_000),
+    ("900k", 900_000),
+    ("900K", 900_000),
+    ("1.2G", 1_200_000_000),
+    ("8e6", 8_000_000),
+    (" 8 M ", 8_000_000),
+    ("7869952", 7_869_952),
+    ("1", 1),
+    ("0.0029k", 2),  # at most 2.9 params are at most 2
+    ("7.874177M", 7_874_177),  # and not a float beside it
+]
+
+
+@pytest.mark.parametrize(("text", "value"), COUNTS)
+def test_counts(text: str, value: int) -> None:
+    assert parse_count(text, option="--max-macs") == value
+    assert resolve([parse_setting(f"search.max_macs={text}", None)]).search.max_macs == value
+
+
+@pytest.mark.parametrize("value", [8e6, 8_000_000, "8M"])
+def test_a_recipe_may_write_a_count_in_any_way(value: object) -> None:
+    assert resolve([{"search": {"max_macs": value}}]).search.max_macs == 8_000_000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("8m", "'8m' is not a number; write 8M, 0.2M, 900k or 8e6"),
+        ("8 million", "'8 million' is not a number"),
+        ("8,000,000", "'8,000,000' is not a number"),
+        ("", "'' is not a number"),
+        ("M", "'M' is not a number"),
+        ("1.2.3M", "'1.2.3M' is not a number"),
+        ("nan", "'nan' is not a number"),
+        ("9" * 400, "is not a number"),
+        ("0", "0 is not between 1 and 1e18"),
+        ("-8M", "-8M is not between 1 and 1e18"),
+        ("0.5", "0.5 is not between 1 and 1e18"),
+        ("1e99", "1e99 is not between 1 and 1e18"),
+    ],
+)
+def test_what_is_no_count(text: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_count(text, option="--max-macs")
+    assert str(error.value).startswith("--max-macs: ")
+    assert message in str(error.value)
+    with pytest.raises(UserError, match=r"recipe key 'search\.max_macs'"):
+        resolve([{"search": {"max_macs": text}}])

@@ -241,7 +241,7 @@ def test_equation_2_by_hand(data: Data, tiny_teacher: Path) -> None:
             distance = (s_BP - lesson.maps_BTP[:, j]).norm(dim=1).mean().item()
             attention += sample.tutors[i, j].item() * distance
     attention /= sample.tutors.numel()
-    cost = task._cost(sample.widths).item() / network_cost(SPACE, SPACE.largest, num_classes=10).macs
+    cost = task._macs(sample.widths).item() / network_cost(SPACE, SPACE.largest, num_classes=10).macs
     assert found.terms["ce"].item() == pytest.approx(ce, rel=1e-4)
     assert found.terms["kl"].item() == pytest.approx(kl, rel=1e-3)
     assert found.terms["attention"].item() == pytest.approx(attention, rel=1e-3)
