@@ -1,28 +1,53 @@
-"""One place for what people see: progress, tables and logs on stderr, results on stdout."""
+"""One place for what people see: progress, tables and logs on stderr, results on stdout.
+
+``console.stderr`` is rich's console, made when it is first asked for: rich takes longer to read than ``--help`` to
+print.
+"""
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
-
-from rich.console import Console
-from rich.markup import escape
+from typing import TYPE_CHECKING
 
 from rnascl_cli.artifacts.documents import Document
 from rnascl_cli.artifacts.store import document_json
 from rnascl_cli.errors import printable
 
-stderr = Console(stderr=True, soft_wrap=True)
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    stderr: Console
+
+
+@functools.cache
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, soft_wrap=True)
+
+
+def __getattr__(name: str) -> Console:
+    if name == "stderr":
+        return _console()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def say(message: str) -> None:
     """Print a line of information on stderr."""
-    stderr.print(escape(printable(message)), highlight=False)
+    _print("", message)
 
 
 def warn(message: str) -> None:
     """Print a warning line on stderr."""
-    stderr.print(f"[bold yellow]warning:[/] {escape(printable(message))}", highlight=False)
+    _print("[bold yellow]warning:[/] ", message)
+
+
+def _print(label: str, message: str) -> None:
+    from rich.markup import escape
+
+    _console().print(f"{label}{escape(printable(message))}", highlight=False)
 
 
 def result(text: str) -> None:

@@ -31,7 +31,8 @@ TutorOrigin = Literal["searched", "random", "same-depth", "last-layer", "by-hand
 class Record(BaseModel):
     """Base of everything written to disk: frozen, unknown fields refused, NaN and infinity refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # Validators are built at the first use: `rnascl --help` reads no document.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 class DataReference(Record):

@@ -9,7 +9,7 @@ import typer
 
 from rnascl_cli import console
 from rnascl_cli.artifacts.documents import AttackDocument
-from rnascl_cli.cli import attack_tables, options
+from rnascl_cli.cli import options
 from rnascl_cli.errors import UserError
 from rnascl_cli.recipes import find_recipe, read_recipe_file
 
@@ -108,6 +108,7 @@ def command(
 
 def _carry_out(assaults: Sequence[Assault], *, resume: bool, json: bool) -> None:
     """Run the attacks, one model after the other, and show what they found."""
+    from rnascl_cli.cli import attack_tables  # it reads rich, which --help can do without
     from rnascl_cli.stages.attack import attack
 
     documents: list[AttackDocument] = []

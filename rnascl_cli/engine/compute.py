@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from rnascl_cli.engine.heap import keep_freed_memory
 from rnascl_cli.errors import UserError
 
 DType = Literal["fp32", "bf16"]
@@ -93,6 +94,8 @@ def resolve_compute(
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device is available; use --device cpu or auto")
     where = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    if where.type == "cpu":
+        keep_freed_memory()
     if precision != "auto":
         return Compute(where, precision, precision)
     if where.type == "cuda":

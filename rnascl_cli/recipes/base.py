@@ -6,6 +6,9 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, unknown keys refused."""
+    """Base of all settings: frozen, unknown keys refused.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    Validators, and defaults that are settings themselves, are made at the first use: ``rnascl --help`` reads none.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)

@@ -152,7 +152,7 @@ class RobustSettings(Settings):
     rslad_share: float = Field(
         default=5 / 6, ge=0.0, le=1.0, description="RSLAD: share of the perturbed images; the rest is the clean ones'"
     )
-    perturbation: PerturbationSettings = PerturbationSettings()
+    perturbation: PerturbationSettings = Field(default_factory=PerturbationSettings)
 
 
 class SearchRobustSettings(RobustSettings):
@@ -197,15 +197,15 @@ class SearchSettings(Settings):
         lt=1.0,
         description="share of each batch for the weights; the rest is for Gumbel parameters",
     )
-    optimiser: Optimiser = SGD()
-    schedule: Schedule = StepSchedule()
+    optimiser: Optimiser = Field(default_factory=SGD)
+    schedule: Schedule = Field(default_factory=StepSchedule)
     gumbel_optimiser: Optimiser = Field(
         default=SGD(weight_decay=0.0), description="for width and tutor logits; decay would only pull choices together"
     )
-    gumbel: GumbelSettings = GumbelSettings()
-    attention: AttentionSettings = AttentionSettings()
-    kl: KLSettings = KLSettings()
-    cost: CostSettings = CostSettings()
+    gumbel: GumbelSettings = Field(default_factory=GumbelSettings)
+    attention: AttentionSettings = Field(default_factory=AttentionSettings)
+    kl: KLSettings = Field(default_factory=KLSettings)
+    cost: CostSettings = Field(default_factory=CostSettings)
     robust: SearchRobustSettings | None = Field(
         default=None, description="train on images perturbed against the supernet; null: on clean ones"
     )
@@ -230,10 +230,10 @@ class TrainSettings(RobustSettings):
     )
     epochs: int = Field(default=100, ge=1)
     batch_size: int = Field(default=128, ge=1)
-    optimiser: Optimiser = SGD()
-    schedule: Schedule = StepSchedule()
-    attention: AttentionSettings = AttentionSettings()
-    kl: KLSettings = KLSettings()
+    optimiser: Optimiser = Field(default_factory=SGD)
+    schedule: Schedule = Field(default_factory=StepSchedule)
+    attention: AttentionSettings = Field(default_factory=AttentionSettings)
+    kl: KLSettings = Field(default_factory=KLSettings)
     average: EMA | SWA | None = Field(default=None, discriminator="kind", description="null: the weights themselves")
     stop: StopSettings | None = Field(default=None, description="null: the last epoch's weights")
 
@@ -245,10 +245,10 @@ class AdvFinetuneSettings(RobustSettings):
     paradigm: Paradigm | None = Field(default=None, description="null: the paradigm of the training")
     epochs: int = Field(default=20, ge=1)
     batch_size: int = Field(default=128, ge=1)
-    optimiser: Optimiser = SGD()
-    schedule: Schedule = StepSchedule()
-    attention: AttentionSettings = AttentionSettings()
-    kl: KLSettings = KLSettings()
+    optimiser: Optimiser = Field(default_factory=SGD)
+    schedule: Schedule = Field(default_factory=StepSchedule)
+    attention: AttentionSettings = Field(default_factory=AttentionSettings)
+    kl: KLSettings = Field(default_factory=KLSettings)
     average: EMA | SWA | None = Field(default=None, discriminator="kind", description="null: the weights themselves")
     stop: StopSettings | None = Field(default=None, description="null: the last epoch's weights")
 
@@ -310,9 +310,9 @@ class TeacherTrainSettings(Settings):
     epochs: int = Field(default=30, ge=1)
     batch_size: int = Field(default=128, ge=1)
     beta: float = Field(default=6.0, ge=0.0, description="TRADES: weight of the KL to the perturbed images")
-    perturbation: PerturbationSettings = PerturbationSettings()
+    perturbation: PerturbationSettings = Field(default_factory=PerturbationSettings)
     optimiser: Optimiser = SGD(weight_decay=5e-4)
-    schedule: Schedule = StepSchedule()
+    schedule: Schedule = Field(default_factory=StepSchedule)
     average: EMA | SWA | None = Field(default=None, discriminator="kind", description="null: the weights themselves")
 
 
@@ -324,6 +324,11 @@ class TeacherCacheSettings(Settings):
         description="auto: where all of them fit; on: as many as fit, and an error where they cannot be kept at all",
     )
     limit_gb: float = Field(default=24.0, gt=0.0, description="what all kept outputs together may take on the disk")
+    where: Literal["auto", "disk", "device", "both"] = Field(
+        default="auto",
+        description="disk: in files; device: in the device's memory while the run lasts; both: in that memory, and at "
+        "each epoch's end in the files; auto: both on a GPU, where half of its free memory is enough, else disk",
+    )
 
 
 class Recipe(Settings):
@@ -343,10 +348,10 @@ class Recipe(Settings):
         gt=0.0,
         description="a checkpoint inside an epoch that lasts longer than this; null: only at its end",
     )
-    data: DataSettings = DataSettings()
-    search: SearchSettings = SearchSettings()
-    train: TrainSettings = TrainSettings()
-    adv_finetune: AdvFinetuneSettings = AdvFinetuneSettings()
-    attack: AttackSettings = AttackSettings()
-    teacher_train: TeacherTrainSettings = TeacherTrainSettings()
-    teacher_cache: TeacherCacheSettings = TeacherCacheSettings()
+    data: DataSettings = Field(default_factory=DataSettings)
+    search: SearchSettings = Field(default_factory=SearchSettings)
+    train: TrainSettings = Field(default_factory=TrainSettings)
+    adv_finetune: AdvFinetuneSettings = Field(default_factory=AdvFinetuneSettings)
+    attack: AttackSettings = Field(default_factory=AttackSettings)
+    teacher_train: TeacherTrainSettings = Field(default_factory=TeacherTrainSettings)
+    teacher_cache: TeacherCacheSettings = Field(default_factory=TeacherCacheSettings)

@@ -2,7 +2,8 @@
 
 A pad-4 crop and flip have 162 views, so in 100 epochs of a search and 100 of a training an image is seen 115
 times anew and 85 times again. Logits and unit maps are kept under the cache folder, keyed by the teacher's
-hash, the precision it runs in, and the settings of the maps; an image is known by its pixels.
+hash, the precision it runs in, and the settings of the maps; an image is known by its pixels. While a run lasts
+they are also kept in the device's memory, where they fit.
 
 Shape suffixes: N images of a set, B images of a batch, K classes, T teacher layers, P pixels of a map.
 """
@@ -16,7 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from rnascl_cli.cache import cache_dir
 from rnascl_cli.console import say, warn
 from rnascl_cli.data import Augment, Batch, Data, augmentation
 from rnascl_cli.engine.compute import Compute
+from rnascl_cli.engine.device_views import DeviceViews, Views, free_memory
 from rnascl_cli.engine.view_store import Record, ViewStore, missing_rows
 from rnascl_cli.errors import RunError, UserError
 from rnascl_cli.models.checkpoints import Teacher
@@ -35,7 +37,9 @@ from rnascl_cli.recipes import AttentionSettings, Recipe, TeacherCacheSettings
 ABOUT = "about.json"
 GIGABYTE = 10**9
 SHARE_OF_FREE_DISK = 0.5  # a cache is never to be what fills a disk
+SHARE_OF_FREE_MEMORY = 0.5  # the networks and their activations want theirs
 
+Where = Literal["disk", "device", "both"]
 Outputs = tuple[Tensor, Tensor | None]
 """Logits (B, K) and unit maps (B, T, P), or None where no maps are wanted."""
 
@@ -70,7 +74,7 @@ class _Kind:
 class KeptOutputs:
     """The stores of a teacher's outputs for one training set; made by :func:`keep_outputs`."""
 
-    def __init__(self, logits: ViewStore, maps: ViewStore | None) -> None:
+    def __init__(self, logits: Views, maps: Views | None) -> None:
         self._logits, self._maps = logits, maps
         self.drawn = self.computed = 0
 
@@ -132,7 +136,7 @@ class KeptOutputs:
             share = self.computed / self.drawn
             say(f"teacher: looked at {self.computed} of {self.drawn} views ({share:.0%}), the rest was kept")
 
-    def _stores(self) -> Iterator[ViewStore]:
+    def _stores(self) -> Iterator[Views]:
         yield self._logits
         if self._maps is not None:
             yield self._maps
@@ -152,12 +156,12 @@ def keep_outputs(
     """Open the stores for a run, or say why there are none.
 
     Args:
-        recipe: For mode and size, and for the augmentation.
+        recipe: For mode, size and place, and for the augmentation.
         teacher: Whose outputs.
         data: Of its training images.
         attention: Settings of the maps.
         maps: Whether maps are wanted beside the logits.
-        compute: The precision the teacher runs in.
+        compute: Device and precision the teacher runs in.
 
     Returns:
         None where the mode is ``off``, or ``auto`` and it would not fit.
@@ -181,8 +185,8 @@ def keep_outputs(
     kinds = _kinds(teacher, attention, views=views, teacher_layers=layers, augment=augment, compute=compute)
     digests = data.train.digests()
     try:
-        new_rows = _room(settings, kinds, digests, views=views)
-        stores = [_open(kind, views=views, digests=digests, new_rows=new_rows) for kind in kinds]
+        where = _where(settings, kinds, digests, views=views, device=compute.device)
+        stores = _stores(settings, kinds, digests, views=views, where=where, device=compute.device)
     except OSError as error:
         if settings.mode == "on":
             raise UserError(f"{outputs_dir()}: {error.strerror}; set teacher_cache.mode=off") from None
@@ -221,6 +225,59 @@ def _kinds(
         record = Record((teacher_layers, attention.map_size**2), map_dtype(compute))
         kinds.append(_Kind({"kind": "maps", **whose, **shown}, record))
     return kinds
+
+
+def _where(
+    settings: TeacherCacheSettings, kinds: list[_Kind], digests: list[bytes], *, views: int, device: torch.device
+) -> Where:
+    """Return where the outputs are to be kept: ``auto`` is decided, and it is seen whether they fit.
+
+    Raises:
+        _TooLargeError: They do not fit into the device's memory alone, and the mode is ``auto``.
+        UserError: The memory was asked for, it is too small, and the mode is ``on``.
+    """
+    if settings.where == "disk" or (settings.where == "auto" and device.type != "cuda"):
+        return "disk"
+    needed = len(set(digests)) * views * sum(kind.record.bytes for kind in kinds)
+    room = SHARE_OF_FREE_MEMORY * free_memory(device)
+    if needed <= room:
+        return "both" if settings.where == "auto" else settings.where
+    if settings.where == "auto":
+        return "disk"
+    reason = f"they would take {needed / GIGABYTE:.1f} GB of memory, half of what is free is {room / GIGABYTE:.1f} GB"
+    if settings.mode == "on":
+        raise UserError(f"recipe key 'teacher_cache.where': {reason}; set it to disk or auto")
+    if settings.where == "device":
+        raise _TooLargeError(f"{reason}; teacher_cache.where=disk keeps them in files")
+    say(f"teacher outputs are kept on the disk only: {reason}")
+    return "disk"
+
+
+def _stores(
+    settings: TeacherCacheSettings,
+    kinds: list[_Kind],
+    digests: list[bytes],
+    *,
+    views: int,
+    where: Where,
+    device: torch.device,
+) -> list[Views]:
+    """Open a store for each kind.
+
+    Raises:
+        OSError: The folder cannot be written to.
+        _TooLargeError: As in :func:`_room`.
+    """
+    files: list[ViewStore | None] = [None] * len(kinds)
+    if where != "device":
+        new_rows = _room(settings, kinds, digests, views=views)
+        files = [_open(kind, views=views, digests=digests, new_rows=new_rows) for kind in kinds]
+    if where == "disk":
+        return [store for store in files if store is not None]
+    return [
+        DeviceViews(kind.record, views=views, digests=digests, device=device, behind=store)
+        for kind, store in zip(kinds, files, strict=True)
+    ]
 
 
 def _room(settings: TeacherCacheSettings, kinds: list[_Kind], digests: list[bytes], *, views: int) -> int | None:

@@ -159,3 +159,10 @@ def test_help_reads_nothing_heavy() -> None:
 def test_derive_reads_nothing_heavy(searched: dict[str, Path]) -> None:
     code = f"from rnascl_cli.cli.app import run; assert run(['derive', {str(searched['rnas-cl'])!r}]) == 0"
     assert in_a_fresh_python(code) == []
+
+
+@pytest.mark.pipeline
+def test_help_reads_no_rich() -> None:
+    """It takes longer to read than the page to print."""
+    code = "from rnascl_cli.cli.app import run; import sys; run(['--help']); assert 'rich' not in sys.modules"
+    assert in_a_fresh_python(code) == []

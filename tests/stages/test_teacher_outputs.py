@@ -21,6 +21,7 @@ from rnascl_cli.errors import UserError
 from rnascl_cli.models.checkpoints import Teacher, read_teacher
 from rnascl_cli.models.taps import tappable_layers
 from rnascl_cli.recipes import AttentionSettings, Recipe, resolve
+from rnascl_cli.stages import teacher_outputs
 from rnascl_cli.stages.teacher_outputs import KeptOutputs, keep_outputs, outputs_dir, reserved_bytes
 from rnascl_cli.stages.teaching import Lesson, on_duty
 from tests.command import done
@@ -102,6 +103,41 @@ def test_the_same_lessons_without_the_cache_while_it_fills_and_from_it(
     full = opened(teacher, data, compute=compute)
     assert same(plain, lessons(teacher, data, full, compute=compute))
     assert (full.drawn, full.computed) == (filling.drawn, 0)
+
+
+@pytest.mark.parametrize("compute", [CPU, BF16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("where", ["device", "both"])
+def test_the_same_lessons_from_the_memory_of_the_device(
+    own_outputs: Path, teacher: Teacher, data: Data, where: str, compute: Compute
+) -> None:
+    plain = lessons(teacher, data, None, compute=compute)
+    filling = opened(teacher, data, where=where, compute=compute)
+    assert same(plain, lessons(teacher, data, filling, compute=compute))
+    assert 0 < filling.computed <= filling.drawn
+    computed = filling.computed
+    assert same(plain, lessons(teacher, data, filling, compute=compute))
+    assert filling.computed == computed
+    assert own_outputs.exists() is (where == "both")
+    if where == "both":  # the files serve a later run, wherever it keeps them
+        for later in (opened(teacher, data, compute=compute), opened(teacher, data, where=where, compute=compute)):
+            assert same(plain, lessons(teacher, data, later, compute=compute))
+            assert later.computed == 0
+
+
+@pytest.mark.usefixtures("own_outputs")
+def test_too_little_memory(
+    teacher: Teacher, data: Data, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(teacher_outputs, "free_memory", lambda device: 1000)
+    options: dict[str, Any] = {"data": data, "attention": ATTENTION, "maps": True, "compute": CPU}
+    assert keep_outputs(recipe(where="device"), teacher, **options) is None
+    assert "half of what is free" in capsys.readouterr().err
+    assert keep_outputs(recipe(where="both"), teacher, **options) is not None
+    assert "on the disk only" in capsys.readouterr().err
+    assert keep_outputs(recipe(where="auto"), teacher, **options) is not None
+    assert capsys.readouterr().err == ""
+    with pytest.raises(UserError, match=r"teacher_cache.where.*half of what is free"):
+        keep_outputs(recipe(where="device", mode="on"), teacher, **options)
 
 
 @pytest.mark.usefixtures("own_outputs")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnascl_cli.models.normalise import Normalise
+from rnascl_cli.models.sparing import relu, relu_of_sum
 
 
 class BasicBlock(nn.Module):
@@ -29,9 +30,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return the block's output after its last ReLU."""
-        out = F.relu(self.bn1(self.conv1(x_BCHW)))
+        out = relu(self.bn1(self.conv1(x_BCHW)))
         out = self.bn2(self.conv2(out))
-        return F.relu(out + self.shortcut(x_BCHW))
+        return relu_of_sum(out, self.shortcut(x_BCHW))
 
 
 class Bottleneck(nn.Module):
@@ -52,10 +53,10 @@ class Bottleneck(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return the block's output after its last ReLU."""
-        out = F.relu(self.bn1(self.conv1(x_BCHW)))
-        out = F.relu(self.bn2(self.conv2(out)))
+        out = relu(self.bn1(self.conv1(x_BCHW)))
+        out = relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
-        return F.relu(out + self.shortcut(x_BCHW))
+        return relu_of_sum(out, self.shortcut(x_BCHW))
 
 
 class CifarResNet(nn.Module):
@@ -85,7 +86,7 @@ class CifarResNet(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map images in [0, 1] to logits (B, K)."""
-        out = F.relu(self.bn1(self.conv1(self.normalise(x_BCHW))))
+        out = relu(self.bn1(self.conv1(self.normalise(x_BCHW))))
         out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
         logits_BK: Tensor = self.linear(F.adaptive_avg_pool2d(out, 1).flatten(1))
         return logits_BK

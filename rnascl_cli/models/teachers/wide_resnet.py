@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnascl_cli.models.normalise import Normalise
+from rnascl_cli.models.sparing import relu
 
 
 class PreActivationBlock(nn.Module):
@@ -27,10 +28,10 @@ class PreActivationBlock(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return the block's output, before any BatchNorm or ReLU."""
-        active = F.relu(self.bn1(x_BCHW))
+        active = relu(self.bn1(x_BCHW))
         # Where the width changes the shortcut too sees the activated input.
         short = x_BCHW if self.convShortcut is None else self.convShortcut(active)
-        out = self.conv2(F.relu(self.bn2(self.conv1(active))))
+        out = self.conv2(relu(self.bn2(self.conv1(active))))
         total: Tensor = short + out
         return total
 
@@ -68,6 +69,6 @@ class WideResNet(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map images in [0, 1] to logits (B, K)."""
         out = self.block3(self.block2(self.block1(self.conv1(self.normalise(x_BCHW)))))
-        out = F.relu(self.bn1(out))
+        out = relu(self.bn1(out))
         logits_BK: Tensor = self.fc(F.adaptive_avg_pool2d(out, 1).flatten(1))
         return logits_BK
