@@ -221,13 +221,9 @@ class SearchSettings(Settings):
     )
 
 
-class TrainSettings(RobustSettings):
-    """The training phase (section 3.4, eq. 3); with a method, its term replaces the cross-entropy."""
+class StudentSettings(RobustSettings):
+    """What training and fine-tuning a student have alike: eq. (3), how it is descended, and which weights are kept."""
 
-    paradigm: Paradigm | None = Field(default=None, description="null: the paradigm of the search")
-    distill: Distillation | None = Field(
-        default=None, discriminator="name", description="a rival loss in place of the paradigm's teacher terms"
-    )
     epochs: int = Field(default=100, ge=1)
     batch_size: int = Field(default=128, ge=1)
     optimiser: Optimiser = Field(default_factory=SGD)
@@ -238,19 +234,21 @@ class TrainSettings(RobustSettings):
     stop: StopSettings | None = Field(default=None, description="null: the last epoch's weights")
 
 
-class AdvFinetuneSettings(RobustSettings):
+class TrainSettings(StudentSettings):
+    """The training phase (section 3.4, eq. 3); with a method, its term replaces the cross-entropy."""
+
+    paradigm: Paradigm | None = Field(default=None, description="null: the paradigm of the search")
+    distill: Distillation | None = Field(
+        default=None, discriminator="name", description="a rival loss in place of the paradigm's teacher terms"
+    )
+
+
+class AdvFinetuneSettings(StudentSettings):
     """Adversarial fine-tuning (section 4.2): the method's term replaces the cross-entropy of eq. (3)."""
 
     method: RobustMethod = "trades"
     paradigm: Paradigm | None = Field(default=None, description="null: the paradigm of the training")
     epochs: int = Field(default=20, ge=1)
-    batch_size: int = Field(default=128, ge=1)
-    optimiser: Optimiser = Field(default_factory=SGD)
-    schedule: Schedule = Field(default_factory=StepSchedule)
-    attention: AttentionSettings = Field(default_factory=AttentionSettings)
-    kl: KLSettings = Field(default_factory=KLSettings)
-    average: EMA | SWA | None = Field(default=None, discriminator="kind", description="null: the weights themselves")
-    stop: StopSettings | None = Field(default=None, description="null: the last epoch's weights")
 
 
 def _words(value: Any) -> Any:

@@ -13,7 +13,7 @@ from rnascl_cli.engine.fit import Plan
 from rnascl_cli.engine.provenance import make_provenance
 from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.models.checkpoints import Teacher
-from rnascl_cli.recipes import AdvFinetuneSettings, Recipe, SearchSettings, TeacherTrainSettings, TrainSettings
+from rnascl_cli.recipes import Recipe, SearchSettings, StudentSettings, TeacherTrainSettings
 
 
 def training_provenance(
@@ -33,7 +33,7 @@ def training_provenance(
 def plan_training(
     stage: str,
     recipe: Recipe,
-    settings: SearchSettings | TrainSettings | AdvFinetuneSettings | TeacherTrainSettings,
+    settings: SearchSettings | StudentSettings | TeacherTrainSettings,
     *,
     data: Data,
     compute: Compute,

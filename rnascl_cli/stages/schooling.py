@@ -14,7 +14,7 @@ from rnascl_cli.engine.fit import History, fit
 from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.models.checkpoints import Teacher
 from rnascl_cli.models.student import Student
-from rnascl_cli.recipes import AdvFinetuneSettings, Recipe, TrainSettings
+from rnascl_cli.recipes import Recipe, StudentSettings, TrainSettings
 from rnascl_cli.stages.apprentice import Apprentice, apprenticeship, check_student_layers, paradigm_teacher
 from rnascl_cli.stages.choosing import require_holdout
 from rnascl_cli.stages.inspection import warn_without_perturbation
@@ -39,7 +39,7 @@ def school(
     student: Student,
     derived: DerivedDocument,
     recipe: Recipe,
-    settings: TrainSettings | AdvFinetuneSettings,
+    settings: StudentSettings,
     task: Callable[[Apprentice], StudentTask],
     *,
     paradigm: Paradigm,

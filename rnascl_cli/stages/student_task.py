@@ -21,7 +21,7 @@ from rnascl_cli.engine.averaging import averaging
 from rnascl_cli.engine.compute import Compute
 from rnascl_cli.engine.fit import ScheduledOptimiser, Stateful
 from rnascl_cli.engine.optimise import build_optimiser, descend
-from rnascl_cli.recipes import AdvFinetuneSettings, TrainSettings
+from rnascl_cli.recipes import StudentSettings
 from rnascl_cli.stages.apprentice import Apprentice
 from rnascl_cli.stages.choosing import Validation
 from rnascl_cli.stages.robust_step import Statistics, robust_objective
@@ -43,7 +43,7 @@ class StudentTask:
 
     def __init__(
         self,
-        settings: TrainSettings | AdvFinetuneSettings,
+        settings: StudentSettings,
         apprentice: Apprentice,
         *,
         holdout: ImageSet,
