@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rnascl_cli import ranks
 from rnascl_cli.artifacts.documents import Document
 from rnascl_cli.artifacts.store import document_json
 from rnascl_cli.errors import printable
@@ -51,7 +52,9 @@ def _print(label: str, message: str) -> None:
 
 
 def result(text: str) -> None:
-    """Print a result on stdout, where the next command of a pipe reads it."""
+    """Print a result on stdout, where the next command of a pipe reads it; of several ranks, the first does."""
+    if not ranks.is_first():
+        return
     text = printable(text)
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
     sys.stdout.flush()

@@ -5,10 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rnascl_cli.data import Batch
+from rnascl_cli.data import Batch, Share
+from rnascl_cli.stages.search_images import Part
+from rnascl_cli.stages.teaching import Lesson
 
 
 def as_batch(x_BCHW: Tensor, y_B: Tensor | None = None) -> Batch:
     """Return images and labels (all 0 by default) as a batch of the first images of a set, each seen as it is."""
     rows_B = torch.arange(len(x_BCHW))
-    return Batch(x_BCHW, torch.zeros_like(rows_B) if y_B is None else y_B, rows_B, torch.zeros_like(rows_B))
+    y_B = torch.zeros_like(rows_B) if y_B is None else y_B
+    return Batch(x_BCHW, y_B, rows_B, torch.zeros_like(rows_B), Share.alone(len(rows_B)))
+
+
+def as_part(x_bCHW: Tensor, y_b: Tensor, lesson: Lesson | None) -> Part:
+    """These images as the part of a batch that a search step is to take, all in this process."""
+    return Part(x_bCHW, y_b, lesson, Share(len(y_b)))

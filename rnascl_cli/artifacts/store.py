@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
+from rnascl_cli import ranks
 from rnascl_cli.artifacts.documents import DOCUMENTS, SCHEMA_VERSION, AnyDocument, Document
 from rnascl_cli.artifacts.reading import MAX_DOCUMENT_BYTES, parse_json, read_bounded, refuse_oversized_weights
 from rnascl_cli.errors import UserError, WriteError
@@ -118,8 +119,9 @@ def document_json(document: Document) -> str:
 
 
 def write_document(path: Path, document: Document) -> None:
-    """Write ``document`` to ``path`` atomically."""
-    write_text(path, document_json(document))
+    """Write ``document`` to ``path`` atomically; of several ranks, the first does."""
+    if ranks.is_first():
+        write_text(path, document_json(document))
 
 
 def parse_document(text: str | bytes, expected: type[D], *, where: str) -> D:
@@ -186,7 +188,7 @@ def _read(path: Path) -> bytes:
 
 
 def write_weights(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> str:
-    """Write tensors and a JSON header as safetensors, atomically, sealed by a sha256 over both.
+    """Write tensors and a JSON header as safetensors, atomically, sealed by a sha256 over both; the first rank does.
 
     Args:
         path: Where to write.
@@ -201,7 +203,8 @@ def write_weights(path: Path, tensors: dict[str, torch.Tensor], header: dict[str
     flat = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     sealed = {**header, SEAL: seal(header, flat), SEAL_OF: SEALED}
     data = save(flat, metadata={HEADER_KEY: json.dumps(sealed, sort_keys=True)})
-    write_bytes(path, data)
+    if ranks.is_first():
+        write_bytes(path, data)
     return sha256_bytes(data)
 
 

@@ -4,6 +4,8 @@ An attack works on the images that are still classified rightly, in full batches
 out of its later rounds and of larger eps. What counts as broken is decided here and not by the attack: the
 perturbed image must lie in the ball and in the valid range, and must fool the model in float32.
 
+Several ranks take the batches of one process in turns and tell one another the verdicts, which are therefore the same.
+
 Shape suffixes: N images of the set, B images of a batch, C channels, H height, W width, K classes.
 """
 
@@ -19,15 +21,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from rnascl_cli import ranks
 from rnascl_cli.attacks.domain import PIXEL, Domain
 from rnascl_cli.attacks.gradient import Model, cross_entropy
 from rnascl_cli.attacks.journal import Done, Journal, Key
+from rnascl_cli.attacks.meter import Advance, Meter
 from rnascl_cli.attacks.precision import exact_float32
 from rnascl_cli.attacks.problem import Attack, Norm, Problem, Round, Streams
 from rnascl_cli.attacks.verdicts import allowed, right
 from rnascl_cli.units import Epsilon
 
-Advance = Callable[[int], None]
 Watch = Callable[[str, int], AbstractContextManager[Advance]]
 """Label and number of steps to a context that shows progress and gives a function to move it on."""
 
@@ -139,12 +142,16 @@ class Evaluator:
 
     def clean(self) -> Tensor:
         """Return which images the model classifies rightly as they are: ``right_N``, bool, on the CPU."""
-        found = []
+        found: list[Tensor] = []
+
+        def judge(rows: Tensor) -> Tensor:
+            x_BCHW, y_B = self._batch(rows)
+            return right(self.model(x_BCHW), y_B).cpu()
+
         with exact_float32(), torch.no_grad(), self.watch("clean", len(self.images.labels_N)) as advance:
-            for rows in self._split(torch.arange(len(self.images.labels_N))):
-                x_BCHW, y_B = self._batch(rows)
-                found.append(right(self.model(x_BCHW), y_B).cpu())
-                advance(len(rows))
+            for turn in ranks.in_turns(self._split(torch.arange(len(self.images.labels_N))), judge):
+                found += [right_B for _, right_B in turn]
+                advance(sum(len(rows) for rows, _ in turn))
         return torch.cat(found)
 
     def gradients(self, right_N: Tensor) -> Gradients:
@@ -192,7 +199,7 @@ class Evaluator:
         if eps.value == 0 or todo == 0:
             return Outcome(attack, eps, broken_N)
         notes: list[str] = []
-        meter = _Meter()
+        meter = Meter()
         problem = self._problem(eps, meter)
         result = Outcome(attack, eps, broken_N, attacked=todo)
         with exact_float32():
@@ -209,26 +216,45 @@ class Evaluator:
         return replace(result, notes=tuple(dict.fromkeys(notes)))
 
     def _round(
-        self, result: Outcome, key: Key, item: Round, problem: Problem, meter: _Meter, notes: list[str]
+        self, result: Outcome, key: Key, item: Round, problem: Problem, meter: Meter, notes: list[str]
     ) -> Outcome:
         broken_N, strays, seconds = result.broken_N.clone(), result.strays, result.seconds
         before = int(broken_N.sum())
-        for rows in self._split((~broken_N).nonzero().squeeze(1)):
-            index_B: list[int] = self.images.index_N[rows].tolist()
-            done = self.journal.find(key, index_B) if self.journal else None
-            with meter.batch(len(rows) * item.passes):
-                if done is None:
-                    noticed = len(notes)
-                    done = self._attack_batch(item, problem, rows, index_B)
-                    done = done._replace(notes=notes[noticed:])
-                    if self.journal:
-                        self.journal.record(key, index_B, done)
-                else:
-                    notes.extend(done.notes)
-            broken_N[rows] = torch.isin(torch.tensor(index_B), torch.tensor(done.broken, dtype=torch.int64))
+        batches = self._split((~broken_N).nonzero().squeeze(1))
+        for rows, done in zip(batches, self._done(key, item, batches, problem, meter, notes), strict=True):
+            broken_N[rows] = torch.isin(self.images.index_N[rows], torch.tensor(done.broken, dtype=torch.int64))
             strays, seconds = strays + done.strays, seconds + done.seconds
+            notes.extend(done.notes)
         found = {**result.broken_by, item.name: int(broken_N.sum()) - before}
         return replace(result, broken_N=broken_N, strays=strays, seconds=seconds, broken_by=found)
+
+    def _done(
+        self, key: Key, item: Round, batches: Sequence[Tensor], problem: Problem, meter: Meter, notes: list[str]
+    ) -> list[Done]:
+        """Return what came of each batch: from the journal, or by attacking it now, which is written down."""
+        index: list[list[int]] = [self.images.index_N[rows].tolist() for rows in batches]
+        done = [self.journal.find(key, index_B) if self.journal else None for index_B in index]
+        due = [number for number, known in enumerate(done) if known is None]
+
+        def attack(number: int) -> Done:
+            noticed = len(notes)
+            with meter.batch(len(batches[number]) * item.passes):
+                found = self._attack_batch(item, problem, batches[number], index[number])
+            found = found._replace(notes=notes[noticed:])
+            del notes[noticed:]
+            return found
+
+        meter.skip(sum(len(rows) * item.passes for rows, known in zip(batches, done, strict=True) if known))
+        for turn in ranks.in_turns(due, attack):
+            for place, (number, found) in enumerate(turn):
+                # What a turn took is what its longest batch took: seconds are those of a clock on the wall.
+                share = max(other.seconds for _, other in turn) / len(turn)
+                done[number] = found._replace(seconds=share)
+                if self.journal:
+                    self.journal.record(key, index[number], found._replace(seconds=share))
+                if place != ranks.rank():
+                    meter.skip(len(batches[number]) * item.passes)
+        return [found for found in done if found is not None]
 
     def _attack_batch(self, item: Round, problem: Problem, rows: Tensor, index_B: list[int]) -> Done:
         started = time.perf_counter()
@@ -242,7 +268,7 @@ class Evaluator:
         broken = [index for index, lost in zip(index_B, broken_B, strict=True) if lost]
         return Done(broken, int((~allowed_B).sum()), time.perf_counter() - started, [])
 
-    def _problem(self, eps: Epsilon, meter: _Meter) -> Problem:
+    def _problem(self, eps: Epsilon, meter: Meter) -> Problem:
         worker = self.worker or self.model
 
         def plain(z_BCHW: Tensor) -> Tensor:
@@ -288,25 +314,3 @@ def _attached(logits_BK: Tensor, z_BCHW: Tensor) -> Tensor:
     if not z_BCHW.requires_grad or logits_BK.requires_grad or not torch.is_grad_enabled():
         return logits_BK
     return logits_BK + 0 * z_BCHW.flatten(1).sum(dim=1, keepdim=True)
-
-
-class _Meter:
-    """Moves progress on with each forward pass, so that it moves inside long batches too."""
-
-    def __init__(self) -> None:
-        self.show: Advance = lambda steps: None
-        self._left = 0
-
-    def count(self, images: int) -> None:
-        """Take note of a forward pass; more passes than were planned for the batch do not show."""
-        steps = min(images, self._left)
-        self._left -= steps
-        if steps:
-            self.show(steps)
-
-    @contextlib.contextmanager
-    def batch(self, planned: int) -> Iterator[None]:
-        """Expect ``planned`` image passes, and count those not needed as made at the end."""
-        self._left = planned
-        yield
-        self.count(self._left)

@@ -2,7 +2,7 @@
 
 A file of JSON lines: the first says what the evaluation is of, each further one is a finished batch. Each line is
 on disk before the next batch begins, so Ctrl-C, a kill or a power cut costs at most the batch it fell in; a last
-line that was cut short is dropped.
+line that was cut short is dropped. Of several ranks the first writes and reads it, and tells the others.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rnascl_cli import ranks
 from rnascl_cli.artifacts.reading import MAX_DOCUMENT_BYTES, read_bounded
 from rnascl_cli.artifacts.store import write_text
 from rnascl_cli.errors import UserError, WriteError
@@ -59,7 +60,8 @@ class Journal:
         Raises:
             WriteError: It cannot be written.
         """
-        write_text(self.path, json.dumps(self.header, sort_keys=True) + "\n")
+        if ranks.is_first():
+            write_text(self.path, json.dumps(self.header, sort_keys=True) + "\n")
 
     def load(self) -> int:
         """Read the finished batches of an earlier run, and return how many there are.
@@ -67,6 +69,11 @@ class Journal:
         Raises:
             UserError: There is no file, or it is of another evaluation.
         """
+        self._done = ranks.from_first(self._read)
+        return len(self._done)
+
+    def _read(self) -> dict[tuple[Key, tuple[int, ...]], Done]:
+        found: dict[tuple[Key, tuple[int, ...]], Done] = {}
         if self.path.is_symlink():
             raise UserError(f"--resume: {self.path}: is a link, which rnascl does not write; start without --resume")
         try:
@@ -81,13 +88,13 @@ class Journal:
                 raise UserError(f"--resume: {self.path} is of {self._difference(header)}; start without --resume")
             for entry in entries:
                 key = (entry["attack"], entry["eps"], entry["round"])
-                self._done[key, tuple(entry["images"])] = _checked(entry)
+                found[key, tuple(entry["images"])] = _checked(entry)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"--resume: {self.path} is damaged; start without --resume") from None
         os.truncate(self.path, sum(len(line) + 1 for line in whole))
-        return len(self._done)
+        return found
 
     def find(self, key: Key, images: Sequence[int]) -> Done | None:
         """Return the outcome of a batch if it is finished."""
@@ -99,6 +106,8 @@ class Journal:
         Raises:
             WriteError: It cannot be written; the batches before are kept.
         """
+        if not ranks.is_first():
+            return
         attack, eps, number = key
         entry = {"attack": attack, "eps": eps, "round": number, "images": list(images), **done._asdict()}
         try:
@@ -111,7 +120,8 @@ class Journal:
 
     def remove(self) -> None:
         """Delete the file: the evaluation is complete."""
-        self.path.unlink(missing_ok=True)
+        if ranks.is_first():
+            self.path.unlink(missing_ok=True)
 
     def _difference(self, header: Mapping[str, Any]) -> str:
         names = [name for name in self.header if header.get(name) != self.header[name]]

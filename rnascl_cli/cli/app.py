@@ -2,19 +2,23 @@
 
 Exit codes: 0 success, 1 failure while running, 2 bad usage or input, 130 on Ctrl-C, 143 on SIGTERM.
 ``RNASCL_DEBUG=1`` adds the traceback.
+
+Under torchrun the commands of :data:`TOGETHER` share their work; any other runs in the first process alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from rnascl_cli import __version__, console
+from rnascl_cli import __version__, console, ranks
 from rnascl_cli.cli import adv_finetune, attack, cache, derive, quickstart, report, search, study, teacher, train
 from rnascl_cli.engine.interrupts import ending_at_once
 from rnascl_cli.engine.provenance import commanded_as
@@ -22,6 +26,14 @@ from rnascl_cli.errors import Interrupted, RunError, UserError, one_line
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 INTERRUPTED = "interrupted; where a checkpoint was written, the same command with --resume goes on from it"
+TOGETHER = (
+    ["search"],
+    ["train"],
+    ["adv-finetune"],
+    ["attack"],
+    ["teacher", "train"],
+    ["teacher", "measure"],
+)
 
 app = typer.Typer(
     name="rnascl",
@@ -57,19 +69,31 @@ def _root(
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
     warnings.showwarning = lambda message, *_, **__: console.warn(one_line(str(message)))  # a line like any other
-    sys.exit(run(sys.argv[1:]))
+    arguments = sys.argv[1:]
+    together = ranks.started_together() and _is_shared(arguments)
+    sys.exit(run(arguments, together=together) if together or ranks.started_first() else 0)
 
 
-def run(arguments: list[str]) -> int:
-    """Run the command line on ``arguments`` and return the exit code."""
+def _is_shared(arguments: list[str]) -> bool:
+    """Return whether several processes share the work of a command."""
+    return "--help" not in arguments and any(arguments[: len(words)] == words for words in TOGETHER)
+
+
+def run(arguments: list[str], *, together: bool = False) -> int:
+    """Run the command line on ``arguments`` and return the exit code.
+
+    Args:
+        arguments: Without the program's name.
+        together: Join the processes that torchrun has started with this one.
+    """
     try:
         _refuse_what_is_no_text(arguments)
-        with commanded_as(arguments), ending_at_once():
+        with commanded_as(arguments), ending_at_once(), _joined() if together else contextlib.nullcontext():
             outcome: Any = app(args=arguments, prog_name="rnascl", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        return _complain(INTERRUPTED, EXIT_INTERRUPTED)
+        return _stopped(INTERRUPTED, EXIT_INTERRUPTED)
     except Interrupted as stop:
-        return _complain(str(stop) or INTERRUPTED, stop.exit_code)
+        return _stopped(str(stop) or INTERRUPTED, stop.exit_code)
     except UserError as error:
         return _complain(str(error), EXIT_USAGE)
     except BrokenPipeError:
@@ -83,8 +107,16 @@ def run(arguments: list[str]) -> int:
         kind = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
         return _complain(f"{kind}{error}" if str(error) else type(error).__name__, EXIT_FAILED)
     if outcome == EXIT_INTERRUPTED:  # typer turns Ctrl-C into this code without a word
-        return _complain(INTERRUPTED, EXIT_INTERRUPTED)
+        return _stopped(INTERRUPTED, EXIT_INTERRUPTED)
     return outcome if isinstance(outcome, int) else 0
+
+
+@contextlib.contextmanager
+def _joined() -> Iterator[None]:
+    """Join the other ranks, of which only the first one shows what it does."""
+    with ranks.together():
+        console.stderr.quiet = not ranks.is_first()
+        yield
 
 
 def _refuse_what_is_no_text(arguments: list[str]) -> None:
@@ -108,8 +140,14 @@ def _usage_error(error: Any) -> int:
     return _complain(message, code) if message else code
 
 
+def _stopped(message: str, code: int) -> int:
+    """Say how to go on; every rank was stopped, and the first knows what was kept."""
+    return _complain(message, code) if ranks.is_first() else code
+
+
 def _complain(message: str, code: int = EXIT_FAILED) -> int:
     if os.environ.get("RNASCL_DEBUG"):
         traceback.print_exc()
-    print(f"rnascl: {one_line(message)}", file=sys.stderr)
+    if ranks.first_to_tell():
+        print(f"rnascl: {one_line(message)}", file=sys.stderr)
     return code

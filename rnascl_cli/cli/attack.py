@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rnascl_cli import console
+from rnascl_cli import console, ranks
 from rnascl_cli.artifacts.documents import AttackDocument
 from rnascl_cli.cli import options
 from rnascl_cli.errors import UserError
@@ -112,10 +112,10 @@ def _carry_out(assaults: Sequence[Assault], *, resume: bool, json: bool) -> None
     from rnascl_cli.stages.attack import attack
 
     documents: list[AttackDocument] = []
-    any_begun = any(assault.begun for assault in assaults)
-    for assault in assaults:
+    begun = ranks.from_first(lambda: [assault.begun for assault in assaults])
+    for assault, was_begun in zip(assaults, begun, strict=True):
         # Of several models, an interrupted command has finished some and not come to others.
-        documents.append(attack(assault, resume=resume and (assault.begun or not any_begun)))
+        documents.append(attack(assault, resume=resume and (was_begun or not any(begun))))
         attack_tables.show(documents[-1])
     if len(documents) > 1:
         attack_tables.show_side_by_side(documents)

@@ -47,7 +47,7 @@ Teacher = Annotated[
     typer.Option("--teacher", metavar="NAME|FILE", help="r18, r50, wrt34, wrt50 of the cache, a file, or timm:NAME."),
 ]
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Number of epochs; the schedules scale with it.")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images a step.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images a step, over all processes.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything random.")]
 Device = Annotated[str | None, typer.Option("--device", metavar="auto|cpu|cuda", help="Where to compute.")]
 Precision = Annotated[

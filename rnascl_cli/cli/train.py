@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rnascl_cli import console
+from rnascl_cli import console, ranks
 from rnascl_cli.artifacts.documents import DerivedDocument
 from rnascl_cli.artifacts.reading import MAX_DOCUMENT_BYTES
 from rnascl_cli.artifacts.store import parse_document, read_document
@@ -66,7 +66,7 @@ def command(
     json: options.Json = False,
 ) -> None:
     """Train a derived network from scratch under its tutors, by eq. (3), or under a rival loss."""
-    document = _read(derived)
+    document = ranks.from_first(lambda: _read(derived))
     resolved = options.build_recipe(
         "train",
         recipe=recipe,

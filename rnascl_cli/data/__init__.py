@@ -3,15 +3,19 @@
 from rnascl_cli.data.augment import Augment, augmentation
 from rnascl_cli.data.images import Batch, ImageSet, batch_count, batches, ordered_batches
 from rnascl_cli.data.load import Data, load_data
+from rnascl_cli.data.shares import Parts, Share, undivided
 
 __all__ = [
     "Augment",
     "Batch",
     "Data",
     "ImageSet",
+    "Parts",
+    "Share",
     "augmentation",
     "batch_count",
     "batches",
     "load_data",
     "ordered_batches",
+    "undivided",
 ]

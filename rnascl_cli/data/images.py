@@ -15,7 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rnascl_cli import ranks
 from rnascl_cli.data.augment import Augment, Unchanged
+from rnascl_cli.data.shares import Parts, Share, undivided
 
 Drawn = tuple[Tensor, Tensor]
 """Which images of a set (``rows_B``, on the CPU), and which view of each (``views_B``, as the augmentation drew it)."""
@@ -85,19 +87,21 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Some images of a set, augmented.
+    """Some images of a set, augmented: a whole batch, or one rank's share of it.
 
     Attributes:
         x_BCHW: float32 in [0, 1], channels_last, on the device asked for.
         y_B: int64, there too.
         rows_B: Which images of the set these are, int64, on the CPU.
         views_B: Which view of each, as the augmentation drew it, on the CPU.
+        share: Which images of the whole batch these are.
     """
 
     x_BCHW: Tensor
     y_B: Tensor
     rows_B: Tensor
     views_B: Tensor
+    share: Share
 
     def __len__(self) -> int:
         return len(self.rows_B)
@@ -117,20 +121,22 @@ def batches(
     augment: Augment,
     device: torch.device,
     behind: int = 0,
+    parts: Parts = undivided,
 ) -> Iterator[Batch]:
-    """Yield one shuffled, augmented pass over the images.
+    """Yield one shuffled, augmented pass over the images; of several ranks, each gets its share of every batch.
 
     The last batch may be smaller; where it would hold a single image, that image sits this pass out, since
     batch statistics and the split of a batch need two.
 
     Args:
         images: The set; on ``device`` already it saves the copies.
-        batch_size: Images a batch.
+        batch_size: Images a batch, over all ranks.
         generator: A CPU generator; order and augmentation are drawn from it, so that the same generator
             gives the same batches on any device.
         augment: What is done to each batch, on ``device``.
         device: Where the batches are wanted.
         behind: How many batches an interrupted pass has had already; they are drawn and not made.
+        parts: How a batch will be divided; every rank needs an image of each part.
 
     Yields:
         The batches.
@@ -139,17 +145,30 @@ def batches(
     rows = [
         order_N[number * batch_size : (number + 1) * batch_size] for number in range(batch_count(images, batch_size))
     ]
-    drawn = ((rows_B, augment.draw(len(rows_B), generator)) for rows_B in rows)
+    shares = [Share.of_batch(len(rows_B), parts) for rows_B in rows]
+    # Views are drawn for the whole batch; only this rank's images are made.
+    drawn = (
+        (share.of(rows_B), share.of(augment.draw(len(rows_B), generator)))
+        for rows_B, share in zip(rows, shares, strict=True)
+    )
     left = itertools.islice(drawn, behind, None)
-    for (rows_B, views_B), x_BCHW in images.augmented(left, augment=augment, device=device):
+    made = images.augmented(left, augment=augment, device=device)
+    for ((rows_B, views_B), x_BCHW), share in zip(made, shares[behind:], strict=True):
         x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
-        yield Batch(x_BCHW, _labels(images, rows_B, device), rows_B, views_B)
+        yield Batch(x_BCHW, _labels(images, rows_B, device), rows_B, views_B, share)
 
 
-def ordered_batches(images: ImageSet, *, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the images in order, every one of them, as they are: ``x_BCHW`` in [0, 1] and ``y_B``."""
+def ordered_batches(
+    images: ImageSet, *, batch_size: int, device: torch.device, dealt: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the images in order, every one of them, as they are: ``x_BCHW`` in [0, 1] and ``y_B``.
+
+    With ``dealt``, ranks get whole batches in turn, so that each batch is the one that a single process would have.
+    """
     ends = [min(start + batch_size, len(images)) for start in range(0, len(images), batch_size)]
-    rows = (torch.arange(batch_size * number, end) for number, end in enumerate(ends))
+    rows = [torch.arange(batch_size * number, end) for number, end in enumerate(ends)]
+    if dealt:
+        rows = rows[ranks.rank() :: ranks.size()]
     drawn = ((rows_B, torch.zeros_like(rows_B)) for rows_B in rows)
     for (rows_B, _), x_BCHW in images.augmented(drawn, augment=Unchanged(), device=device):
         yield x_BCHW, _labels(images, rows_B, device)

@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 
+from rnascl_cli import ranks
 from rnascl_cli.artifacts.documents import DataReference
 from rnascl_cli.data import builtin
 from rnascl_cli.data.folder import folder, imagenet, imagenet100
@@ -122,6 +123,11 @@ def load_data(settings: DataSettings, *, seed: int, training: bool = True) -> Da
         UserError: An unknown spec, a missing or malformed folder, an image that does not decode (named), a
             set that does not fit in memory, or no training images where they are needed.
     """
+    with ranks.local_first():
+        return _load_data(settings, seed=seed, training=training)
+
+
+def _load_data(settings: DataSettings, *, seed: int, training: bool) -> Data:
     source = _source(settings.spec)
     subset = functools.partial(_subset, settings=settings, seed=seed, feeder=_feeder(settings))
     test = subset(source.test, settings.limit_test, name="test")

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from rnascl_cli import ranks
 from rnascl_cli.artifacts.archives import refuse_bomb
 from rnascl_cli.artifacts.store import write_with
 from rnascl_cli.console import warn
@@ -27,20 +28,30 @@ CHUNK = 2**20
 
 
 def write_checkpoint(folder: Path, content: dict[str, Any]) -> None:
-    """Write ``content``, tensors and plain values, as the folder's checkpoint.
+    """Write ``content``, tensors and plain values, as the folder's checkpoint; of several ranks, the first does.
 
     Raises:
         WriteError: The disk is full or the folder read-only; the checkpoint before is unchanged.
     """
-    write_with(folder / CHECKPOINT, lambda path: _fill(path, content), keep=folder / PREVIOUS)
+    if ranks.is_first():
+        write_with(folder / CHECKPOINT, lambda path: _fill(path, content), keep=folder / PREVIOUS)
 
 
 def read_newest(folder: Path, device: torch.device) -> tuple[Path, dict[str, Any]]:
     """Read the folder's checkpoint, or the one before where that is damaged or was not yet in place.
 
+    Of several ranks the first reads it for all: the others need not see the folder.
+
     Raises:
         UserError: There is none that is whole.
     """
+    if ranks.size() == 1:
+        return _read_newest(folder, device)
+    path, content = ranks.from_first(lambda: _read_newest(folder, torch.device("cpu")))
+    return path, _moved(content, device)
+
+
+def _read_newest(folder: Path, device: torch.device) -> tuple[Path, dict[str, Any]]:
     newest, before = folder / CHECKPOINT, folder / PREVIOUS
     if not newest.is_file() and before.is_file():  # stopped between two renames
         return before, read_checkpoint(before, device)
@@ -98,6 +109,14 @@ def _tensors(state: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(state, dict):
         for key, value in state.items():
             yield from _tensors(value, f"{name}.{key}" if name else str(key))
+
+
+def _moved(state: Any, device: torch.device) -> Any:
+    if isinstance(state, Tensor):
+        return state.to(device)
+    if isinstance(state, dict):
+        return {key: _moved(value, device) for key, value in state.items()}
+    return [_moved(value, device) for value in state] if isinstance(state, list) else state
 
 
 class _UnsealedError(ValueError):

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from rnascl_cli import ranks
 from rnascl_cli.engine.heap import keep_freed_memory
 from rnascl_cli.errors import UserError
 
@@ -61,10 +62,11 @@ class Compute:
 
     @property
     def device_name(self) -> str:
-        """What to call the device in a result, e.g. ``"cpu (AMD EPYC, 2 threads)"``."""
+        """What to call the device in a result, e.g. ``"cpu (AMD EPYC, 2 threads)"``, or ``"8 x cuda (...)"``."""
+        count = f"{ranks.size()} x " if ranks.size() > 1 else ""
         if self.device.type == "cuda":
-            return f"cuda ({torch.cuda.get_device_name(self.device)})"
-        return f"cpu ({_cpu_model()}, {torch.get_num_threads()} threads)"
+            return f"{count}cuda ({torch.cuda.get_device_name(self.device)})"
+        return f"{count}cpu ({_cpu_model()}, {torch.get_num_threads()} threads)"
 
     @property
     def precision(self) -> str:
@@ -87,7 +89,7 @@ def resolve_compute(
         deterministic: Make this process deterministic first, see :func:`make_deterministic`.
 
     Raises:
-        UserError: CUDA was asked for and is not there.
+        UserError: CUDA was asked for and is not there, or there are more processes than GPUs on this machine.
     """
     if deterministic:
         make_deterministic()
@@ -96,6 +98,11 @@ def resolve_compute(
     where = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     if where.type == "cpu":
         keep_freed_memory()
+    elif ranks.local_size() > torch.cuda.device_count():
+        raise UserError(
+            f"torchrun --nproc-per-node {ranks.local_size()}: this machine has {torch.cuda.device_count()} GPUs; start "
+            "one process a GPU, or use --device cpu"
+        )
     if precision != "auto":
         return Compute(where, precision, precision)
     if where.type == "cuda":

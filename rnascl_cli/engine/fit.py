@@ -17,7 +17,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from rnascl_cli.data import Augment, Batch, ImageSet, batch_count, batches
+from rnascl_cli import ranks
+from rnascl_cli.data import Augment, Batch, ImageSet, Parts, batch_count, batches, undivided
+from rnascl_cli.engine.agreement import Agreement, Wish
 from rnascl_cli.engine.checkpoint import first_not_finite, read_newest, write_checkpoint
 from rnascl_cli.engine.compute import Compute, peak_memory_bytes
 from rnascl_cli.engine.interrupts import StopRequest, finishing_steps
@@ -76,7 +78,10 @@ class Task(Protocol):
         ...
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """Take one step; return detached scalars by name: ``loss``, its terms, ``train_accuracy``."""
+        """Take one step; return detached scalars by name: ``loss``, its terms, ``train_accuracy``.
+
+        Of several ranks each has its share of the batch (``batch.share``), and means are over that.
+        """
         ...
 
     def end_epoch(self) -> dict[str, Any]:
@@ -100,7 +105,7 @@ class Plan:
     Attributes:
         stage: Its name in messages and random streams.
         epochs: Number of passes over ``images``.
-        batch_size: Images a step; the last batch of an epoch may be smaller.
+        batch_size: Images a step, over all ranks; the last batch of an epoch may be smaller.
         seed: Seed of the run.
         images: The training images.
         augment: Applied to each batch on the device.
@@ -108,6 +113,7 @@ class Plan:
         run: Where metrics and checkpoints go.
         identity: What must be the same for a checkpoint to fit: recipe, data and teacher, as JSON-able values.
         checkpoint_seconds: The longest an epoch goes on without a checkpoint in its middle.
+        parts: How the task's step divides a batch.
     """
 
     stage: str
@@ -120,6 +126,7 @@ class Plan:
     run: RunDirectory
     identity: dict[str, Any]
     checkpoint_seconds: float = math.inf
+    parts: Parts = undivided
 
 
 def fit(task: Task, plan: Plan) -> History:
@@ -144,7 +151,7 @@ def fit(task: Task, plan: Plan) -> History:
                 break
             loop.epoch(under_way or loop.begin(epoch))
             under_way = None
-    (plan.run.path / PREVIOUS).unlink(missing_ok=True)
+    plan.run.remove(PREVIOUS)
     return loop.history
 
 
@@ -169,6 +176,7 @@ class _Loop:
     def __init__(self, task: Task, plan: Plan, images: ImageSet, stop: StopRequest) -> None:
         self.task, self.plan, self.images, self.stop = task, plan, images, stop
         self.history: History = []
+        self._agreement = Agreement()
         self._steps = batch_count(images, plan.batch_size)
         self._saved_at = time.monotonic()
 
@@ -186,17 +194,18 @@ class _Loop:
             for batch in self._batches(epoch, behind=tally.steps):
                 self._step(tally, batch)
                 advance()
-                if self._pause_wanted():
+                wish = self._agreement.after_step(self._wish())
+                if wish.signum or wish.checkpoint:
                     tally.seconds = time.perf_counter() - began
                     tally.check()
                     self._save(tally, under_way.state_dict())
-                    self._obey(f"epoch {epoch + 1}, step {tally.steps} of {self._steps}")
+                    self._obey(wish, f"epoch {epoch + 1}, step {tally.steps} of {self._steps}")
         means = tally.means()
         self.history.append(self._entry(epoch, {**means, **task.end_epoch()}, began))
         self._save(tally)
         plan.run.write_metrics(self.history)
         say_epoch(plan.stage, self.history[-1], plan.epochs)
-        self._obey(f"the end of epoch {epoch + 1}")
+        self._obey(self._agreement.at_end(self._wish()), f"the end of epoch {epoch + 1}")
 
     def _batches(self, epoch: int, *, behind: int) -> Iterator[Batch]:
         """Yield the epoch's batches but for the first ``behind``, which an interrupted run has had."""
@@ -207,6 +216,7 @@ class _Loop:
             augment=self.plan.augment,
             device=self.plan.compute.device,
             behind=behind,
+            parts=self.plan.parts,
         )
 
     def _step(self, tally: Tally, batch: Batch) -> None:
@@ -215,12 +225,13 @@ class _Loop:
             set_learning_rate(item.optimiser, learning_rate(item.schedule, item.base, share))
         set_place(self.plan.stage, epoch=tally.epoch, step=tally.steps)
         try:
-            metrics = self.task.step(batch)
+            with ranks.alike(batch.share.alike):
+                metrics = self.task.step(batch)
         except ValueError as error:
             if LONELY in str(error):
                 raise RunError(faulty("batch statistics", LONELY_MEND)) from None
             raise
-        tally.add(metrics, len(batch))
+        tally.add(metrics, batch.share.counted)
 
     def _entry(self, epoch: int, metrics: dict[str, Any], began: float) -> dict[str, Any]:
         first, plan = self.task.optimisers[0], self.plan
@@ -234,17 +245,16 @@ class _Loop:
             "peak_memory_bytes": peak_memory_bytes(plan.compute.device),
         }
 
-    def _pause_wanted(self) -> bool:
-        """Return whether to write a checkpoint between two steps."""
-        return self.stop.signum is not None or time.monotonic() - self._saved_at >= self.plan.checkpoint_seconds
+    def _wish(self) -> Wish:
+        """Return what this rank wants to be done between two steps."""
+        due = time.monotonic() - self._saved_at >= self.plan.checkpoint_seconds
+        return Wish(self.stop.signum or 0, checkpoint=due)
 
-    def _obey(self, where: str) -> None:
-        """End the run if that was asked for; the checkpoint has just been written."""
-        if self.stop.signum is not None:
-            raise Interrupted(
-                self.stop.signum,
-                f"{self.plan.stage}: stopped at {where}; go on with: {command_to_resume(self.plan.run)}",
-            )
+    def _obey(self, wish: Wish, where: str) -> None:
+        """End the run if that is wanted; the checkpoint has just been written."""
+        if wish.signum:
+            again = command_to_resume(self.plan.run)
+            raise Interrupted(wish.signum, f"{self.plan.stage}: stopped at {where}; go on with: {again}")
 
     def _save(self, tally: Tally, under_way: dict[str, Any] | None = None) -> None:
         """Write the checkpoint, unless a weight in it is not finite."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
+from rnascl_cli import ranks
 from rnascl_cli.errors import Interrupted
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -49,8 +50,9 @@ def finishing_steps() -> Iterator[StopRequest]:
         request.signum = signum
         # Not by print: the signal may have come in the middle of one.
         line = f"\nrnascl: {NAMES[signal.Signals(signum)]}: stopping after this step; once more to stop at once\n"
-        with contextlib.suppress(OSError):
-            os.write(2, line.encode())
+        if ranks.is_first():
+            with contextlib.suppress(OSError):
+                os.write(2, line.encode())
 
     with _handling(STOPPING, note):
         yield request

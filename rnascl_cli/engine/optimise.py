@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from rnascl_cli import ranks
 from rnascl_cli.recipes import SGD, Optimiser, Schedule, StepSchedule
 
 
@@ -37,11 +38,33 @@ def learning_rate(schedule: Schedule, base: float, progress: float) -> float:
     return base * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def descend(optimiser: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    """Take one step down the gradient of ``loss``."""
+def descend(optimiser: torch.optim.Optimizer, loss: Tensor, *, images: int | None = None) -> None:
+    """Take one step down the gradient of ``loss``; of several ranks, down that of the mean over all their images.
+
+    Args:
+        optimiser: Of the parameters that move.
+        loss: A mean over this rank's images, or something that is the same on every rank.
+        images: How many images those are; needed where there are several ranks.
+    """
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    if ranks.size() == 1:
+        loss.backward()  # type: ignore[no-untyped-call]
+    else:
+        assert images is not None, "with several ranks it must be said how many images a loss is the mean over"
+        # Not weighted after backward: that adds up slopes of all ranks' losses in each shared BatchNorm.
+        (loss * images).backward()  # type: ignore[no-untyped-call]
+        _average_gradients([p for group in optimiser.param_groups for p in group["params"]], images)
     optimiser.step()
+
+
+def _average_gradients(parameters: Iterable[nn.Parameter], images: int) -> None:
+    """Replace gradients of sums over images by their mean over all ranks' images, by one message."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    count = torch.full((1,), images, dtype=gradients[0].dtype, device=gradients[0].device)
+    flat = ranks.add_over_ranks(torch.cat([*(gradient.flatten() for gradient in gradients), count]))
+    means = torch.split(flat[:-1] / flat[-1], [gradient.numel() for gradient in gradients])
+    for gradient, mean in zip(gradients, means, strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, value: float) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 
-from rnascl_cli import __version__
+from rnascl_cli import __version__, ranks
 from rnascl_cli.artifacts.documents import DataReference, Provenance, TeacherReference
 from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.recipes import Recipe
@@ -94,7 +94,16 @@ def with_resume(command: Sequence[str], *, out: Path | None, derived: Path | Non
         words = [str(derived) if word == "-" else word for word in words]
     if out is not None and not any(word == "--out" or word.startswith("--out=") for word in words):
         words += ["--out", str(out)]
-    return shlex.join([*words, "--resume"])
+    return shlex.join([*_launcher(), *words[1:], "--resume"])
+
+
+def _launcher() -> list[str]:
+    """Return the words that start rnascl as it was started."""
+    if ranks.size() == 1:
+        return ["rnascl"]
+    machines = ranks.size() // ranks.local_size()
+    nodes = [f"--nnodes={machines}"] if machines > 1 else []
+    return ["torchrun", *nodes, f"--nproc-per-node={ranks.local_size()}", "-m", "rnascl_cli"]
 
 
 def running_command() -> list[str]:

@@ -1,4 +1,7 @@
-"""Run directories: never overwritten by accident, written only once the inputs are known to be good, by one process."""
+"""Run directories: never overwritten by accident, written only once the inputs are known to be good, by one process.
+
+Of several ranks that is the first: the others learn from it what it found there, and need not see the folder.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rnascl_cli import ranks
 from rnascl_cli.artifacts.documents import Document
-from rnascl_cli.artifacts.store import STUDENT, is_temporary, read_document, write_text
+from rnascl_cli.artifacts.store import STUDENT, is_temporary, read_document, sha256_file, write_text
 from rnascl_cli.console import say
 from rnascl_cli.engine.lock import LOCK, Lock, lock_directory, refuse_if_in_use
 from rnascl_cli.errors import UserError, WriteError
@@ -67,6 +71,10 @@ class RunDirectory:
             UserError: It exists and neither ``force`` nor ``resume`` is given, it is no folder, it holds another
                 stage's run, there is nothing to resume, or another process is writing there.
         """
+        return ranks.from_first(lambda: cls._claim(path, own=own, force=force, resume=resume, out=out))
+
+    @classmethod
+    def _claim(cls, path: Path, *, own: str | None, force: bool, resume: bool, out: Path | None) -> RunDirectory:
         if force and resume:
             raise UserError("--force and --resume exclude each other")
         if path.exists() and not path.is_dir():
@@ -95,6 +103,8 @@ class RunDirectory:
             UserError: The folder cannot be made, or another process was quicker.
             WriteError: The folder is read-only.
         """
+        if not ranks.is_first():
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -115,14 +125,29 @@ class RunDirectory:
         To be asked after the checkpoint has been found to fit: the artifact is then left as it is, so that what
         was made from it still names its hash.
         """
-        if not self.resume or not (self.path / name).is_file():
+        if not self.resume:
+            return None
+        return ranks.from_first(lambda: self._finished(kind, name))
+
+    def _finished(self, kind: type[D], name: str) -> D | None:
+        if not (self.path / name).is_file():
             return None
         say(f"{self.path}: had finished already; left as it is")
         return read_document(self.path / name, kind)
 
+    def sha256(self, name: str) -> str:
+        """Return the sha256 of one of its files."""
+        return ranks.from_first(lambda: sha256_file(self.path / name))
+
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """Write ``metrics.jsonl``: a line an epoch."""
-        write_text(self.path / METRICS, "".join(json.dumps(entry) + "\n" for entry in history))
+        if ranks.is_first():
+            write_text(self.path / METRICS, "".join(json.dumps(entry) + "\n" for entry in history))
+
+    def remove(self, name: str) -> None:
+        """Remove one of its files, if it is there."""
+        if ranks.is_first():
+            _remove(self.path / name)
 
 
 def has_checkpoint(path: Path) -> bool:

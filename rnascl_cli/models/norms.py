@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rnascl_cli import ranks
+from rnascl_cli.errors import UserError
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -29,7 +31,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (B, C, H, W); the affine step carries the mask."""
-        shared = self.training and ranks.size() > 1
+        shared = self.training and ranks.share_batches()
         if self.affine_mask is None and not shared:
             plain: Tensor = super().forward(input)
             return plain
@@ -47,10 +49,19 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 def over_all_ranks(model: nn.Module) -> nn.Module:
-    """Make every plain ``nn.BatchNorm2d`` of a model one whose batch is that of all ranks, in place; return it."""
-    for module in model.modules():
+    """Make every plain ``nn.BatchNorm2d`` of a model one whose batch is that of all ranks, in place; return it.
+
+    Raises:
+        UserError: There are several ranks, and the model has norms over the batch of another kind.
+    """
+    for name, module in model.named_modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = BatchNorm2d
+        elif isinstance(module, _BatchNorm) and not isinstance(module, BatchNorm2d) and ranks.size() > 1:
+            raise UserError(
+                f"torchrun: layer {name} is a {type(module).__name__}, whose statistics several processes cannot take "
+                "together; train this network in one process"
+            )
     return model
 
 

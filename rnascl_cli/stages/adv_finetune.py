@@ -96,7 +96,7 @@ def adv_finetune(source: Path, recipe: Recipe, run: RunDirectory) -> AdvFinetune
         compute=compute,
         data=data,
         teacher=teacher,
-        inputs={**inputs, "derived.json": sha256_file(run.path / "derived.json")},
+        inputs={**inputs, "derived.json": run.sha256("derived.json")},
     )
     document = AdvFinetuneDocument(
         provenance=provenance,

@@ -10,16 +10,17 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from rnascl_cli import console
+from rnascl_cli import console, ranks
 from rnascl_cli.artifacts.documents import AttackDocument
 from rnascl_cli.artifacts.store import read_document, write_document
 from rnascl_cli.attacks.audit import audit_model
 from rnascl_cli.attacks.capture import Captured
 from rnascl_cli.attacks.domain import Domain
-from rnascl_cli.attacks.evaluate import Advance, Evaluator
+from rnascl_cli.attacks.evaluate import Evaluator
 from rnascl_cli.attacks.gradient import Model
 from rnascl_cli.attacks.journal import Journal
 from rnascl_cli.attacks.masking import masking_signs
+from rnascl_cli.attacks.meter import Advance
 from rnascl_cli.attacks.precision import exact_float32
 from rnascl_cli.engine.compute import Compute
 from rnascl_cli.engine.folding import folded
@@ -49,7 +50,7 @@ SAMPLE = 16
 
 
 def attack(assault: Assault, *, resume: bool = False) -> AttackDocument:
-    """Attack the test images with every attack at every eps, and write ``attack.json``.
+    """Attack the test images with every attack at every eps, and write ``attack.json``; several ranks share the work.
 
     Args:
         assault: What to do; from :func:`rnascl_cli.stages.attack_plan.plan`.
@@ -59,13 +60,13 @@ def attack(assault: Assault, *, resume: bool = False) -> AttackDocument:
     Raises:
         UserError: There is nothing to go on with, or it is of another attack.
     """
-    if resume and (document := _finished(assault)) is not None:
+    if resume and (document := ranks.from_first(lambda: _finished(assault))) is not None:
         return document
     recipe, data, settings = assault.recipe, assault.data, assault.recipe.attack
     model = assault.target.loaded.module.to(assault.compute.device)
     model.to(memory_format=_layout(assault.compute))
     domain = assault.domain
-    lock = _lock(assault, resume=resume)
+    lock = _lock(assault, resume=resume) if ranks.is_first() else None
     with _hint_at_resume(assault), evaluating(model), frozen(model.parameters()):
         journal = _opened(assault, resume=resume)
         evaluator = _evaluator(model, assault, domain, journal)
@@ -104,7 +105,8 @@ def attack(assault: Assault, *, resume: bool = False) -> AttackDocument:
     )
     write_document(assault.directory / ATTACK_JSON, document)
     journal.remove()
-    lock.release()
+    if lock is not None:
+        lock.release()
     console.say(f"wrote {assault.directory / ATTACK_JSON}")
     return document
 

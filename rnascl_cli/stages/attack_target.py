@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rnascl_cli import ranks
 from rnascl_cli.artifacts.documents import AdvFinetuneDocument, Provenance, TrainDocument
 from rnascl_cli.artifacts.store import read_document, sha256_file
 from rnascl_cli.data import Data
@@ -99,7 +100,7 @@ def _path_words(name: str) -> tuple[str, ...]:
 
 
 def claim_directory(target: Target, out: Path, *, force: bool, resume: bool) -> None:
-    """Check that ``attack.json`` may be written to ``out``, without touching anything.
+    """Check that ``attack.json`` may be written to ``out``, without touching anything; the first rank does.
 
     The model's own run directory takes it beside its other artifacts. No file but ``attack.json`` is ever
     replaced.
@@ -107,6 +108,8 @@ def claim_directory(target: Target, out: Path, *, force: bool, resume: bool) -> 
     Raises:
         UserError: The result, or somebody else's folder, is there already, or another process is writing there.
     """
+    if not ranks.is_first():
+        return
     if force and resume:
         raise UserError("--force and --resume exclude each other")
     if out.exists() and not out.is_dir():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnascl_cli.attacks.gradient import Linf, LossB, cross_entropy, projected_gradient
+from rnascl_cli.data import Share
 from rnascl_cli.recipes import PerturbationSettings, RobustSettings, TeacherTrainSettings
 
 NEAR_START_STD = 0.001  # of the Gaussian from which TRADES and RSLAD start: at x itself, TRADES's gradient is 0
@@ -30,6 +31,7 @@ def perturb(
     *,
     noise: torch.Generator,
     teacher_BK: Tensor | None = None,
+    share: Share | None = None,
 ) -> Tensor:
     """Return the perturbed images that the method trains on, inside the L-inf ball and [0, 1].
 
@@ -40,7 +42,9 @@ def perturb(
         settings: Method, eps, step and number of steps.
         noise: The starting points are drawn from it.
         teacher_BK: The teacher's logits of the clean images; for ``rslad``.
+        share: Which images of a batch these are; None where there are no other ranks to have the rest.
     """
+    share = share or Share.alone(len(x_BCHW))
     perturbation: PerturbationSettings = settings.perturbation
     ball = Linf(perturbation.eps)
     step_size, steps = perturbation.step_size, perturbation.steps
@@ -52,10 +56,11 @@ def perturb(
                 target_BK = model(x_BCHW)
         assert target_BK is not None, "rslad needs the teacher's logits"
         loss = kl_from(target_BK)
-        start = NEAR_START_STD * torch.randn(x_BCHW.shape, generator=noise).to(x_BCHW, non_blocking=True)
+        start = share.drawn(x_BCHW, lambda like: NEAR_START_STD * torch.randn(like.shape, generator=noise))
+        start = start.to(x_BCHW, non_blocking=True)
     else:
         loss = cross_entropy(y_B)
-        start = ball.noise(x_BCHW, noise)
+        start = share.drawn(x_BCHW, lambda like: ball.noise(like, noise))
         if settings.method in ONE_STEP:
             step_size, steps = FAST_STEP * perturbation.eps, 1
     return projected_gradient(

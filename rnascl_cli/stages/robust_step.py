@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from rnascl_cli.data import Share
 from rnascl_cli.distill.robust_objectives import (
     Terms,
     ard_terms,
@@ -73,6 +74,7 @@ class RobustObjective:
         *,
         noise: torch.Generator,
         teacher_BK: Tensor | None,
+        share: Share,
         unwatched: contextlib.AbstractContextManager[None],
     ) -> Tensor:
         """Return the perturbed images; neither weights, gradients nor statistics of the network move.
@@ -86,11 +88,12 @@ class RobustObjective:
             y_B: Their labels.
             noise: The starting points are drawn from it.
             teacher_BK: The teacher's logits of the clean images.
+            share: Which images of a batch these are.
             unwatched: In which the network's attention maps are not taken.
         """
         assert network.training
         with self._statistics(network), frozen(network.parameters()), unwatched:
-            return perturb(network, x_BCHW, y_B, self._settings, noise=noise, teacher_BK=teacher_BK)
+            return perturb(network, x_BCHW, y_B, self._settings, noise=noise, teacher_BK=teacher_BK, share=share)
 
     def terms(self, clean_BK: Tensor, perturbed_BK: Tensor, y_B: Tensor, teacher_BK: Tensor | None) -> Terms:
         """Return the method's terms by name, for the network's logits of the clean and the perturbed images."""

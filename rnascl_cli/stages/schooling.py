@@ -21,6 +21,7 @@ from rnascl_cli.stages.inspection import warn_without_perturbation
 from rnascl_cli.stages.planning import plan_training
 from rnascl_cli.stages.rivalry import find_guide, rivalry
 from rnascl_cli.stages.robust_step import needs_teacher
+from rnascl_cli.stages.sharing import check_can_be_shared
 from rnascl_cli.stages.student_task import StudentTask
 from rnascl_cli.stages.teacher_outputs import keep_outputs
 from rnascl_cli.stages.teaching import uses_tutors
@@ -73,9 +74,12 @@ def school(
         RunError: The loss became NaN or infinite.
     """
     attention, method = settings.attention, needs_teacher(settings)
+    distill = settings.distill if isinstance(settings, TrainSettings) else None
+    check_can_be_shared(
+        min(settings.batch_size, len(data.train)), attention=attention, rival=distill.name if distill else None
+    )
     if settings.stop is not None:
         require_holdout(data, who=f"--select {settings.stop.on}")
-    distill = settings.distill if isinstance(settings, TrainSettings) else None
     guide = find_guide(recipe.teacher, distill, derived, data=data) if distill else None
     teacher = paradigm_teacher(
         recipe.teacher, paradigm, derived, data=data, attention=attention, kl=settings.kl, method=method

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rnascl_cli.data import Share
 from rnascl_cli.distill.objectives import cross_entropy
 from rnascl_cli.distill.robust_objectives import Terms
 from rnascl_cli.engine.compute import Compute
@@ -34,6 +35,15 @@ class Mixture(nn.Module):
         """Map images in [0, 1] to logits."""
         logits: Tensor = self.supernet(x_bCHW, self.g_DN)
         return logits
+
+
+class Part(NamedTuple):
+    """The images of one part of a batch that this process has, and what the teacher says about them."""
+
+    x_bCHW: Tensor
+    y_b: Tensor
+    lesson: Lesson | None
+    share: Share
 
 
 class ImageTerms(NamedTuple):
@@ -65,31 +75,28 @@ class SearchImages:
         self._supernet, self._recorder, self._compute = supernet, recorder, compute
         self._robust = robust_objective(settings, statistics="batch")
 
-    def perturbed(
-        self, x_bCHW: Tensor, y_b: Tensor, lesson: Lesson | None, g_DN: Tensor, *, noise: torch.Generator
-    ) -> Tensor | None:
+    def perturbed(self, part: Part, g_DN: Tensor, *, noise: torch.Generator) -> Tensor | None:
         """Return the images perturbed against the supernet under the widths ``g``; None where none are wanted."""
         if self._robust is None:
             return None
         return self._robust.perturb(
             Mixture(self._supernet, g_DN.detach()),
-            x_bCHW,
-            y_b,
+            part.x_bCHW,
+            part.y_b,
             noise=own_stream(noise),
-            teacher_BK=None if lesson is None else lesson.logits_BK,
+            teacher_BK=None if part.lesson is None else part.lesson.logits_BK,
+            share=part.share,
             unwatched=self._unwatched(),
         )
 
-    def terms(
-        self, clean_bK: Tensor, adversarial_bCHW: Tensor | None, y_b: Tensor, lesson: Lesson | None, g_DN: Tensor
-    ) -> ImageTerms:
+    def terms(self, part: Part, clean_bK: Tensor, adversarial_bCHW: Tensor | None, g_DN: Tensor) -> ImageTerms:
         """Return the cross-entropy of the clean images, or the method's terms; the clean maps must be taken before."""
         if self._robust is None or adversarial_bCHW is None:
-            return ImageTerms({"ce": cross_entropy(clean_bK, y_b)}, {}, None)
+            return ImageTerms({"ce": cross_entropy(clean_bK, part.y_b)}, {}, None)
         with self._compute.student_autocast(), self._unwatched():
             perturbed_bK = self._supernet(adversarial_bCHW, g_DN)
-        teacher_bK = None if lesson is None else lesson.logits_BK
-        terms = self._robust.terms(clean_bK, perturbed_bK, y_b, teacher_bK)
+        teacher_bK = None if part.lesson is None else part.lesson.logits_BK
+        terms = self._robust.terms(clean_bK, perturbed_bK, part.y_b, teacher_bK)
         return ImageTerms(terms, self._robust.weights, perturbed_bK)
 
     def _unwatched(self) -> contextlib.AbstractContextManager[None]:

@@ -91,7 +91,7 @@ class StudentTask:
         x_BCHW, y_B, apprentice = batch.x_BCHW, batch.y_B, self._apprentice
         lesson = apprentice.lesson(batch)
         apprentice.student.train()
-        adversarial_BCHW = self._perturb(x_BCHW, y_B, lesson)
+        adversarial_BCHW = self._perturb(batch, lesson)
         # The clean answer first: its maps must be taken before the perturbed images run through the taps.
         clean = apprentice.answer(x_BCHW)
         right = {"train_accuracy": _share_right(clean.logits_BK, y_B)}
@@ -104,19 +104,20 @@ class StudentTask:
             right["train_robust_accuracy"] = _share_right(perturbed_BK, y_B)
         terms |= apprentice.teacher_terms(batch, clean, lesson)
         loss = add_up(terms, {**weights, **apprentice.weights})
-        descend(self.optimisers[0].optimiser, loss)
+        descend(self.optimisers[0].optimiser, loss, images=len(batch))
         if self._average is not None:
             self._average.after_step()
         return {name: value.detach() for name, value in {"loss": loss, **terms, **right}.items()}
 
-    def _perturb(self, x_BCHW: Tensor, y_B: Tensor, lesson: Lesson | None) -> Tensor | None:
+    def _perturb(self, batch: Batch, lesson: Lesson | None) -> Tensor | None:
         if self._robust is None:
             return None
         return self._robust.perturb(
             self._apprentice.student,
-            x_BCHW,
-            y_B,
+            batch.x_BCHW,
+            batch.y_B,
             noise=self._noise,
+            share=batch.share,
             teacher_BK=None if lesson is None else lesson.logits_BK,
             unwatched=self._apprentice.unwatched(),
         )

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rnascl_cli import __version__
+from rnascl_cli import __version__, ranks
 from rnascl_cli.console import warn
 from rnascl_cli.data import Batch, Data, ImageSet, load_data
 from rnascl_cli.data.augment import LARGEST_CIFAR_LIKE
@@ -34,12 +34,14 @@ from rnascl_cli.engine.run_directory import CHECKPOINT, RunDirectory, clear_left
 from rnascl_cli.engine.seeds import generator
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.checkpoints import SUFFIX, Teacher, read_teacher, write_teacher
+from rnascl_cli.models.norms import over_all_ranks
 from rnascl_cli.models.teachers import TeacherArchitecture, architecture_named, build_teacher
 from rnascl_cli.recipes import Recipe, StopSettings, TeacherTrainSettings
 from rnascl_cli.stages.choosing import Best, Validation, require_holdout
 from rnascl_cli.stages.inspection import warn_without_perturbation
 from rnascl_cli.stages.perturbing import perturb
 from rnascl_cli.stages.planning import plan_training
+from rnascl_cli.stages.sharing import check_can_be_shared
 from rnascl_cli.stages.teacher_measuring import Measured, measure
 
 STAGE = "teacher-train"
@@ -104,6 +106,7 @@ def train_teacher(recipe: Recipe, out: Path, run: RunDirectory) -> Trained:
     data = load_data(recipe.data, seed=recipe.seed)
     check_size(architecture, data)
     require_holdout(data, who="teacher training")
+    check_can_be_shared(min(settings.batch_size, len(data.train)), attention=None)
     warn_without_perturbation(STAGE, settings.perturbation, term="loss")
     if start is None:
         module = fresh_teacher(architecture, data, seed=recipe.seed)
@@ -112,10 +115,10 @@ def train_teacher(recipe: Recipe, out: Path, run: RunDirectory) -> Trained:
         if Path(start.reference.path).resolve() == out.resolve():
             raise UserError(f"--out {out}: is the teacher to start from, and would be lost; name another")
         module = start.module.requires_grad_(True)
-    module = module.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = over_all_ranks(module).to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     run.create()
-    if out.parent.is_dir():
+    if out.parent.is_dir() and ranks.is_first():
         clear_left_behind(out.parent, [out.name])
     task = AdversarialTraining(module, settings, holdout=data.holdout, compute=compute, seed=recipe.seed)
     fit(task, plan_training(STAGE, recipe, settings, data=data, compute=compute, run=run, teacher=start))
@@ -130,7 +133,7 @@ def train_teacher(recipe: Recipe, out: Path, run: RunDirectory) -> Trained:
         num_classes=data.num_classes,
         about=_about(recipe, data, task.best, measured, start),
     )
-    (run.path / CHECKPOINT).unlink(missing_ok=True)
+    run.remove(CHECKPOINT)
     return Trained(out, sha256, task.best.epoch + 1, task.best.validation, measured)
 
 
@@ -230,7 +233,7 @@ class AdversarialTraining:
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Perturb the batch, then take one step of SGD on the perturbed images; for TRADES on the clean ones too."""
         x_BCHW, y_B = batch.x_BCHW, batch.y_B
-        adversarial_BCHW = self._perturb(x_BCHW, y_B)
+        adversarial_BCHW = self._perturb(batch)
         terms: dict[str, Tensor] = {}
         right: dict[str, Tensor] = {}
         with self._compute.student_autocast():
@@ -243,20 +246,20 @@ class AdversarialTraining:
                 perturbed_BK = self._module(adversarial_BCHW)
                 terms = hardened_terms(perturbed_BK, y_B)
         loss = add_up(terms, {"adversarial": self._settings.beta if self._settings.method == "trades" else 1.0})
-        descend(self.optimisers[0].optimiser, loss)
+        descend(self.optimisers[0].optimiser, loss, images=len(batch))
         if self._average is not None:
             self._average.after_step()
         right["train_robust_accuracy"] = _share_right(perturbed_BK, y_B)
         return {name: value.detach() for name, value in {"loss": loss, **terms, **right}.items()}
 
-    def _perturb(self, x_BCHW: Tensor, y_B: Tensor) -> Tensor:
+    def _perturb(self, batch: Batch) -> Tensor:
         # Train mode on the cross-entropy, as Madry, Wong and Rice do: from scratch, running statistics lag far behind
         # the weights, and what is to be fooled is the function that the step then trains. The passes on half-made
         # images leave the running statistics alone. TRADES's authors look for its images in eval mode.
         module = self._module
         mode = evaluating(module) if self._settings.method == "trades" else fixed_statistics(module)
         with mode, frozen(module.parameters()), self._compute.student_autocast():
-            return perturb(module, x_BCHW, y_B, self._settings, noise=self._noise)
+            return perturb(module, batch.x_BCHW, batch.y_B, self._settings, noise=self._noise, share=batch.share)
 
     def end_epoch(self) -> dict[str, Any]:
         """Measure clean and PGD-10 accuracy on the held-out images; keep the weights if they are the best."""

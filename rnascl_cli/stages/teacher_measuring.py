@@ -11,6 +11,7 @@ from fractions import Fraction
 import torch
 from torch import nn
 
+from rnascl_cli import ranks
 from rnascl_cli.attacks.gradient import Linf, cross_entropy, projected_gradient
 from rnascl_cli.console import say
 from rnascl_cli.data import Data, ImageSet, ordered_batches
@@ -51,16 +52,23 @@ def robust_accuracy(
 ) -> float:
     """Return the share of images that are right, and stay right under PGD with random start and steps of eps/4.
 
-    In eval mode and float32.
+    In eval mode and float32. Several ranks take batches in turn; each gets the number.
     """
     right = 0
     ball = Linf(eps)
+    own = ordered_batches(images, batch_size=BATCH, device=compute.device, dealt=True)
     with (
         evaluating(module),
         frozen(module.parameters()),
         progress(f"PGD-{steps}", len(images)) as advance,
     ):
-        for x_BCHW, y_B in ordered_batches(images, batch_size=BATCH, device=compute.device):
+        for number, first in enumerate(range(0, len(images), BATCH)):
+            size = min(BATCH, len(images) - first)
+            if number % ranks.size() != ranks.rank():
+                ball.noise(torch.empty(1, 3, images.side, images.side).expand(size, -1, -1, -1), noise)  # not ours
+                advance(size)
+                continue
+            x_BCHW, y_B = next(own)
             start_BCHW = x_BCHW + ball.noise(x_BCHW, noise)
             with torch.no_grad():
                 still_B = module(x_BCHW).argmax(dim=1) == y_B
@@ -77,8 +85,8 @@ def robust_accuracy(
                 )
                 with torch.no_grad():
                     right += int((module(adversarial).argmax(dim=1) == y_R).sum())
-            advance(len(y_B))
-    return right / len(images)
+            advance(size)
+    return int(ranks.add_over_ranks(torch.tensor(right))) / len(images)
 
 
 def measure(module: nn.Module, data: Data, *, eps: float, compute: Compute, seed: int) -> Measured:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rnascl_cli import ranks
 from rnascl_cli.artifacts.store import write_text
 from rnascl_cli.cache import cache_dir
 from rnascl_cli.console import say, warn
@@ -131,10 +132,10 @@ class KeptOutputs:
                 store.settle()
 
     def account(self) -> None:
-        """Say how much the teacher was spared."""
+        """Say how much the teacher was spared; of several ranks, on the first one's share of the images."""
         if self.drawn:
-            share = self.computed / self.drawn
-            say(f"teacher: looked at {self.computed} of {self.drawn} views ({share:.0%}), the rest was kept")
+            share, whose = self.computed / self.drawn, " of its share" if ranks.size() > 1 else ""
+            say(f"teacher: looked at {self.computed} of {self.drawn} views{whose} ({share:.0%}), the rest was kept")
 
     def _stores(self) -> Iterator[Views]:
         yield self._logits
@@ -185,8 +186,9 @@ def keep_outputs(
     kinds = _kinds(teacher, attention, views=views, teacher_layers=layers, augment=augment, compute=compute)
     digests = data.train.digests()
     try:
-        where = _where(settings, kinds, digests, views=views, device=compute.device)
-        stores = _stores(settings, kinds, digests, views=views, where=where, device=compute.device)
+        with ranks.local_first():  # who makes room changes how much is left
+            where = _where(settings, kinds, digests, views=views, device=compute.device)
+            stores = _stores(settings, kinds, digests, views=views, where=where, device=compute.device)
     except OSError as error:
         if settings.mode == "on":
             raise UserError(f"{outputs_dir()}: {error.strerror}; set teacher_cache.mode=off") from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from rnascl_cli.artifacts.documents import Architecture, DataReference, DerivedDocument, TrainDocument
-from rnascl_cli.artifacts.store import STUDENT, sha256_file, write_document
+from rnascl_cli.artifacts.store import STUDENT, write_document
 from rnascl_cli.console import warn
 from rnascl_cli.data import Data, ImageSet, load_data
 from rnascl_cli.engine.compute import Compute, resolve_compute
@@ -65,7 +65,7 @@ def train(derived: DerivedDocument, recipe: Recipe, run: RunDirectory) -> TrainD
     if found := run.finished(TrainDocument, "train.json"):
         return found
     sha256 = save_student(run.path / STUDENT, student, architecture)
-    inputs = {"derived.json": sha256_file(run.path / "derived.json"), **derived.provenance.inputs}
+    inputs = {"derived.json": run.sha256("derived.json"), **derived.provenance.inputs}
     document = TrainDocument(
         provenance=training_provenance(
             recipe,

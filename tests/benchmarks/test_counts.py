@@ -12,6 +12,7 @@ from benchmarks.counting import LiveBytes, counting_saved, operators_of
 from benchmarks.search_step import FLOAT32, first_batch, memory, operators
 from benchmarks.workload import Workload, our_search
 from rnascl_cli.engine.modes import fixed_statistics, frozen
+from tests.batches import as_batch, as_part
 
 pytestmark = pytest.mark.unit
 
@@ -34,7 +35,7 @@ def test_operators_do_not_depend_on_the_batch(work: Workload) -> None:
         task.step(batch)
         counts = []
         for images in (10, 8):
-            part = type(batch)(*(tensor[:images] for tensor in vars(batch).values()))
+            part = as_batch(batch.x_BCHW[:images], batch.y_B[:images])
             counts.append(operators_of(lambda part=part: task.step(part)))  # type: ignore[misc]
     assert counts[0] == counts[1]
 
@@ -79,7 +80,7 @@ def test_the_gumbel_step_computes_weight_gradients_only_on_the_way_to_masks(work
         assert task._teacher is not None
         lesson = task._teacher.look(batch)
         with frozen(task._supernet.parameters()), fixed_statistics(task._supernet):
-            found = task._objective(batch.x_BCHW, batch.y_B, lesson, task._sample())
+            found = task._objective(as_part(batch.x_BCHW, batch.y_B, lesson), task._sample())
             with WeightGradients() as computed:
                 found.loss.backward()  # type: ignore[no-untyped-call]
     # 14 blocks have an input that is masked: by the columns of their projections, and in the maps of what widens.

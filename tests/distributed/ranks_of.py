@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
+
+from tests.reliability.processes import ROOT
 
 
 def on_ranks(function: Callable[..., Any], count: int, folder: Path, *arguments: Any) -> list[Any]:
@@ -17,7 +20,11 @@ def on_ranks(function: Callable[..., Any], count: int, folder: Path, *arguments:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spawn(_rank, (function, count, port, folder, arguments), nprocs=count)  # type: ignore[no-untyped-call]
+    # Forked from a server that has torch in memory already.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.reliability.warm"])
+    given = (function, count, port, folder, arguments)
+    start_processes(_rank, given, nprocs=count, start_method="forkserver")  # type: ignore[no-untyped-call]
     return [torch.load(folder / f"rank{number}.pt", weights_only=False) for number in range(count)]
 
 

@@ -63,3 +63,21 @@ def test_only_plain_batch_norms_are_turned() -> None:
     over_all_ranks(model)
     assert [type(module) for module in model] == [BatchNorm2d, nn.ReLU, nn.BatchNorm1d, BatchNorm2d]
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_the_shared_formula_is_exact_on_even_areas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients as in float64, where a channel is one number nearly everywhere."""
+    generator = torch.Generator().manual_seed(0)
+    x_BCHW = torch.full((16, 3, 32, 32), 0.3)
+    x_BCHW[:, :, 12:20, 12:20] += torch.rand(16, 3, 8, 8, generator=generator)
+    target_BCHW = torch.randn(16, 3, 32, 32, generator=generator)
+    norm, exact = BatchNorm2d(3), nn.BatchNorm2d(3).double()
+    exact_BCHW = x_BCHW.double().requires_grad_()
+    ((exact(exact_BCHW) - target_BCHW) ** 2).sum().backward()
+    monkeypatch.setattr(ranks, "share_batches", lambda: True)
+    own_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last).requires_grad_()
+    ((norm(own_BCHW) - target_BCHW) ** 2).sum().backward()
+    assert own_BCHW.grad is not None
+    assert exact_BCHW.grad is not None
+    error = (own_BCHW.grad - exact_BCHW.grad).norm() / exact_BCHW.grad.norm()
+    assert error < 1e-5

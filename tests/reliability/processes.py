@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -28,14 +28,22 @@ class Command:
         arguments: Its command line.
         log: Where its stdout and stderr go, one after the other.
         cwd: Its working directory.
+        environment: Variables beside this process's own.
     """
 
-    def __init__(self, arguments: Sequence[object], *, log: Path, cwd: Path | None = None) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[object],
+        *,
+        log: Path,
+        cwd: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         _context.set_forkserver_preload(["tests.reliability.warm"])
         words = [str(argument) for argument in arguments]
         self.log = log
-        given = (words, str(log), str(cwd) if cwd else None, dict(os.environ))
+        given = (words, str(log), str(cwd) if cwd else None, {**os.environ, **(environment or {})})
         self.process: BaseProcess = _context.Process(target=_run, args=given)
         self.process.start()
         self.began = time.monotonic()
@@ -101,10 +109,12 @@ def _run(arguments: list[str], log: str, cwd: str | None, environment: dict[str,
     import torch
 
     from rnascl_cli import console
-    from rnascl_cli.cli.app import run
+    from rnascl_cli.cli.app import main
 
     torch.set_num_threads(1)
     console.stderr.file = sys.stderr
-    code = run(arguments)
-    atexit._run_exitfuncs()  # which multiprocessing leaves out
-    sys.exit(code)
+    sys.argv = ["rnascl", *arguments]
+    try:
+        main()
+    finally:
+        atexit._run_exitfuncs()  # which multiprocessing leaves out

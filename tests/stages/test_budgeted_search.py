@@ -15,9 +15,9 @@ from rnascl_cli.artifacts.store import parse_document, read_document, sha256_fil
 from rnascl_cli.cli import app
 from rnascl_cli.recipes import CostSettings, SearchSettings
 from rnascl_cli.spaces import SPACES, Budget, Networks
-from rnascl_cli.stages import search as stage
 from rnascl_cli.stages.budgeting import steering
 from rnascl_cli.stages.derive import derive
+from rnascl_cli.stages.search_task import SearchTask
 from tests.command import Outcome, done, files, refused, rnascl
 from tests.conftest import FAST
 
@@ -178,9 +178,9 @@ def test_stopped_inside_an_epoch_and_resumed_it_is_the_same(
 ) -> None:
     out, whole = tmp_path / "run", front[0]
     arguments = [*front_options(tiny_teacher, small, out), "--set", "checkpoint_minutes=1e-9"]  # after each step
-    gumbel_step, steps = stage.SearchTask._gumbel_step, 0
+    gumbel_step, steps = SearchTask._gumbel_step, 0
 
-    def interrupted(self: stage.SearchTask, *given: Any) -> torch.Tensor:
+    def interrupted(self: SearchTask, *given: Any) -> torch.Tensor:
         nonlocal steps
         steps += 1
         if steps == 2:
@@ -188,7 +188,7 @@ def test_stopped_inside_an_epoch_and_resumed_it_is_the_same(
         return gumbel_step(self, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage.SearchTask, "_gumbel_step", interrupted)
+        patch.setattr(SearchTask, "_gumbel_step", interrupted)
         assert rnascl(*arguments).code == app.EXIT_INTERRUPTED
     assert set(files(out)) == {"checkpoint.pt"}  # of the first step, inside the first epoch
     done(*arguments, "--resume")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from rnascl_cli import ranks
 from rnascl_cli.artifacts.documents import AdvFinetuneDocument, Rival, TeacherReference, TrainDocument
 from rnascl_cli.artifacts.store import document_json, read_document
 from rnascl_cli.data import Batch, Data, batches, load_data
@@ -27,6 +28,7 @@ from rnascl_cli.stages import train as stage
 from rnascl_cli.stages.apprentice import apprenticeship
 from rnascl_cli.stages.derive import derive
 from rnascl_cli.stages.rivalry import COMPARES, find_guide, rivalry
+from rnascl_cli.stages.sharing import check_can_be_shared
 from tests.command import done, refused, rnascl
 from tests.conftest import FAST
 from tests.engine.toy import CPU
@@ -334,3 +336,13 @@ def test_a_step_moves_the_student_and_what_the_rival_learns(
     assert all(torch.equal(frozen[key], value) for key, value in guide.teacher.module.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in student.modules())
     assert read_teacher(str(tiny_teacher)).reference.sha256 == guide.teacher.reference.sha256
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", ["sp", "rkd", "crd", "pkt"])
+def test_a_loss_that_relates_images_is_refused_to_several_ranks(monkeypatch: pytest.MonkeyPatch, name: Any) -> None:
+    check_can_be_shared(16, attention=None, rival=name)
+    monkeypatch.setattr(ranks, "size", lambda: 2)
+    with pytest.raises(UserError, match=f"--distill {name}: relates the images of a whole batch"):
+        check_can_be_shared(16, attention=None, rival=name)
+    check_can_be_shared(16, attention=None, rival="at")

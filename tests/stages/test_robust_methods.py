@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rnascl_cli.artifacts.documents import AdvFinetuneDocument, TrainDocument
 from rnascl_cli.artifacts.store import read_document
 from rnascl_cli.attacks.gradient import Linf, cross_entropy, projected_gradient
+from rnascl_cli.data import Share
 from rnascl_cli.engine.place import set_place
 from rnascl_cli.errors import RunError
 from rnascl_cli.recipes import PerturbationSettings, RobustSettings
@@ -70,6 +71,7 @@ def test_the_images_of_each_method(tiny: Tiny, method: Any, statistics: Any) -> 
         y_B,
         noise=torch.Generator().manual_seed(5),
         teacher_BK=teacher_BK,
+        share=Share(len(y_B)),
         unwatched=torch.enable_grad(),
     )
     in_eval_mode = {"running": True, "batch": False, "published": method in ("trades", "mart", "rslad")}[statistics]
@@ -106,6 +108,7 @@ def test_rslad_looks_for_what_the_teacher_would_not_say(tiny: Tiny) -> None:
             y_B,
             noise=torch.Generator().manual_seed(0),
             teacher_BK=teacher_BK,
+            share=Share(len(y_B)),
             unwatched=torch.enable_grad(),
         )
         with torch.no_grad():

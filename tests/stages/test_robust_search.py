@@ -19,11 +19,11 @@ from rnascl_cli.attacks.gradient import Linf, cross_entropy, projected_gradient
 from rnascl_cli.data import Batch, Data, load_data
 from rnascl_cli.engine.modes import fixed_statistics
 from rnascl_cli.recipes import DataSettings, KLSettings, PerturbationSettings, SearchRobustSettings, SearchSettings
-from rnascl_cli.stages import search as stage
 from rnascl_cli.stages.perturbing import kl_from
 from rnascl_cli.stages.robust_step import own_stream
 from rnascl_cli.stages.search_images import Mixture
-from tests.batches import as_batch
+from rnascl_cli.stages.search_task import SearchTask
+from tests.batches import as_batch, as_part
 from tests.command import done, refused, rnascl
 from tests.stages.test_search_chain import numbers
 from tests.stages.test_search_task import batch, task_for
@@ -77,7 +77,7 @@ def test_equation_2_with_perturbed_images_by_hand(
             p, r = (model(x).detach().double().softmax(1) for x in (x_BCHW, adversarial))
             q = lesson.logits_BK.double().softmax(1)
             task._noise = stream
-            found = task._objective(x_BCHW, y_B, lesson, sample)
+            found = task._objective(as_part(x_BCHW, y_B, lesson), sample)
     assert all(torch.equal(tensor, before[name]) for name, tensor in supernet.named_buffers())
 
     def kl(one: Tensor, two: Tensor) -> float:
@@ -107,7 +107,7 @@ def test_the_maps_are_those_of_the_clean_images(data: Data, tiny_teacher: Path) 
             lesson = task._teacher.look(as_batch(x_BCHW))
             task._supernet.train()
             with fixed_statistics(task._supernet):
-                terms = task._objective(x_BCHW, y_B, lesson, task._sample()).terms
+                terms = task._objective(as_part(x_BCHW, y_B, lesson), task._sample()).terms
             found.append((terms["attention"].item(), terms["kl"].item(), terms["ce"].item()))
     assert found[0] == found[1]
 
@@ -148,15 +148,15 @@ def test_a_stopped_search_goes_on_to_the_same_choices(
     tmp_path: Path, tiny_teacher: Path, small: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done(*arguments("trades", tiny_teacher, small, tmp_path / "whole"), *OFTEN)
-    step, steps = stage.SearchTask.step, iter(range(1000))
+    step, steps = SearchTask.step, iter(range(1000))
 
-    def interrupted(self: stage.SearchTask, batch: Batch) -> Any:
+    def interrupted(self: SearchTask, batch: Batch) -> Any:
         if next(steps) == 3:  # in the middle of the second epoch
             raise KeyboardInterrupt
         return step(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage.SearchTask, "step", interrupted)
+        patch.setattr(SearchTask, "step", interrupted)
         assert rnascl(*arguments("trades", tiny_teacher, small, tmp_path / "run"), *OFTEN).code == 130
     done(*arguments("trades", tiny_teacher, small, tmp_path / "run"), *OFTEN, "--resume")
     whole, resumed = (read_document(tmp_path / name / "search.json", SearchDocument) for name in ("whole", "run"))

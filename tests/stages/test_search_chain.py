@@ -17,7 +17,7 @@ from rnascl_cli.models.checkpoints import read_teacher
 from rnascl_cli.models.student import Student
 from rnascl_cli.models.taps import tappable_layers
 from rnascl_cli.spaces import SPACES, network_cost
-from rnascl_cli.stages import search as stage
+from rnascl_cli.stages.search_task import SearchTask
 from tests.command import done, files, refused, rnascl
 
 pytestmark = pytest.mark.pipeline
@@ -148,15 +148,15 @@ def test_ctrl_c_and_resume(
 ) -> None:
     out = tmp_path / "run"
     arguments = options(tiny_teacher, small, out)
-    start_epoch = stage.SearchTask.start_epoch
+    start_epoch = SearchTask.start_epoch
 
-    def interrupted(self: stage.SearchTask, epoch: int, noise: torch.Generator) -> None:
+    def interrupted(self: SearchTask, epoch: int, noise: torch.Generator) -> None:
         if epoch == 1:
             raise KeyboardInterrupt
         start_epoch(self, epoch, noise)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage.SearchTask, "start_epoch", interrupted)
+        patch.setattr(SearchTask, "start_epoch", interrupted)
         outcome = rnascl(*arguments)
     assert outcome.code == app.EXIT_INTERRUPTED == 130
     assert "Traceback" not in outcome.err

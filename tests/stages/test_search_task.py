@@ -33,9 +33,10 @@ from rnascl_cli.recipes import (
 )
 from rnascl_cli.spaces import SPACES, network_cost
 from rnascl_cli.stages.robust_step import needs_teacher
-from rnascl_cli.stages.search import SearchTask, split_batch
+from rnascl_cli.stages.search_images import Part
+from rnascl_cli.stages.search_task import SearchTask, split_batch
 from rnascl_cli.stages.teaching import Lesson, on_duty, uses_kl, uses_tutors
-from tests.batches import as_batch
+from tests.batches import as_batch, as_part
 from tests.engine.toy import CPU
 
 pytestmark = pytest.mark.unit
@@ -96,7 +97,7 @@ def test_each_half_moves_its_own_numbers_only(data: Data, tiny_teacher: Path, pa
         for _ in range(2):
             supernet, choices = copied(task._supernet), copied(task._choices)
             lesson = None if task._teacher is None else task._teacher.look(as_batch(x_BCHW))
-            task._weight_step(x_BCHW, y_B, lesson)
+            task._weight_step(as_part(x_BCHW, y_B, lesson))
             assert moved(task._choices, choices) == set()
             assert all(parameter.grad is None for parameter in task._choices.parameters())
             weights = {name for name, _ in task._supernet.named_parameters()}
@@ -108,7 +109,7 @@ def test_each_half_moves_its_own_numbers_only(data: Data, tiny_teacher: Path, pa
             task.optimisers[0].optimiser.zero_grad()
 
             supernet, choices = copied(task._supernet), copied(task._choices)
-            task._gumbel_step(x_BCHW, y_B, lesson)
+            task._gumbel_step(as_part(x_BCHW, y_B, lesson))
             assert moved(task._supernet, supernet) == set()
             assert all(parameter.grad is None for parameter in task._supernet.parameters())
             assert moved(task._choices, choices) == {name for name, _ in task._choices.named_parameters()}
@@ -149,10 +150,10 @@ def test_the_batch_is_split_and_the_teacher_looks_once(
             lessons.append(look(seen))
             return lessons[-1]
 
-        def noted_objective(x_bCHW: Tensor, y_b: Tensor, lesson: Lesson | None, sample: Any) -> Any:
-            seen.append(x_bCHW)
-            parts.append(lesson)
-            return objective(x_bCHW, y_b, lesson, sample)
+        def noted_objective(part: Part, sample: Any) -> Any:
+            seen.append(part.x_bCHW)
+            parts.append(part.lesson)
+            return objective(part, sample)
 
         monkeypatch.setattr(task._teacher, "look", noted_look)
         monkeypatch.setattr(task, "_objective", noted_objective)
@@ -211,7 +212,7 @@ def test_equation_2_by_hand(data: Data, tiny_teacher: Path) -> None:
         lesson = task._teacher.look(as_batch(x_BCHW))
         task._supernet.train()
         with fixed_statistics(task._supernet):
-            found = task._objective(x_BCHW, y_B, lesson, sample)
+            found = task._objective(as_part(x_BCHW, y_B, lesson), sample)
         supernet = task._supernet
         with fixed_statistics(supernet), torch.no_grad():
             outputs: list[Tensor] = []
