@@ -71,17 +71,8 @@ class World:
         """Return the arguments of a short run of a stage."""
         searching = ("search", "--space", "S3", "--teacher", self.teacher, *self.images)
         own: dict[str, tuple[object, ...]] = {
-            "search": ("search", "--space", "S3", "--teacher", self.teacher, *self.images),
-            "robust search": (
-                "search",
-                "--robust",
-                "fast-at",
-                "--space",
-                "S3",
-                "--teacher",
-                self.teacher,
-                *self.images,
-            ),
+            "search": searching,
+            "robust search": (*searching, "--robust", "fast-at"),
             "train": ("train", self.folder / "derived.json"),
             "adv-finetune": ("adv-finetune", self.out("train", "one"), "--method", "fast-at"),
             "teacher train": (
