@@ -21,7 +21,7 @@ from tests.conftest import FAST
 def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     """Let ``derive`` fail with ``error``."""
 
-    def fail(source: Path, *, tutors: str) -> None:
+    def fail(source: Path, **options: object) -> None:
         raise error
 
     monkeypatch.setattr("rnascl_cli.cli.derive.derive", fail)
