@@ -29,10 +29,13 @@ from rnascl_cli.errors import LONGEST_LINE, UserError, one_line
 from rnascl_cli.models.checkpoints import read_checkpoint
 from rnascl_cli.models.files import resolve_model
 from rnascl_cli.recipes import Recipe, parse_setting, read_recipe_file, recipes_folder, resolve
+from rnascl_cli.recipes.layers import STUDIES
+from rnascl_cli.recipes.study import read_study
 from rnascl_cli.reporting.collect import collect
 from rnascl_cli.reporting.drawing import LIGHT, Plot, Rendered
 from rnascl_cli.reporting.page import build_page, html, markdown
 from rnascl_cli.stages.derive import derive
+from rnascl_cli.stages.study_plan import plan_study
 
 JOURNAL_HEADER = {"model_sha256": "a" * 64, "images": [0, 1, 2], "seed": 0}
 RUNS = {"search": "search", "derived": "train", "train": "train", "adv-finetune": "fine", "attack": "attack"}
@@ -141,12 +144,25 @@ def _read_own_checkpoint(path: Path) -> None:
 
 
 def _recipes(world: Path) -> list[bytes]:
-    return [path.read_bytes() for path in sorted(recipes_folder().rglob("*.toml"))[::4]]
+    found = sorted(path for path in recipes_folder().rglob("*.toml") if path.parent.name != STUDIES)
+    return [path.read_bytes() for path in found[::4]]
 
 
 def _read_recipe(path: Path) -> None:
     recipe = resolve([read_recipe_file(path)])
     assert resolve([recipe.model_dump(mode="json")]) == recipe
+
+
+def _studies(world: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted((recipes_folder() / STUDIES).glob("*.toml"))]
+
+
+def _read_study(path: Path) -> None:
+    study = read_study(path)
+    try:
+        plan_study(study)
+    except UserError as error:  # about settings, which have no file of their own
+        raise UserError(f"{path}: {error}") from None
 
 
 def _settings(world: Path) -> list[bytes]:
@@ -201,6 +217,7 @@ TARGETS = {
         Target("checkpoints", "public.pt", _checkpoints, read_checkpoint),
         Target("resume", "checkpoint.pt", _checkpoints, _read_own_checkpoint),
         Target("recipes", "recipe.toml", _recipes, _read_recipe),
+        Target("studies", "study.toml", _studies, _read_study),
         Target("settings", "setting.txt", _settings, _read_setting),
         Target("journals", "journal.jsonl", _journals, lambda path: Journal(path, JOURNAL_HEADER).load()),
         Target("images", "image.png", _images, _read_image),

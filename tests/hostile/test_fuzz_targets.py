@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.hostile.mutation import spoilt
 from tests.hostile.targets import TARGETS, FindingError, Target
 
-EXAMPLES = {"report": 12, "weights": 60, "photographs": 40}
+EXAMPLES = {"report": 12, "studies": 40, "weights": 60, "photographs": 40}
 
 pytestmark = [
     pytest.mark.pipeline,
