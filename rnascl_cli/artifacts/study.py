@@ -75,5 +75,6 @@ class StudyDocument(Record):
     stages: list[str] = Field(description="'train', then the fine-tunings")
     steps: Count
     steps_done: Count
+    failed: dict[str, str] = Field(default_factory=dict, description="steps that failed, and the last line of each")
     circumstances: Circumstances
     rows: list[StudyRow]

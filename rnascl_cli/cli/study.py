@@ -51,7 +51,7 @@ def command(
         shown = steps.only(only) if only else steps.steps
         console.result("\n".join(step.typed(folder) for step in shown))
         return
-    from rnascl_cli.stages.study import refuse_failures, run_study
+    from rnascl_cli.stages.study import end, run_study
     from rnascl_cli.stages.study_results import check_into, tell_results
 
     if into is not None:
@@ -62,4 +62,4 @@ def command(
         console.warn(f"study: time is up at {document.steps_done} of {document.steps} steps; the same command goes on")
     console.say(f"study: {len(document.rows)} students; wrote {folder}/study.md")
     console.result(document.model_dump_json(indent=2) if json else str(folder))
-    refuse_failures(progress)
+    end(progress, steps=document.steps)

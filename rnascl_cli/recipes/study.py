@@ -86,8 +86,12 @@ class Study(Settings):
                 raise ValueError(f"two {kind}s are called '{twice}'")
         arms = {arm.name: arm for arm in self.arm}
         stages = {"train", *(item.name for item in self.finetuning)}
-        if "train" in {item.name for item in self.finetuning}:
-            raise ValueError("a finetuning is called 'train', as a stage is; give it another name")
+        for item in self.finetuning:
+            if item.name in ("search", "train"):
+                raise ValueError(f"a finetuning is called '{item.name}', as a stage is; give it another name")
+        for kind, values in (("spaces", self.spaces), ("seeds", [str(seed) for seed in self.seeds])):
+            if twice := _repeated(values):
+                raise ValueError(f"{kind}: {twice} stands there twice")
         if self.reference not in arms:
             raise ValueError(f"reference: no arm '{self.reference}'{nearest(self.reference, arms)}")
         for arm in self.arm:

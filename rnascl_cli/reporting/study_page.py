@@ -51,7 +51,8 @@ def _setting(study: StudyDocument) -> str:
         "rnascl": "; ".join(about.tool_versions),
     }
     lines = [f"- {name}: {words}" for name, words in facts.items() if words]
-    return "\n".join([f"**{study.title}**", "", *lines])
+    failed = [f"- **failed**: `{name}`: {words}" for name, words in study.failed.items()]
+    return "\n".join([f"**{study.title}**", "", *lines, *failed])
 
 
 def _section(study: StudyDocument, space: str, stage: str, rows: Sequence[StudyRow]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -36,14 +36,21 @@ class Place:
     attacks: dict[str, str]
 
 
-def read_rows(out: Path, places: Iterable[Place]) -> tuple[list[StudyRow], Circumstances]:
+def read_rows(out: Path, places: Iterable[Place], *, done: Container[str]) -> tuple[list[StudyRow], Circumstances]:
     """Return a row for every student that has been trained, and what all of them depend on.
+
+    Args:
+        out: The study's folder.
+        places: Its students.
+        done: Names of the steps whose results count: what was made from something that has changed since does not.
 
     Raises:
         UserError: A document cannot be read.
     """
     rows, documents = [], list[Document]()
     for place in places:
+        if place.run not in done:
+            continue
         made = _read(out / place.run / "train.json", TrainDocument) or _read(
             out / place.run / "adv-finetune.json", AdvFinetuneDocument
         )
@@ -52,7 +59,7 @@ def read_rows(out: Path, places: Iterable[Place]) -> tuple[list[StudyRow], Circu
         attacks = {
             name: found
             for name, run in place.attacks.items()
-            if (found := _read(out / run / "attack.json", AttackDocument))
+            if run in done and (found := _read(out / run / "attack.json", AttackDocument))
         }
         documents += [made, *attacks.values()]
         architecture = made.architecture

@@ -6,7 +6,6 @@ on disk is what a person typing the command would have got. The same command goe
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,16 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rnascl_cli.artifacts.reading import MAX_DOCUMENT_BYTES, parse_json, read_bounded
-from rnascl_cli.artifacts.store import write_text
 from rnascl_cli.console import say, warn
 from rnascl_cli.engine.interrupts import finishing_steps
 from rnascl_cli.engine.lock import lock_directory
 from rnascl_cli.engine.run_directory import JOURNAL, has_checkpoint, occupied
 from rnascl_cli.errors import Interrupted, RunError, UserError
 from rnascl_cli.stages.study_plan import Step, StudyPlan
+from rnascl_cli.stages.study_record import STEPS, StudyRecord
 
-STEPS, LOGS = "steps.json", "logs"
+LOGS = "logs"
 POLL_SECONDS = 0.1
 
 
@@ -36,11 +34,13 @@ class Progress:
         done: Names of the steps that have ended well.
         failed: Those that have not, with the last line that each said.
         minutes_up: Whether the time given ran out before the last step was begun.
+        stopped: The signal that ended the study; None where none did.
     """
 
     done: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
     minutes_up: bool = False
+    stopped: int | None = None
 
 
 def run_study(
@@ -50,24 +50,30 @@ def run_study(
 
     Args:
         plan: The steps.
-        out: The study's folder; made where it is not there. Steps that have ended in it are left as they are.
+        out: The study's folder; made where it is not there. Steps that have ended in it are left as they are, unless
+            what they were made from has been made anew since.
         jobs: How many steps run at once; each gets its share of the processor's threads.
         minutes: No step is begun after so many; None for no end.
         only: Patterns of names: these steps, and what they need; none for all.
 
     Raises:
         UserError: ``out`` holds something else, or a step in it was taken with other settings.
-        Interrupted: Ctrl-C or SIGTERM; the running steps have written their checkpoints.
+
+    Returns:
+        How far it has come. After Ctrl-C or SIGTERM the running steps have written their checkpoints; after a second
+        one they were ended at once.
     """
     steps = plan.only(only) if only else plan.steps
     _claim(out)
     lock = lock_directory(out)
-    taken = _taken(out)
-    _refuse_other_settings(plan, taken, out)
-    progress = Progress(done={step.name for step in plan.steps if (out / step.result).is_file()})
-    write_text(out / STEPS, json.dumps({step.name: list(step.arguments) for step in plan.steps}, indent=1) + "\n")
-    say(f"study: {len(progress.done)} of {len(plan.steps)} steps are done already" if progress.done else "study: begun")
-    _Runner(steps, out, progress, jobs=jobs, minutes=minutes).run()
+    record = StudyRecord(out, plan)
+    kept, stale = record.kept(plan)
+    record.write()
+    progress = Progress(done=kept)
+    say(f"study: {len(kept)} of {len(plan.steps)} steps are done already" if kept else "study: begun")
+    if stale:
+        say(f"study: {len(stale)} steps are made again, as what they were made from has been, e.g. {min(stale)}")
+    _Runner(steps, out, progress, record, stale=stale, jobs=jobs, minutes=minutes).run()
     lock.release()
     return progress
 
@@ -83,35 +89,21 @@ def _claim(out: Path) -> None:
         raise UserError(f"--out {out}: {error.strerror}") from None
 
 
-def _taken(out: Path) -> dict[str, list[str]]:
-    """Return the words of each step as an earlier run of the study in ``out`` planned it."""
-    path = out / STEPS
-    if not path.is_file():
-        return {}
-    found = parse_json(read_bounded(path, MAX_DOCUMENT_BYTES, what="study's steps"), where=str(path))
-    if not isinstance(found, dict) or not all(isinstance(words, list) for words in found.values()):
-        raise UserError(f"{path}: is not the list of a study's steps; name another --out")
-    return found
-
-
-def _refuse_other_settings(plan: StudyPlan, taken: dict[str, list[str]], out: Path) -> None:
-    for step in plan.steps:
-        before = taken.get(step.name)
-        begun = (out / step.result).exists() or (step.resumable and has_checkpoint(out / step.name))
-        if begun and before is not None and before != list(step.arguments):
-            raise UserError(
-                f"--out {out}: {step.name} was made with other settings than the study has now; "
-                "name another folder, or remove that one"
-            )
-
-
 class _Runner:
     """Keeps ``jobs`` processes busy with the first steps whose needs are met."""
 
     def __init__(
-        self, steps: Sequence[Step], out: Path, progress: Progress, *, jobs: int, minutes: float | None
+        self,
+        steps: Sequence[Step],
+        out: Path,
+        progress: Progress,
+        record: StudyRecord,
+        *,
+        stale: set[str],
+        jobs: int,
+        minutes: float | None,
     ) -> None:
-        self.out, self.progress, self.jobs = out, progress, jobs
+        self.out, self.progress, self.record, self.stale, self.jobs = out, progress, record, stale, jobs
         self.waiting = [step for step in steps if step.name not in progress.done]
         self.total = len(self.waiting) + len(progress.done)
         self.running: dict[str, tuple[Step, subprocess.Popen[bytes], float]] = {}
@@ -124,6 +116,7 @@ class _Runner:
             while self.waiting or self.running:
                 if stop.signum is not None:
                     self._stop(stop.signum)
+                    break
                 self._begin()
                 if not self.running:
                     break
@@ -149,7 +142,8 @@ class _Runner:
     def _start(self, step: Step) -> subprocess.Popen[bytes]:
         command = step.command(self.out)
         if step.resumable:
-            command += _going_on(self.out / step.name)
+            command += ["--force"] if step.name in self.stale else _going_on(self.out / step.name)
+        self.record.begin(step)
         with self._log(step).open("ab") as log:
             # In a session of its own: Ctrl-C reaches it once, from here, and not from the terminal as well.
             return subprocess.Popen(
@@ -175,17 +169,18 @@ class _Runner:
                 warn(f"study: {name}: failed with exit code {code}: {self.progress.failed[name]}")
 
     def _stop(self, signum: int) -> None:
-        """Pass the signal on, wait for the checkpoints, and end.
+        """Pass the signal on and wait for the checkpoints; pass a second one on as well, and wait no longer."""
+        self.progress.stopped = signum
+        try:
+            self._pass_on(signum)
+        except Interrupted as again:
+            self._pass_on(again.signum)
 
-        Raises:
-            Interrupted: Always.
-        """
+    def _pass_on(self, signum: int) -> None:
         for _, process, _ in self.running.values():
             process.send_signal(signum)
         for _, process, _ in self.running.values():
             process.wait()
-        done = f"{len(self.progress.done)} of {self.total} steps done"
-        raise Interrupted(signum, f"study: stopped with {done}; the same command goes on")
 
     def _log(self, step: Step) -> Path:
         return self.out / LOGS / (step.name.removesuffix(".json").replace("/", "-") + ".log")
@@ -202,12 +197,16 @@ def _going_on(run: Path) -> list[str]:
     return ["--force"] if run.is_dir() and any(run.iterdir()) else []
 
 
-def refuse_failures(progress: Progress) -> None:
-    """Raise what a study with failed steps ends with.
+def end(progress: Progress, *, steps: int) -> None:
+    """Raise what a study that was stopped, or had failures, ends with.
 
     Raises:
+        Interrupted: It was stopped.
         RunError: There are failed steps; the first is told, and how many there are.
     """
+    if progress.stopped is not None:
+        done = f"{len(progress.done)} of {steps} steps done"
+        raise Interrupted(progress.stopped, f"study: stopped with {done}; the same command goes on")
     if progress.failed:
         name, words = next(iter(progress.failed.items()))
         raise RunError(f"study: {len(progress.failed)} steps failed; {name}: {words}")

@@ -147,7 +147,11 @@ class _Planner:
                 # Arms that search come first: others train what they have found.
                 for arm in sorted(study.arm, key=lambda arm: arm.network_of is not None):
                     self._arm(arm, space, seed)
-        return StudyPlan((*self.steps, *self.later), tuple(self.students))
+        steps = (*self.steps, *self.later)
+        names = [step.name for step in steps]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UserError(f"two steps are called '{twice}'; give a finetuning or a measurement another name")
+        return StudyPlan(steps, tuple(self.students))
 
     def _arm(self, arm: Arm, space: str, seed: int) -> None:
         folder = f"{space.lower()}/seed{seed}/{arm.name}"

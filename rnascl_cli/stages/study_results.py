@@ -33,7 +33,7 @@ def tell_results(
     Raises:
         UserError: An artifact of a step cannot be read.
     """
-    rows, circumstances = read_rows(out, plan.students)
+    rows, circumstances = read_rows(out, plan.students, done=progress.done)
     document = StudyDocument(
         title=study.title,
         command=running_command(),
@@ -43,6 +43,7 @@ def tell_results(
         stages=["train", *(finetuning.name for finetuning in study.finetuning)],
         steps=len(plan.steps),
         steps_done=len(progress.done),
+        failed=progress.failed,
         circumstances=circumstances,
         rows=rows,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,13 @@ import time
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from rnascl_cli.errors import RunError, UserError
 from rnascl_cli.recipes.study import Study
-from rnascl_cli.stages.study import STEPS, refuse_failures, run_study
+from rnascl_cli.stages.study import end, run_study
 from rnascl_cli.stages.study_plan import StudyPlan, plan_study
+from rnascl_cli.stages.study_record import STEPS, StudyRecord
 from tests.command import done, refused
 
 SCRIPT = """#!/bin/sh
@@ -133,6 +136,61 @@ def test_the_same_call_goes_on(plan: StudyPlan, calls: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.unit
+def test_what_was_made_from_something_that_is_made_anew_is_made_anew_too(
+    plan: StudyPlan, calls: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run_study(plan, out)
+    shutil.rmtree(out / "s3/seed4/rnas-cl/search")
+    before = len(commands(calls))
+    run_study(plan, out)
+    again = [line.split(" --out ")[1].removeprefix(f"{out}/") for line in commands(calls)[before:]]
+    below = [step.name for step in plan.steps if step.name.startswith(("s3/seed4/rnas-cl", "s3/seed4/random"))]
+    assert {line.split(" ")[0] for line in again} == set(below)
+    assert all(line.endswith("--force") for line in again[1:])
+
+
+@pytest.mark.unit
+def test_a_changed_file_behind_the_same_name_is_noticed(calls: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("seed = 1", encoding="utf-8")
+    planned = plan_study(study(recipe=str(recipe)))
+    run_study(planned, tmp_path / "out")
+    recipe.write_text("seed = 2", encoding="utf-8")
+    with pytest.raises(UserError, match="made with other settings"):
+        run_study(planned, tmp_path / "out")
+
+
+@pytest.mark.unit
+def test_an_arm_that_is_left_out_and_comes_back_is_still_known(plan: StudyPlan, calls: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_study(plan, out)
+    fewer = [{"name": "standard", "search": {"paradigm": "standard"}}]
+    run_study(plan_study(study(arm=fewer)), out)
+    other = [*fewer, {"name": "rnas-cl", "search": {"epochs": 2}, "finetune": []}]
+    with pytest.raises(UserError, match="rnas-cl/search was made with other settings"):
+        run_study(plan_study(study(arm=other)), out)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "changes",
+    [{"seeds": [1, 1]}, {"spaces": ["S3", "S3"]}, {"finetuning": [{"name": "search"}]}],
+    ids=["seeds", "spaces", "stage"],
+)
+def test_what_would_be_done_twice_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        study(**changes)
+
+
+@pytest.mark.unit
+def test_steps_of_one_name_are_refused() -> None:
+    measured = [{"name": "pgd"}]
+    with pytest.raises(UserError, match="two steps are called"):
+        plan_study(study(finetuning=[{"name": "train-pgd"}], measurement=measured))
+
+
+@pytest.mark.unit
 def test_a_part_of_it_brings_what_it_needs(plan: StudyPlan, calls: Path, tmp_path: Path) -> None:
     progress = run_study(plan, tmp_path / "out", only=["s5/seed5/random/trades-aa"])
     assert progress.done == {
@@ -150,7 +208,9 @@ def test_a_part_of_it_brings_what_it_needs(plan: StudyPlan, calls: Path, tmp_pat
 def test_an_interrupted_step_is_resumed(plan: StudyPlan, calls: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_study(plan, out, minutes=0)
+    record, steps = StudyRecord(out, plan), {step.name: step for step in plan.steps}
     for name, left in (("s3/seed4/standard/search", "checkpoint.pt"), ("s3/seed4/rnas-cl/search", "rubble")):
+        record.begin(steps[name])
         (out / name).mkdir(parents=True)
         (out / name / left).write_text("", encoding="utf-8")
     run_study(plan, out)
@@ -170,7 +230,7 @@ def test_a_failure_costs_what_needs_it_and_no_more(
     assert set(progress.failed) == lost
     assert len(progress.done) == len(plan.steps) - len(lost)
     with pytest.raises(RunError, match="it broke"):
-        refuse_failures(progress)
+        end(progress, steps=len(plan.steps))
 
 
 @pytest.mark.unit
@@ -222,7 +282,6 @@ def test_a_study_on_digits_is_stopped_gone_on_with_and_tabulated(tiny_teacher: P
         """
 title = "Tiny"
 spaces = ["S3"]
-seeds = [0, 1]
 reference = "standard"
 [settings]
 precision = "fp32"
@@ -252,12 +311,24 @@ settings = { attacks = ["fgsm"], eps = ["8/255"] }
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143, said
     assert b"the same command goes on" in said
+    assert (out / "study.md").is_file()
+
+    process = subprocess.Popen([sys.executable, *command], stderr=subprocess.DEVNULL, env={**os.environ})
+    deadline = time.monotonic() + 60
+    while not _children(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (step,) = _children(process.pid)
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+    assert process.wait(timeout=60) == 143
+    assert not Path(f"/proc/{step}").exists(), "a step goes on by itself"
 
     done("study", file, "--out", out, "--into", page)
     document = json.loads((out / "study.json").read_text(encoding="utf-8"))
     assert document["steps"] == document["steps_done"] == len(json.loads((out / STEPS).read_text(encoding="utf-8")))
     rows = {(row["arm"], row["seed"]): row for row in document["rows"]}
-    assert set(rows) == {(arm, seed) for arm in ("standard", "same-network") for seed in (0, 1)}
+    assert set(rows) == {("standard", 0), ("same-network", 0)}
     for (arm, seed), row in rows.items():
         trained = json.loads((out / f"s3/seed{seed}/{arm}/train/train.json").read_text(encoding="utf-8"))
         attacked = json.loads((out / f"s3/seed{seed}/{arm}/train-fgsm/attack.json").read_text(encoding="utf-8"))
@@ -267,5 +338,10 @@ settings = { attacks = ["fgsm"], eps = ["8/255"] }
     text = page.read_text(encoding="utf-8")
     assert text.startswith("before\n<!-- study tiny: begin -->\n\n**Tiny**")
     assert text.endswith("<!-- study tiny: end -->\nafter\n")
-    assert "| `same-network` | ±0.0 (±0.0, ±0.0) | ±0.0 (±0.0, ±0.0) |" in text
+    assert "| `same-network` | ±0.0 | ±0.0 |" in text
     assert "Standard-S3 (Table 2): clean 89.92, PGD-20 17.69" in text
+
+
+def _children(pid: int) -> list[int]:
+    found = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in found.read_text(encoding="utf-8").split()] if found.exists() else []
