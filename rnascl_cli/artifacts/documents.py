@@ -202,7 +202,9 @@ class Validation(Record):
 class Schooled(Document):
     """What a training of a student says of its end."""
 
-    average: Literal["ema", "swa"] | None = Field(default=None, description="of what kind the weights are a mean")
+    average: Literal["ema", "swa"] | None = Field(
+        default=None, description="of what kind the weights are a mean; null: of none"
+    )
     best_epoch: int | None = Field(default=None, ge=1, description="whose weights were kept; null: the last one's")
     validation: Validation | None = Field(default=None, description="of the best epoch; null where none was chosen")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,8 @@ class WeightAverage:
     """The running mean of a module's parameters and floating-point buffers.
 
     BatchNorm's statistics are averaged with the weights and not estimated anew: under adversarial training they are
-    of clean and perturbed images alike, which a pass over the training images would not give. As long as there is
-    nothing to average, the mean is the module itself.
+    of perturbed images, and of clean ones where a term has these, which a pass over the training images would not
+    give. As long as there is nothing to average, the mean is the module itself (:meth:`begun`).
 
     - EMA: after step n (from 1) the mean moves by 1 - d of the way to the weights, d = min(decay, n / (9 + n)), and
       is the weights themselves after the first. So a short run does not average in its first steps.
@@ -49,9 +49,18 @@ class WeightAverage:
 
     def after_epoch(self, epoch: int) -> None:
         """Take in the weights after epoch ``epoch``, from 0, for SWA."""
-        if isinstance(self._settings, SWA) and (epoch + 1) / self._epochs > self._settings.start:
+        if isinstance(self._settings, SWA) and self.begun(epoch):
             self._count += 1
             self._blend(1 / self._count)
+
+    def begun(self, epoch: int) -> bool:
+        """Return whether there is something to average by the end of epoch ``epoch``, from 0."""
+        return isinstance(self._settings, EMA) or (epoch + 1) / self._epochs > self._settings.start
+
+    @property
+    def kind(self) -> Literal["ema", "swa"]:
+        """Which mean it is."""
+        return self._settings.kind
 
     @torch.no_grad()
     def _blend(self, weight: float) -> None:

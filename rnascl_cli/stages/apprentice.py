@@ -83,6 +83,18 @@ class Apprentice:
         maps = None if self._recorder is None else unit_maps(self._recorder.take(), over=self._attention.norm)
         return Answer(logits_BK.float(), maps)
 
+    def logits(self, x_BCHW: Tensor) -> Tensor:
+        """Run the student on images that have no attention term; return its logits (B, K)."""
+        with self._compute.student_autocast(), self.unwatched():
+            logits_BK: Tensor = self.student(x_BCHW)
+        return logits_BK.float()
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether :meth:`teacher_terms` has any term."""
+        taught = self._teacher is not None and (uses_kl(self._paradigm, self._kl) or self._recorder is not None)
+        return taught or self.rival is not None
+
     def unwatched(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which the student's maps are not taken, for passes that have no attention term."""
         return contextlib.nullcontext() if self._recorder is None else self._recorder.pausing()

@@ -121,12 +121,20 @@ class Validation:
         patience = None if self._stop is None else self._stop.patience
         return patience is not None and self.best is not None and self.best.barren >= patience
 
-    def conclude(self) -> None:
-        """Put the weights that are to be kept into the network: the best epoch's, the mean, or the last."""
+    def conclude(self) -> Literal["ema", "swa"] | None:
+        """Put the weights that are to be kept into the network: the best epoch's, the mean, or the last.
+
+        Returns:
+            Of what kind they are a mean; None where they are none, as those of a best epoch from before SWA begins.
+        """
+        average = self._average
         if self.best is not None:
             self._module.load_state_dict(self.best.weights)
-        elif self._average is not None:
-            self._average.put()
+            return None if average is None or not average.begun(self.best.epoch) else average.kind
+        if average is None:
+            return None
+        average.put()  # SWA always has the last epoch
+        return average.kind
 
 
 def require_holdout(data: Data, *, who: str) -> None:

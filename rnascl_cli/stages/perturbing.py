@@ -2,7 +2,8 @@
 
 - ``trades``: the point of the ball where KL(p(x) || p(x')) is largest (Zhang et al. 2019);
 - ``rslad``: the point where KL(q(x) || p(x')) is largest, q the teacher (Zi et al. 2021);
-- ``pgd-at``, ``mart``, ``ard``: PGD on the cross-entropy from a random start (Madry et al. 2018);
+- ``pgd-at``, ``ard``: PGD on the cross-entropy from a random point of the ball (Madry et al. 2018);
+- ``mart``: the same from beside the image (the public code of Wang et al. 2020);
 - ``fast-at``, for teachers by its authors' name ``fgsm-rs``: the same with one step of 1.25 eps (Wong et al. 2020).
 
 Shape suffixes: B images, C channels, H height, W width, K classes.
@@ -18,7 +19,8 @@ from rnascl_cli.attacks.gradient import Linf, LossB, cross_entropy, projected_gr
 from rnascl_cli.data import Share
 from rnascl_cli.recipes import PerturbationSettings, RobustSettings, TeacherTrainSettings
 
-NEAR_START_STD = 0.001  # of the Gaussian from which TRADES and RSLAD start: at x itself, TRADES's gradient is 0
+NEAR_START_STD = 0.001  # of the Gaussian around x: at x itself, TRADES's gradient is 0
+NEAR_START = ("trades", "mart", "rslad")  # which start there in their authors' code
 FAST_STEP = 1.25  # times eps: the step of FGSM-RS that its authors recommend
 ONE_STEP = ("fast-at", "fgsm-rs")
 
@@ -56,13 +58,15 @@ def perturb(
                 target_BK = model(x_BCHW)
         assert target_BK is not None, "rslad needs the teacher's logits"
         loss = kl_from(target_BK)
+    else:
+        loss = cross_entropy(y_B)
+    if settings.method in NEAR_START:
         start = share.drawn(x_BCHW, lambda like: NEAR_START_STD * torch.randn(like.shape, generator=noise))
         start = start.to(x_BCHW, non_blocking=True)
     else:
-        loss = cross_entropy(y_B)
         start = share.drawn(x_BCHW, lambda like: ball.noise(like, noise))
-        if settings.method in ONE_STEP:
-            step_size, steps = FAST_STEP * perturbation.eps, 1
+    if settings.method in ONE_STEP:
+        step_size, steps = FAST_STEP * perturbation.eps, 1
     return projected_gradient(
         model, x_BCHW, loss=loss, ball=ball, step_size=step_size, steps=steps, start_BCHW=x_BCHW + start
     )

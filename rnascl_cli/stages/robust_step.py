@@ -66,6 +66,11 @@ class RobustObjective:
         """Whether the targets are a teacher's logits."""
         return self.method in TAUGHT_METHODS
 
+    @property
+    def sees_clean(self) -> bool:
+        """Whether a term is on the clean images."""
+        return self.method not in ("pgd-at", "fast-at")
+
     def perturb(
         self,
         network: nn.Module,

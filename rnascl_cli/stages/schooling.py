@@ -127,8 +127,7 @@ def school(
         lessons = task(apprentice)
         history = fit(lessons, plan)
     validation = lessons.validation
-    validation.conclude()
-    end: dict[str, Any] = {"average": settings.average.kind if settings.average else None}
+    end: dict[str, Any] = {"average": validation.conclude()}
     if validation.best is not None:
         end |= {"best_epoch": validation.best.epoch + 1, "validation": validation.best.validation}
     return Schooling(history, teacher, end)

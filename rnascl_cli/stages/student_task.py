@@ -5,6 +5,9 @@
 With a method of adversarial training, its terms stand in the place of the cross-entropy; the other two stay, on the
 clean images. A rival loss (``train --distill``) stands in the place of both, and beside no method.
 
+Where no term is on the clean images (PGD-AT and Fast-AT without a teacher), they teach nothing, and BatchNorm's running
+statistics are those of the perturbed images alone, as in Madry et al. 2018 and Wong et al. 2020.
+
 Shape suffixes: B images, C channels, H height, W width, K classes.
 """
 
@@ -20,9 +23,10 @@ from rnascl_cli.distill.objectives import add_up, cross_entropy
 from rnascl_cli.engine.averaging import averaging
 from rnascl_cli.engine.compute import Compute
 from rnascl_cli.engine.fit import ScheduledOptimiser, Stateful
+from rnascl_cli.engine.modes import fixed_statistics
 from rnascl_cli.engine.optimise import build_optimiser, descend
 from rnascl_cli.recipes import StudentSettings
-from rnascl_cli.stages.apprentice import Apprentice
+from rnascl_cli.stages.apprentice import Answer, Apprentice
 from rnascl_cli.stages.choosing import Validation
 from rnascl_cli.stages.robust_step import Statistics, robust_objective
 from rnascl_cli.stages.teaching import Lesson
@@ -55,6 +59,7 @@ class StudentTask:
         student = apprentice.student
         self._apprentice = apprentice
         self._robust = robust_objective(settings, statistics=statistics)
+        self._sees_clean = self._robust is None or self._robust.sees_clean or apprentice.is_taught
         learning: dict[str, nn.Module] = {"student": student}
         if apprentice.rival is not None:
             learning["distill"] = apprentice.rival.module
@@ -92,13 +97,12 @@ class StudentTask:
         lesson = apprentice.lesson(batch)
         apprentice.student.train()
         adversarial_BCHW = self._perturb(batch, lesson)
-        # The clean answer first: its maps must be taken before the perturbed images run through the taps.
-        clean = apprentice.answer(x_BCHW)
+        clean = self._answer(x_BCHW)
         right = {"train_accuracy": _share_right(clean.logits_BK, y_B)}
         if self._robust is None or adversarial_BCHW is None:
             terms, weights = {"ce": cross_entropy(clean.logits_BK, y_B)}, {}
         else:
-            perturbed_BK = apprentice.answer(adversarial_BCHW).logits_BK
+            perturbed_BK = apprentice.logits(adversarial_BCHW)
             teacher_BK = None if lesson is None else lesson.logits_BK
             terms, weights = self._robust.terms(clean.logits_BK, perturbed_BK, y_B, teacher_BK), self._robust.weights
             right["train_robust_accuracy"] = _share_right(perturbed_BK, y_B)
@@ -108,6 +112,13 @@ class StudentTask:
         if self._average is not None:
             self._average.after_step()
         return {name: value.detach() for name, value in {"loss": loss, **terms, **right}.items()}
+
+    def _answer(self, x_BCHW: Tensor) -> Answer:
+        """Run the student on the clean images; only for its accuracy where no term is on them."""
+        if self._sees_clean:
+            return self._apprentice.answer(x_BCHW)
+        with torch.no_grad(), fixed_statistics(self._apprentice.student):
+            return Answer(self._apprentice.logits(x_BCHW), None)
 
     def _perturb(self, batch: Batch, lesson: Lesson | None) -> Tensor | None:
         if self._robust is None:

@@ -93,7 +93,7 @@ def test_the_batches_of_all_ranks_are_those_of_one(monkeypatch: pytest.MonkeyPat
         assert counted == len(whole)
 
 
-@pytest.mark.parametrize("method", ["trades", "pgd-at", "fast-at", "fgsm-rs"])
+@pytest.mark.parametrize("method", ["trades", "mart", "pgd-at", "fast-at", "fgsm-rs"])
 def test_an_image_is_perturbed_alike_on_any_rank(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).double()

@@ -124,6 +124,9 @@ def test_which_weights_were_kept_is_said(tmp_path: Path) -> None:
     assert facts["weights kept"] == (
         "moving average of the weights; epoch 3 of 8, best on held-out images (clean 87.5%, PGD 43.2%)"
     )
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"average": None}))  # from before SWA began
+    facts = dict(making(collect([runs]).trainings[0]).facts)
+    assert facts["weights kept"] == "epoch 3 of 8, best on held-out images (clean 87.5%, PGD 43.2%)"
 
 
 def test_names_of_folders_do_not_link(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Shape suffixes: B images, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_fast_at_is_one_step_of_five_quarters_eps(tiny: Tiny) -> None:
     assert FAST_STEP == 1.25
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "mart"])
 def test_where_each_method_starts(tiny: Tiny, method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     starts: list[Tensor] = []
 
@@ -109,8 +110,8 @@ def test_where_each_method_starts(tiny: Tiny, method: Any, monkeypatch: pytest.M
         perturb(tiny, torch.full((16, 3, 16, 16), 0.5), torch.zeros(16, dtype=torch.int64), settings, noise=noise)
     assert torch.equal(starts[0], starts[1])
     assert not torch.equal(starts[0], starts[2])
-    # TRADES: a Gaussian of 0.001, since the KL's gradient at x itself is zero. The others: uniform over the ball.
-    expected = 0.001 if method == "trades" else 0.2 / math.sqrt(12)
+    # TRADES and MART: a Gaussian of 0.001 around x, as in their authors' code. The others: uniform over the ball.
+    expected = 0.001 if method in ("trades", "mart") else 0.2 / math.sqrt(12)
     assert starts[0].std().item() == pytest.approx(expected, rel=0.03)
     assert starts[0].mean().item() == pytest.approx(0.0, abs=expected / 20)
 
@@ -194,3 +195,22 @@ def test_the_terms_by_hand(method: Any, provenance: Provenance, monkeypatch: pyt
         assert (found["adversarial"], found["loss"]) == pytest.approx((perturbed_ce, perturbed_ce), rel=1e-4)
     right = [(q.argmax(1) == y_B).double().mean().item() for q in (p_BK, r_BK)]
     assert [found["train_accuracy"], found["train_robust_accuracy"]] == pytest.approx(right)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_running_statistics_are_of_the_images_that_have_a_term(
+    method: Any, provenance: Provenance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under PGD-AT and Fast-AT without a teacher those of the perturbed images alone; under TRADES of both."""
+    task, student, x_BCHW, y_B = fine_tuning(method, provenance)
+    other = copy.deepcopy(student).train()
+    with torch.no_grad():
+        for images_BCHW in (x_BCHW, 1 - x_BCHW) if method == "trades" else (1 - x_BCHW,):
+            other(images_BCHW)
+    monkeypatch.setattr(robust_step, "perturb", lambda *_, **__: 1 - x_BCHW)
+    before = {name: tensor.clone() for name, tensor in student.named_buffers()}
+    task.step(as_batch(x_BCHW, y_B))
+    expected = dict(other.named_buffers())
+    for name, tensor in student.named_buffers():
+        torch.testing.assert_close(tensor, expected[name])
+    assert not torch.equal(dict(student.named_buffers())["stem.bn.running_mean"], before["stem.bn.running_mean"])

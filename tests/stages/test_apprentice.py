@@ -126,6 +126,29 @@ def by_hand(student: Student, teacher: Teacher, derived: DerivedDocument) -> dic
     }
 
 
+def test_passes_without_an_attention_term_take_no_maps(apprentice: Apprentice) -> None:
+    """The logits are the same, and the recorder stays empty."""
+    assert apprentice._recorder is not None
+    with torch.no_grad(), fixed_statistics(apprentice.student.train()):
+        answer = apprentice.answer(X_BCHW)
+        assert torch.equal(apprentice.logits(X_BCHW), answer.logits_BK)
+    assert not apprentice._recorder._maps
+
+
+@pytest.mark.parametrize(
+    ("paradigm", "kl_weight", "taught"),
+    [("rnas-cl", 1.0, True), ("icc", 0.0, True), ("kl", 1.0, True), ("kl", 0.0, False), ("standard", 1.0, False)],
+)
+def test_whether_there_are_terms_of_the_teacher(
+    student: Student, teacher: Teacher, derived: DerivedDocument, paradigm: Any, kl_weight: float, taught: bool
+) -> None:
+    kl = KLSettings(weight=kl_weight)
+    with apprenticeship(student, teacher, derived, paradigm=paradigm, attention=ATTENTION, kl=kl, compute=CPU) as found:
+        with torch.no_grad():
+            terms = found.teacher_terms(as_batch(X_BCHW), found.answer(X_BCHW))
+        assert found.is_taught == bool(terms) == taught
+
+
 def test_equation_3_by_hand(
     apprentice: Apprentice, student: Student, teacher: Teacher, derived: DerivedDocument
 ) -> None:

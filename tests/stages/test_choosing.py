@@ -17,8 +17,9 @@ from rnascl_cli import load
 from rnascl_cli.artifacts.documents import AdvFinetuneDocument, TrainDocument
 from rnascl_cli.artifacts.store import read_document
 from rnascl_cli.data import ImageSet, load_data
+from rnascl_cli.engine.averaging import averaging
 from rnascl_cli.engine.fit import fit
-from rnascl_cli.recipes import DataSettings, StopSettings
+from rnascl_cli.recipes import EMA, SWA, DataSettings, StopSettings
 from rnascl_cli.stages import choosing
 from rnascl_cli.stages.choosing import Best, Validation
 from rnascl_cli.stages.student_task import StudentTask
@@ -67,6 +68,38 @@ def test_patience_counts_epochs_without_a_higher_accuracy(monkeypatch: pytest.Mo
     resumed.best.load_state_dict(watch.best.state_dict())
     assert resumed.finished()
     assert not Validation(module, image_set(4), StopSettings(), **common).finished()
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("settings", "best", "expected"),
+    [
+        (SWA(kind="swa", start=0.5), 1, None),  # of four epochs, 0 and 1 are not averaged
+        (SWA(kind="swa", start=0.5), 3, "swa"),
+        (EMA(), 0, "ema"),
+        (SWA(kind="swa", start=0.5), None, "swa"),
+        (None, 1, None),
+    ],
+    ids=str,
+)
+def test_it_is_a_mean_only_where_the_weights_kept_are_one(
+    monkeypatch: pytest.MonkeyPatch, settings: EMA | SWA | None, best: int | None, expected: str | None
+) -> None:
+    module = nn.Linear(1, 1)
+    scripted(monkeypatch, [(0.9 if epoch == best else 0.1, 0.5) for epoch in range(4)])
+    average = averaging(module, settings, epochs=4)
+    stop = None if best is None else StopSettings()
+    common: dict[str, Any] = {"eps": 0.1, "compute": CPU, "seed": 0, "stage": "toy", "average": average}
+    watch = Validation(module, image_set(4), stop, **common)
+    for epoch in range(4):
+        nn.init.constant_(module.weight, epoch)
+        if average is not None:
+            average.after_step()
+        watch.end_epoch(epoch)
+    assert watch.conclude() == expected
+    if isinstance(settings, SWA):
+        # Before the start the epoch's own weights, behind it the mean of epochs 2 and 3.
+        assert module.weight.item() == (best if expected is None else 2.5)
 
 
 class Tired(ToyTask):
@@ -171,8 +204,8 @@ def test_the_test_images_are_looked_at_once_after_the_choice(
     assert {len(data.train), len(data.holdout), len(data.test)} == set(looked) == {30, 10, 20}
     assert looked.index(20) == len(looked) - 1  # one batch, the last thing of all
     document = read_document(tmp_path / "run" / "adv-finetune.json", AdvFinetuneDocument)
-    assert document.average == "swa"
     assert document.best_epoch in (1, 2)
+    assert document.average == ("swa" if document.best_epoch == 2 else None)  # it begins with the second
     assert document.validation is not None
     # What is said of the student holds of the weights that were kept.
     model = load(tmp_path / "run")

@@ -81,11 +81,11 @@ def test_the_images_of_each_method(tiny: Tiny, method: Any, statistics: Any) -> 
     assert all(parameter.requires_grad and parameter.grad is None for parameter in tiny.parameters())
     tiny.train(not in_eval_mode)
     noise, ball = torch.Generator().manual_seed(5), Linf(0.1)
+    beside = method in ("trades", "mart", "rslad")
+    start = 0.001 * torch.randn(x_BCHW.shape, generator=noise) if beside else ball.noise(x_BCHW, noise)
+    loss = cross_entropy(y_B)
     if method in ("trades", "rslad"):
-        start = 0.001 * torch.randn(x_BCHW.shape, generator=noise)
         loss = kl_from(teacher_BK if method == "rslad" else tiny(x_BCHW).detach())
-    else:
-        start, loss = ball.noise(x_BCHW, noise), cross_entropy(y_B)
     size, steps = (0.125, 1) if method == "fast-at" else (0.03, 3)
     expected = projected_gradient(
         tiny, x_BCHW, loss=loss, ball=ball, step_size=size, steps=steps, start_BCHW=x_BCHW + start
