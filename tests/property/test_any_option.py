@@ -25,6 +25,7 @@ NOTHING: dict[str, list[str]] = {
     "adv-finetune": ["nowhere"],
     "attack": ["nowhere"],
     "report": ["nowhere"],
+    "study": ["nowhere"],
     "quickstart": ["--device", "abacus"],
     "teacher list": [],
     "teacher show": ["nowhere"],

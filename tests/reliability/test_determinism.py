@@ -23,6 +23,7 @@ from tests.reliability.runs import STAGES, Inputs, command_for, essence
 def _put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
+    torch.use_deterministic_algorithms(False)  # another test of this process may have run --deterministic
     yield
     torch.use_deterministic_algorithms(before[0])
     torch.backends.cudnn.deterministic = before[1]
