@@ -153,8 +153,8 @@ def test_a_killed_rank_ends_the_job_and_one_process_goes_on(world: World, undist
     assert sorted(members) == [0, 1]
     os.kill(members[1], signal.SIGKILL)
     killed = time.monotonic()
-    assert job.end(patience=30) != 0
-    assert time.monotonic() - killed < 15
+    assert job.end(patience=90) != 0
+    assert time.monotonic() - killed < 60  # seconds where the machine is idle; a rank's own patience is ten minutes
     assert not any(Path(f"/proc/{number}").exists() for number in members.values())
     assert not (out / "train.json").exists()
     done(*command, "--resume")
