@@ -82,7 +82,7 @@ class Study(Settings):
     @model_validator(mode="after")
     def _names_fit(self) -> Study:
         for kind, named in (("arm", self.arm), ("finetuning", self.finetuning), ("measurement", self.measurement)):
-            if twice := _repeated([item.name for item in named]):
+            if twice := repeated([item.name for item in named]):
                 raise ValueError(f"two {kind}s are called '{twice}'")
         arms = {arm.name: arm for arm in self.arm}
         stages = {"train", *(item.name for item in self.finetuning)}
@@ -90,7 +90,7 @@ class Study(Settings):
             if item.name in ("search", "train"):
                 raise ValueError(f"a finetuning is called '{item.name}', as a stage is; give it another name")
         for kind, values in (("spaces", self.spaces), ("seeds", [str(seed) for seed in self.seeds])):
-            if twice := _repeated(values):
+            if twice := repeated(values):
                 raise ValueError(f"{kind}: {twice} stands there twice")
         if self.reference not in arms:
             raise ValueError(f"reference: no arm '{self.reference}'{nearest(self.reference, arms)}")
@@ -108,7 +108,8 @@ class Study(Settings):
         return self
 
 
-def _repeated(names: Iterable[str]) -> str | None:
+def repeated(names: Iterable[str]) -> str | None:
+    """Return the first name that stands there twice; None where all differ."""
     seen: set[str] = set()
     for name in names:
         if name in seen:

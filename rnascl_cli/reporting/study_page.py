@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rnascl_cli.artifacts.study import Attacked, StudyDocument, StudyRow
+from rnascl_cli.reporting.measured import attack_name
 from rnascl_cli.reporting.published import TABLE_1, TABLE_2, TABLE_4, PublishedRow, PublishedTable
 from rnascl_cli.reporting.tables import FULL_TEST, NOTHING, points
-
-NAMES = {"fgsm": "FGSM", "mi-fgsm": "MI-FGSM", "cw": "CW", "aa": "AutoAttack"}
-MEASURES = {"clean": "clean", "pgd20": "PGD-20", "fgsm": "FGSM", "mi-fgsm": "MI-FGSM", "cw": "CW", "aa": "AutoAttack"}
 
 
 @dataclass(frozen=True)
@@ -103,9 +101,8 @@ def _measures(rows: Sequence[StudyRow]) -> list[Measure]:
 
 
 def _heading(attack: str, eps: str, attacked: Attacked) -> str:
-    shown = NAMES.get(attack, attack.replace("pgd", "PGD-"))
     protocol = ", paper-code" if attacked.protocol == "paper-code" else ""
-    return f"{shown} {eps}{protocol} ({attacked.n:,})"
+    return f"{attack_name(attack).replace('pgd', 'PGD-')} {eps}{protocol} ({attacked.n:,})"
 
 
 def _mean_row(arm: str, rows: Sequence[StudyRow], measures: Sequence[Measure]) -> list[str]:
@@ -167,7 +164,8 @@ def _published(space: str, *, finetuned: bool) -> Iterator[str]:
 
 
 def _numbers(row: PublishedRow, table: PublishedTable) -> str:
-    return ", ".join(f"{MEASURES[name]} {row.measures[name]:g}" for name in table.measures if name in row.measures)
+    shown = {name: "clean" if name == "clean" else attack_name(name) for name in table.measures}
+    return ", ".join(f"{shown[name]} {row.measures[name]:g}" for name in table.measures if name in row.measures)
 
 
 def _audits(rows: Sequence[StudyRow]) -> str:

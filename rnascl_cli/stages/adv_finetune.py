@@ -11,14 +11,13 @@ from pathlib import Path
 from rnascl_cli.artifacts.documents import AdvFinetuneDocument, DerivedDocument, Paradigm, TrainDocument
 from rnascl_cli.artifacts.runs import refuse_changed, refuse_changed_student, student_document
 from rnascl_cli.artifacts.store import STUDENT, read_document, sha256_file, write_document
-from rnascl_cli.data import ImageSet, load_data
-from rnascl_cli.engine.compute import Compute, resolve_compute
+from rnascl_cli.data import load_data
+from rnascl_cli.engine.compute import resolve_compute
 from rnascl_cli.engine.evaluate import accuracy
 from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.files import load_student, save_student
-from rnascl_cli.recipes import AdvFinetuneSettings, Recipe
-from rnascl_cli.stages.apprentice import Apprentice
+from rnascl_cli.recipes import Recipe
 from rnascl_cli.stages.planning import training_provenance
 from rnascl_cli.stages.schooling import school
 from rnascl_cli.stages.student_task import StudentTask
@@ -118,16 +117,6 @@ def adv_finetune(source: Path, recipe: Recipe, run: RunDirectory) -> AdvFinetune
 class AdvFinetuneTask(StudentTask):
     """One step of adversarial fine-tuning."""
 
-    def __init__(
-        self, settings: AdvFinetuneSettings, apprentice: Apprentice, *, holdout: ImageSet, compute: Compute, seed: int
-    ) -> None:
-        # The student is trained, its statistics settled: the points looked for are of the network to be attacked.
-        super().__init__(
-            settings,
-            apprentice,
-            holdout=holdout,
-            compute=compute,
-            seed=seed,
-            stage="adv-finetune",
-            statistics="running",
-        )
+    stage = "adv-finetune"
+    # The student is trained, its statistics settled: the points looked for are of the network to be attacked.
+    statistics = "running"

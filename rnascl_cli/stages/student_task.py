@@ -13,7 +13,7 @@ Shape suffixes: B images, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +41,14 @@ class StudentTask:
         holdout: Training images set aside for choosing.
         compute: Device and precision.
         seed: Of the run.
+
+    Attributes:
         stage: Its name.
         statistics: How images are perturbed, see :class:`~rnascl_cli.stages.robust_step.RobustObjective`.
     """
+
+    stage: ClassVar[str]
+    statistics: ClassVar[Statistics]
 
     def __init__(
         self,
@@ -53,12 +58,10 @@ class StudentTask:
         holdout: ImageSet,
         compute: Compute,
         seed: int,
-        stage: str,
-        statistics: Statistics,
     ) -> None:
         student = apprentice.student
         self._apprentice = apprentice
-        self._robust = robust_objective(settings, statistics=statistics)
+        self._robust = robust_objective(settings, statistics=self.statistics)
         self._sees_clean = self._robust is None or self._robust.sees_clean or apprentice.is_taught
         learning: dict[str, nn.Module] = {"student": student}
         if apprentice.rival is not None:
@@ -73,7 +76,7 @@ class StudentTask:
             eps=settings.perturbation.eps,
             compute=compute,
             seed=seed,
-            stage=stage,
+            stage=self.stage,
             average=self._average,
         )
         self.optimisers = [ScheduledOptimiser(optimiser, settings.schedule, settings.optimiser.lr)]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from rnascl_cli.errors import UserError
 from rnascl_cli.recipes import Layer, Recipe, resolve
-from rnascl_cli.recipes.study import Arm, Finetuning, Measurement, Study, common_layers, flat
+from rnascl_cli.recipes.study import Arm, Finetuning, Measurement, Study, common_layers, flat, repeated
 from rnascl_cli.reporting.study_results import Place
 from rnascl_cli.spaces import space_named
 
@@ -148,8 +148,7 @@ class _Planner:
                 for arm in sorted(study.arm, key=lambda arm: arm.network_of is not None):
                     self._arm(arm, space, seed)
         steps = (*self.steps, *self.later)
-        names = [step.name for step in steps]
-        if twice := next((name for name in names if names.count(name) > 1), None):
+        if twice := repeated(step.name for step in steps):
             raise UserError(f"two steps are called '{twice}'; give a finetuning or a measurement another name")
         return StudyPlan(steps, tuple(self.students))
 

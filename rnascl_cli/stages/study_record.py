@@ -82,11 +82,11 @@ class StudyRecord:
         kept: set[str] = set()
         stale: set[str] = set()
         for step in plan.steps:  # what a step needs stands before it
-            before, now = self.entries.get(step.name), self.entry(step)
             there = (self._out / step.result).is_file()
             begun = there or (step.resumable and has_checkpoint(self._out / step.name))
             if not begun:
                 continue
+            before, now = self.entries.get(step.name), self.entry(step)
             if before is None or (before.arguments, before.files) != (now.arguments, now.files):
                 raise UserError(
                     f"--out {self._out}: {step.name} was made with other settings than the study has now; "

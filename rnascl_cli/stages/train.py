@@ -10,14 +10,13 @@ import torch
 from rnascl_cli.artifacts.documents import Architecture, DataReference, DerivedDocument, TrainDocument
 from rnascl_cli.artifacts.store import STUDENT, write_document
 from rnascl_cli.console import warn
-from rnascl_cli.data import Data, ImageSet, load_data
-from rnascl_cli.engine.compute import Compute, resolve_compute
+from rnascl_cli.data import Data, load_data
+from rnascl_cli.engine.compute import resolve_compute
 from rnascl_cli.engine.evaluate import accuracy
 from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.files import build_student, checked_architecture, save_student
-from rnascl_cli.recipes import Recipe, TrainSettings
-from rnascl_cli.stages.apprentice import Apprentice
+from rnascl_cli.recipes import Recipe
 from rnascl_cli.stages.planning import training_provenance
 from rnascl_cli.stages.rivalry import training_paradigm
 from rnascl_cli.stages.schooling import school
@@ -121,16 +120,6 @@ def check_fits(recipe: Recipe, architecture: Architecture, data: Data, *, before
 class TrainTask(StudentTask):
     """One training step: eq. (3), a rival loss for its teacher terms, or adversarial training for its cross-entropy."""
 
-    def __init__(
-        self, settings: TrainSettings, apprentice: Apprentice, *, holdout: ImageSet, compute: Compute, seed: int
-    ) -> None:
-        # From scratch the running statistics lag behind the weights, so each method's authors are followed.
-        super().__init__(
-            settings,
-            apprentice,
-            holdout=holdout,
-            compute=compute,
-            seed=seed,
-            stage="train",
-            statistics="published",
-        )
+    stage = "train"
+    # From scratch the running statistics lag behind the weights, so each method's authors are followed.
+    statistics = "published"
