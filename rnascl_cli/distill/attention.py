@@ -70,13 +70,27 @@ def pairwise_distances(
     Returns:
         Distances (S, T), each in [0, 2].
     """
-    squares_BS1 = _squared_norms(student_BSP).unsqueeze(2)
+    products_BST = torch.bmm(student_BSP, teacher_BTP.transpose(1, 2))
+    return distances_of_products(products_BST, _squared_norms(student_BSP), teacher_BTP, over=over)
+
+
+def distances_of_products(
+    products_BST: Tensor, squares_BS: Tensor, teacher_BTP: Tensor, *, over: Literal["image", "batch"] = "image"
+) -> Tensor:
+    """As :func:`pairwise_distances`, from inner products that have been taken already.
+
+    Args:
+        products_BST: <s_i, t_j>.
+        squares_BS: ||s_i||^2.
+        teacher_BTP: Unit maps of the teacher's layers.
+        over: As there.
+    """
+    squares_BS1 = squares_BS.unsqueeze(2)
     squared_norm = squares_BS1 if over == "image" else squares_BS1.sum(dim=0, keepdim=True)
     scale = squared_norm.clamp(min=_TINY**2).rsqrt()
-    # ||s - t||^2 = ||s||^2 + ||t||^2 - 2 s.t
-    products_BST = torch.bmm(student_BSP, teacher_BTP.transpose(1, 2)) * scale
     t_B1T = _squared_norms(teacher_BTP).unsqueeze(1)
-    return _root(squares_BS1 * scale.square() + t_B1T - 2 * products_BST).mean(dim=0)
+    # ||s - t||^2 = ||s||^2 + ||t||^2 - 2 s.t
+    return _root(squares_BS1 * scale.square() + t_B1T - 2 * products_BST * scale).mean(dim=0)
 
 
 def tutor_distances(student_BSP: Tensor, tutors_BSP: Tensor) -> Tensor:

@@ -8,16 +8,15 @@ Shape suffixes: B images, L layers, C channels, H height, W width, P pixels of t
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rnascl_cli.models.energies import energy, widened_energy, widens
+from rnascl_cli.models.maps import LayerMaps
 
 Tap = Literal["conv", "norm", "block"]
 
@@ -39,29 +38,6 @@ def tappable_layers(model: nn.Module, tap: Tap = "conv") -> dict[str, nn.Module]
         return bool(getattr(module, "is_block", False))
 
     return {name: module for name, module in model.named_modules() if wanted(module)}
-
-
-def to_common_side(map_BLHW: Tensor, side: int) -> Tensor:
-    """Bring maps to ``side`` x ``side``: larger ones are area-averaged, smaller ones interpolated bilinearly.
-
-    Either is linear and separable, R_H m R_W^T: two small matrix products, several times faster than PyTorch's
-    bilinear kernel and its backward on a CPU.
-    """
-    height, width = map_BLHW.shape[-2:]
-    if (height, width) == (side, side):
-        return map_BLHW
-    smaller = min(height, width) < side
-    rows_sH, columns_sW = (_resizing(size, side, smaller, map_BLHW.device) for size in (height, width))
-    return rows_sH @ (map_BLHW @ columns_sW.T)
-
-
-@functools.lru_cache(maxsize=64)
-def _resizing(size: int, side: int, bilinear: bool, device: torch.device) -> Tensor:
-    """Return the matrix (side, size) that resizes a row, as PyTorch resizes the unit rows."""
-    units = torch.eye(size, device=device).unsqueeze(0)
-    if bilinear:
-        return F.interpolate(units, size=side, mode="linear", align_corners=False)[0].T.contiguous()
-    return F.adaptive_avg_pool1d(units, side)[0].T.contiguous()
 
 
 class MapRecorder:
@@ -91,14 +67,18 @@ class MapRecorder:
         Raises:
             ValueError: A layer did not run since the last call.
         """
+        return self.take_sized().at_common_side()
+
+    def take_sized(self) -> LayerMaps:
+        """As :meth:`take`, with maps smaller than the common side still at their own size."""
         missing = [layer for layer in self.layers if layer not in self._maps]
         if missing:
             raise ValueError(f"no forward pass reached {', '.join(missing[:3])}")
-        # Neighbours of one size are resized together.
+        # Neighbours of one size go together.
         groups = itertools.groupby((self._maps[layer] for layer in self.layers), key=lambda map_B1HW: map_B1HW.shape)
         stacks = [torch.cat(list(maps), dim=1) for _, maps in groups]
         self._maps.clear()
-        return torch.cat([to_common_side(maps_BLHW, self.side).flatten(2) for maps_BLHW in stacks], dim=1)
+        return LayerMaps(stacks, self.side)
 
 
 @contextlib.contextmanager

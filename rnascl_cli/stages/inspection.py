@@ -21,15 +21,19 @@ SAME = 1e-6  # of the largest logit: a spread over the batch below this is round
 
 
 class Inspection:
-    """Looks at a batch when asked to, and says each finding once."""
+    """Looks at a batch when asked to, and says each finding once.
+
+    Attributes:
+        due: Whether the epoch has not had its look.
+    """
 
     def __init__(self) -> None:
-        self._due = True
+        self.due = True
         self._said: set[tuple[str, str]] = set()
 
     def start_epoch(self) -> None:
         """Look at the next batch."""
-        self._due = True
+        self.due = True
 
     def look(
         self,
@@ -54,9 +58,9 @@ class Inspection:
         Raises:
             RunError: A term compares logits, and the teacher gives the same ones for every image.
         """
-        if not self._due:
+        if not self.due:
             return
-        self._due = False
+        self.due = False
         if (kl or method) and constant(lesson.logits_BK):
             mend = f"use another method than {method}" if method else "leave the term out with --paradigm"
             what = (

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rnascl_cli.data import Batch, Data, ImageSet
-from rnascl_cli.distill.attention import attention_loss, pairwise_distances
+from rnascl_cli.distill.attention import attention_loss, distances_of_products
 from rnascl_cli.distill.choices import Choices, Sample
 from rnascl_cli.distill.expected_cost import ExpectedCost
 from rnascl_cli.distill.gumbel import mean_entropy, mean_largest, temperature_at
@@ -27,6 +27,7 @@ from rnascl_cli.engine.evaluate import accuracy
 from rnascl_cli.engine.fit import ScheduledOptimiser, Stateful
 from rnascl_cli.engine.modes import fixed_statistics, frozen
 from rnascl_cli.engine.optimise import build_optimiser, descend
+from rnascl_cli.models.maps import LayerMaps
 from rnascl_cli.models.supernet import Supernet
 from rnascl_cli.models.taps import MapRecorder
 from rnascl_cli.recipes import SearchSettings
@@ -185,16 +186,17 @@ class SearchTask:
         adversarial_bCHW = self._images.perturbed(part, sample.widths, noise=self._noise)
         with self._compute.student_autocast():
             logits_bK = self._supernet(part.x_bCHW, sample.widths)
-        student_bSP = None if self._recorder is None else self._recorder.take()
+        student = None if self._recorder is None else self._recorder.take_sized()
         terms, weights, perturbed_bK = self._images.terms(part, logits_bK, adversarial_bCHW, sample.widths)
         if lesson is not None and uses_kl(settings.paradigm, settings.kl):
             terms["kl"] = kl_divergence(
                 logits_bK, lesson.logits_BK, direction=settings.kl.direction, temperature=settings.kl.temperature
             )
-        self._inspect(lesson, student_bSP)
-        if student_bSP is not None and lesson is not None and lesson.maps_BTP is not None:
+        self._inspect(lesson, student)
+        if student is not None and lesson is not None and lesson.maps_BTP is not None:
             assert sample.tutors is not None
-            distances_ST = pairwise_distances(student_bSP, lesson.maps_BTP, over=settings.attention.norm)
+            inner = student.inner_products(lesson.maps_BTP)
+            distances_ST = distances_of_products(*inner, lesson.maps_BTP, over=settings.attention.norm)
             terms["attention"] = attention_loss(sample.tutors, distances_ST)
         relative, cost = self._pressure(sample.widths, sample.level if settings.cost.target is None else None)
         n_f = settings.cost.scale * relative
@@ -221,15 +223,15 @@ class SearchTask:
             **robust,
         }
 
-    def _inspect(self, lesson: Lesson | None, student_bSP: Tensor | None) -> None:
-        if lesson is None or self._teacher is None:
+    def _inspect(self, lesson: Lesson | None, student: LayerMaps | None) -> None:
+        if lesson is None or self._teacher is None or not self._inspection.due:
             return
         self._inspection.look(
             lesson,
             kl=uses_kl(self._settings.paradigm, self._settings.kl),
             teacher_layers=self._teacher.layers,
             student_layers=[] if self._recorder is None else self._recorder.layers,
-            student_BLP=student_bSP,
+            student_BLP=None if student is None else student.at_common_side(),
             method=needs_teacher(self._settings.robust),
         )
 

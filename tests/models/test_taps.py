@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from rnascl_cli.models.energies import energy, widened_energy, widens
+from rnascl_cli.models.maps import to_common_side
 from rnascl_cli.models.normalise import Normalise
 from rnascl_cli.models.student import Student
-from rnascl_cli.models.taps import Tap, recording_maps, tappable_layers, to_common_side
+from rnascl_cli.models.taps import Tap, recording_maps, tappable_layers
 from rnascl_cli.models.teachers import build_teacher
 from rnascl_cli.spaces import SPACES
 from tests.models.slimming import TINY, images

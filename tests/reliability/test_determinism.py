@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from rnascl_cli.engine.compute import make_deterministic
-from rnascl_cli.models.taps import to_common_side
+from rnascl_cli.models.maps import to_common_side
 from tests.command import done
 from tests.reliability.conftest import Whole
 from tests.reliability.drills import differences
