@@ -30,6 +30,23 @@ class Sample(NamedTuple):
     unshifted: Tensor | None = None
 
 
+class Draw(NamedTuple):
+    """The noise of one sample: ``widths`` (D, N), ``tutors`` (S, T) or None without tutors.
+
+    Attributes:
+        level: Uniform in [0, 1), float64: where in a range of MACs the sample is to be (distill/levels.py); None where
+            the logits alone decide.
+    """
+
+    widths: Tensor
+    tutors: Tensor | None
+    level: Tensor | None = None
+
+    def to(self, device: torch.device) -> Draw:
+        """Send it to a device without waiting: a GPU's queue is not emptied for it."""
+        return Draw(*(None if part is None else part.to(device, non_blocking=True) for part in self))  # type: ignore[arg-type]
+
+
 class Choices(nn.Module):
     """Width and tutor logits, all zero at first.
 
@@ -50,24 +67,26 @@ class Choices(nn.Module):
         if student_layers and teacher_layers:
             self.tutor_logits = nn.Parameter(torch.zeros(student_layers, teacher_layers))
 
-    def sample(
-        self,
-        *,
-        temperature: float,
-        generator: torch.Generator,
-        noise: Noise = "gumbel",
-        shift_DN: Tensor | None = None,
-    ) -> Sample:
-        """Draw Gumbel weights for every choice; with ``shift_DN``, for width logits moved by so much."""
+    def draw(self, *, generator: torch.Generator, kind: Noise = "gumbel") -> Draw:
+        """Draw the noise of one sample, and send it to where the logits are."""
+        eps = [
+            None if logits is None else sample_noise(logits.shape, generator=generator, kind=kind)
+            for logits in (self.width_logits, self.tutor_logits)
+        ]
+        assert eps[0] is not None
+        return Draw(eps[0], eps[1]).to(self.width_logits.device)
 
-        def draw(*logits: Tensor) -> list[Tensor]:
-            eps = sample_noise(logits[0].shape, generator=generator, kind=noise)
-            return [gumbel_softmax(values, temperature=temperature, noise=eps) for values in logits]
-
+    def sample(self, noise: Draw, *, temperature: float | Tensor, shift_DN: Tensor | None = None) -> Sample:
+        """Return the Gumbel weights of every choice under ``noise``; with ``shift_DN``, for width logits so moved."""
         present_DN = self.present()
-        widths = draw(present_DN) if shift_DN is None else draw(present_DN + shift_DN, present_DN)
-        tutors = None if self.tutor_logits is None else draw(self.tutor_logits)[0]
-        return Sample(widths[0], tutors, unshifted=widths[1].detach() if len(widths) > 1 else None)
+        unshifted = widths = gumbel_softmax(present_DN, temperature=temperature, noise=noise.widths)
+        if shift_DN is not None:
+            widths = gumbel_softmax(present_DN + shift_DN, temperature=temperature, noise=noise.widths)
+        tutors = None
+        if self.tutor_logits is not None:
+            assert noise.tutors is not None
+            tutors = gumbel_softmax(self.tutor_logits, temperature=temperature, noise=noise.tutors)
+        return Sample(widths, tutors, unshifted=None if shift_DN is None else unshifted.detach())
 
     def expected(self, *, temperature: float = 1.0) -> Sample:
         """Return softmax(logits / tau), without noise."""

@@ -25,10 +25,9 @@ def sample_noise(shape: torch.Size | tuple[int, ...], *, generator: torch.Genera
     return -torch.log(-torch.log(uniform))
 
 
-def gumbel_softmax(logits: Tensor, *, temperature: float, noise: Tensor) -> Tensor:
+def gumbel_softmax(logits: Tensor, *, temperature: float | Tensor, noise: Tensor) -> Tensor:
     """Return g_i = exp((v_i + eps_i) / tau) / sum_j exp((v_j + eps_j) / tau) over the last dimension."""
-    # Drawn on the CPU, sent without waiting: a GPU's queue is not emptied for it.
-    return torch.softmax((logits + noise.to(logits, non_blocking=True)) / temperature, dim=-1)
+    return torch.softmax((logits + noise) / temperature, dim=-1)
 
 
 def temperature_at(

@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rnascl_cli.distill.choices import Choices, Sample
+from rnascl_cli.distill.choices import Choices, Draw, Sample
 from rnascl_cli.distill.expected_cost import ExpectedCost
 from rnascl_cli.distill.gumbel import Noise
 from rnascl_cli.spaces import SearchSpace, network_cost
@@ -57,15 +57,18 @@ class Levels(nn.Module):
         steps_K = torch.linspace(-STEEPNESS, STEEPNESS, GRID, dtype=torch.float64)
         self.register_buffer("lambdas", steps_K.sinh() / 100, persistent=False)
 
-    def sample(
-        self, choices: Choices, *, temperature: float, generator: torch.Generator, noise: Noise = "gumbel"
-    ) -> Sample:
-        """Draw a level and Gumbel weights for it; the level is in the sample, in MACs, float64."""
-        share = torch.rand((), generator=generator, dtype=torch.float64)
-        level = (self._low + share * (self._high - self._low)).to(self.get_buffer("m").device, non_blocking=True)
+    def draw(self, choices: Choices, *, generator: torch.Generator, kind: Noise = "gumbel") -> Draw:
+        """Draw a level, and the noise of one sample of the choices."""
+        level = torch.rand((), generator=generator, dtype=torch.float64)
+        noise = choices.draw(generator=generator, kind=kind)
+        return noise._replace(level=level.to(self.get_buffer("m").device, non_blocking=True))
+
+    def sample(self, choices: Choices, noise: Draw, *, temperature: float | Tensor) -> Sample:
+        """Return the Gumbel weights of the drawn level; the level is in the sample, in MACs, float64."""
+        assert noise.level is not None
+        level = self._low + noise.level * (self._high - self._low)
         shift_DN = self.shift(choices.present().detach(), level)
-        sample = choices.sample(temperature=temperature, generator=generator, noise=noise, shift_DN=shift_DN)
-        return sample._replace(level=level)
+        return choices.sample(noise, temperature=temperature, shift_DN=shift_DN)._replace(level=level)
 
     @torch.no_grad()
     def shift(self, logits_DN: Tensor, level: Tensor) -> Tensor:

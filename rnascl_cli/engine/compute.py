@@ -15,6 +15,7 @@ from torch import nn
 
 from rnascl_cli import ranks
 from rnascl_cli.engine.heap import keep_freed_memory
+from rnascl_cli.engine.replay import CudaGraphs, Recorder
 from rnascl_cli.errors import UserError
 
 DType = Literal["fp32", "bf16"]
@@ -28,11 +29,13 @@ class Compute:
         device: The torch device.
         student: Precision of the student or supernet.
         teacher: Precision of the teacher's forward pass, which takes no gradient and bears bf16 well.
+        recorder: Of steps, to be replayed; None where each step is launched operator by operator.
     """
 
     device: torch.device
     student: DType
     teacher: DType
+    recorder: Recorder | None = None
 
     def student_autocast(self) -> contextlib.AbstractContextManager[object]:
         """Return the autocast context of the student's forward pass."""
@@ -75,7 +78,11 @@ class Compute:
 
 
 def resolve_compute(
-    device: Literal["auto", "cpu", "cuda"], precision: Literal["auto", "fp32", "bf16"], *, deterministic: bool = False
+    device: Literal["auto", "cpu", "cuda"],
+    precision: Literal["auto", "fp32", "bf16"],
+    *,
+    deterministic: bool = False,
+    capture: bool = False,
 ) -> Compute:
     """Choose device and precision.
 
@@ -87,9 +94,11 @@ def resolve_compute(
         device: As in the recipe.
         precision: As in the recipe.
         deterministic: Make this process deterministic first, see :func:`make_deterministic`.
+        capture: Record steps as CUDA graphs.
 
     Raises:
-        UserError: CUDA was asked for and is not there, or there are more processes than GPUs on this machine.
+        UserError: CUDA was asked for and is not there, or is needed to record steps, or there are more processes than
+            GPUs on this machine.
     """
     if deterministic:
         make_deterministic()
@@ -103,12 +112,21 @@ def resolve_compute(
             f"torchrun --nproc-per-node {ranks.local_size()}: this machine has {torch.cuda.device_count()} GPUs; start "
             "one process a GPU, or use --device cpu"
         )
+    recorder = _cuda_graphs(where) if capture else None
     if precision != "auto":
-        return Compute(where, precision, precision)
+        return Compute(where, precision, precision, recorder)
     if where.type == "cuda":
         both: DType = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-        return Compute(where, both, both)
-    return Compute(where, "fp32", "bf16" if _cpu_has_bf16() else "fp32")
+        return Compute(where, both, both, recorder)
+    return Compute(where, "fp32", "bf16" if _cpu_has_bf16() else "fp32", recorder)
+
+
+def _cuda_graphs(where: torch.device) -> Recorder:
+    if where.type != "cuda":
+        raise UserError("recipe key 'capture_steps': steps are recorded as CUDA graphs, and no CUDA device is used here")
+    if ranks.size() > 1:
+        raise UserError("recipe key 'capture_steps': steps that several processes share are not recorded; leave it out")
+    return CudaGraphs()
 
 
 def make_deterministic() -> None:

@@ -13,12 +13,35 @@ from rnascl_cli import ranks
 from rnascl_cli.recipes import SGD, Optimiser, Schedule, StepSchedule
 
 
-def build_optimiser(parameters: Iterable[nn.Parameter], settings: Optimiser) -> torch.optim.Optimizer:
-    """Return the optimiser that the settings describe, over ``parameters``; a step of it is one fused operation."""
+def build_optimiser(
+    parameters: Iterable[nn.Parameter], settings: Optimiser, *, recorded_on: torch.device | None = None
+) -> torch.optim.Optimizer:
+    """Return the optimiser that the settings describe, over ``parameters``; a step of it is one fused operation.
+
+    Args:
+        parameters: What moves.
+        settings: Of the optimiser.
+        recorded_on: The device of steps that are recorded and replayed (:mod:`rnascl_cli.engine.replay`): the learning
+            rate is then a tensor there, whose value each replay reads anew.
+    """
     shared: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay, "fused": True}
+    optimiser: torch.optim.Optimizer
     if isinstance(settings, SGD):
-        return torch.optim.SGD(parameters, momentum=settings.momentum, **shared)
-    return torch.optim.Adam(parameters, betas=settings.betas, **shared)
+        optimiser = torch.optim.SGD(parameters, momentum=settings.momentum, **shared)
+    else:
+        optimiser = torch.optim.Adam(parameters, betas=settings.betas, **shared)
+
+    def prepare(_: torch.optim.Optimizer) -> None:
+        for group in optimiser.param_groups:
+            value = float(group["lr"])
+            group["lr"] = value if recorded_on is None else torch.tensor(value, device=recorded_on)
+            if "capturable" in group:
+                group["capturable"] = recorded_on is not None and recorded_on.type == "cuda"
+
+    prepare(optimiser)
+    # A checkpoint may come from steps that were recorded, or not, whatever these are.
+    optimiser.register_load_state_dict_post_hook(prepare)
+    return optimiser
 
 
 def learning_rate(schedule: Schedule, base: float, progress: float) -> float:
@@ -70,4 +93,7 @@ def _average_gradients(parameters: Iterable[nn.Parameter], images: int) -> None:
 def set_learning_rate(optimiser: torch.optim.Optimizer, value: float) -> None:
     """Set the learning rate of every parameter group."""
     for group in optimiser.param_groups:
-        group["lr"] = value
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(value)
+        else:
+            group["lr"] = value

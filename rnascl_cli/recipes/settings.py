@@ -341,6 +341,11 @@ class Recipe(Settings):
         default=False,
         description="on a GPU: only operators that give the same bits every time, slower; see --deterministic",
     )
+    capture_steps: bool = Field(
+        default=False,
+        description="on a GPU: record the step of search and train once as a CUDA graph and replay it, which spares "
+        "thousands of launches a step",
+    )
     checkpoint_minutes: float | None = Field(
         default=10.0,
         gt=0.0,

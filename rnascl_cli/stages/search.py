@@ -52,7 +52,9 @@ def search(recipe: Recipe, run: RunDirectory) -> SearchDocument:
     """
     settings = recipe.search
     space = space_named(recipe.space)
-    compute = resolve_compute(recipe.device, recipe.precision, deterministic=recipe.deterministic)
+    compute = resolve_compute(
+        recipe.device, recipe.precision, deterministic=recipe.deterministic, capture=recipe.capture_steps
+    )
     data = load_data(recipe.data, seed=recipe.seed)
     check_batches_can_be_split(settings, space, data)
     refuse_impossible(settings, space, data, run)

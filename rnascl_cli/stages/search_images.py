@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rnascl_cli.data import Share
+from rnascl_cli.distill.choices import Draw
 from rnascl_cli.distill.objectives import cross_entropy
 from rnascl_cli.distill.robust_objectives import Terms
 from rnascl_cli.engine.compute import Compute
@@ -37,13 +38,25 @@ class Mixture(nn.Module):
         return logits
 
 
+class Chance(NamedTuple):
+    """What a sample of the choices depends on beside their logits, drawn before: noise and temperature."""
+
+    noise: Draw
+    temperature: float | Tensor
+
+
 class Part(NamedTuple):
-    """The images of one part of a batch that this process has, and what the teacher says about them."""
+    """The images of one part of a batch that this process has, and what the teacher says about them.
+
+    Attributes:
+        chance: What the choices are sampled by; None to draw it when it is needed.
+    """
 
     x_bCHW: Tensor
     y_b: Tensor
     lesson: Lesson | None
     share: Share
+    chance: Chance | None = None
 
 
 class ImageTerms(NamedTuple):

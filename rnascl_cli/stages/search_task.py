@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rnascl_cli.data import Batch, Data, ImageSet
+from rnascl_cli.data import Batch, Data, ImageSet, Share
 from rnascl_cli.distill.attention import attention_loss, distances_of_products
-from rnascl_cli.distill.choices import Choices, Sample
+from rnascl_cli.distill.choices import Choices, Draw, Sample
 from rnascl_cli.distill.expected_cost import ExpectedCost
 from rnascl_cli.distill.gumbel import mean_entropy, mean_largest, temperature_at
 from rnascl_cli.distill.objectives import add_up, kl_divergence
@@ -27,6 +27,7 @@ from rnascl_cli.engine.evaluate import accuracy
 from rnascl_cli.engine.fit import ScheduledOptimiser, Stateful
 from rnascl_cli.engine.modes import fixed_statistics, frozen
 from rnascl_cli.engine.optimise import build_optimiser, descend
+from rnascl_cli.engine.replay import Replay
 from rnascl_cli.models.maps import LayerMaps
 from rnascl_cli.models.supernet import Supernet
 from rnascl_cli.models.taps import MapRecorder
@@ -35,7 +36,7 @@ from rnascl_cli.spaces import SearchSpace, final_side
 from rnascl_cli.stages.budgeting import steering
 from rnascl_cli.stages.inspection import Inspection
 from rnascl_cli.stages.robust_step import needs_teacher
-from rnascl_cli.stages.search_images import Mixture, Part, SearchImages
+from rnascl_cli.stages.search_images import Chance, Mixture, Part, SearchImages
 from rnascl_cli.stages.teaching import (
     Lesson,
     TeacherOnDuty,
@@ -102,8 +103,10 @@ class SearchTask:
         self._pressure = pressure.to(compute.device)
         self._levels = None if levels is None else levels.to(compute.device)
         self._macs = ExpectedCost(supernet.space, **sizes, measure="macs").to(compute.device)
-        weights = build_optimiser(self._supernet.parameters(), settings.optimiser)
-        gumbel = build_optimiser(self._choices.parameters(), settings.gumbel_optimiser)
+        self._learn = Replay(self._learn_from, None if settings.robust else compute.recorder)
+        recorded_on = compute.device if self._learn.records else None
+        weights = build_optimiser(self._supernet.parameters(), settings.optimiser, recorded_on=recorded_on)
+        gumbel = build_optimiser(self._choices.parameters(), settings.gumbel_optimiser, recorded_on=recorded_on)
         self.optimisers = [
             ScheduledOptimiser(weights, settings.schedule, settings.optimiser.lr),
             ScheduledOptimiser(gumbel, settings.schedule, settings.gumbel_optimiser.lr),
@@ -134,22 +137,36 @@ class SearchTask:
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Teacher once; weights on the first part of the batch, Gumbel parameters on the rest."""
-        x_BCHW, y_B = batch.x_BCHW, batch.y_B
         lesson = None if self._teacher is None else self._teacher.look(batch)
-        parts = self.parts(batch.share.whole)
+        if not self._learn.records or self._inspection.due:  # the inspection asks the device for values
+            return self._learn.plainly(batch.x_BCHW, batch.y_B, batch.share, lesson)
+        temperature = torch.full((), self._temperature, device=self._compute.device)
+        chances = tuple(Chance(self._draw(), temperature) for _ in self.parts(batch.share.whole))
+        return self._learn(batch.x_BCHW, batch.y_B, batch.share, lesson, chances)
+
+    def _learn_from(
+        self,
+        x_BCHW: Tensor,
+        y_B: Tensor,
+        whole: Share,
+        lesson: Lesson | None,
+        chances: tuple[Chance | None, ...] = (None, None),
+    ) -> dict[str, Tensor]:
+        """Take both steps, the parts' ``chances`` drawn before where the steps are recorded."""
+        parts = self.parts(whole.whole)
         if len(parts) == 1:
-            return self._weight_step(Part(x_BCHW, y_B, lesson, batch.share))
-        shares = batch.share.divided(parts[0])
+            return self._weight_step(Part(x_BCHW, y_B, lesson, whole, chances[0]))
+        shares = whole.divided(parts[0])
         rows = slice(None, len(shares[0])), slice(len(shares[0]), None)
         first, second = (
-            Part(x_BCHW[some], y_B[some], lesson.part(some) if lesson else None, share)
-            for some, share in zip(rows, shares, strict=True)
+            Part(x_BCHW[some], y_B[some], lesson.part(some) if lesson else None, share, chance)
+            for some, share, chance in zip(rows, shares, chances, strict=True)
         )
         metrics = self._weight_step(first)
         gumbel_loss = self._gumbel_step(second)
         return {
-            **batch.share.weighed(metrics, first.share),
-            **batch.share.weighed({"gumbel_loss": gumbel_loss}, second.share),
+            **whole.weighed(metrics, first.share),
+            **whole.weighed({"gumbel_loss": gumbel_loss}, second.share),
         }
 
     def parts(self, batch: int) -> Sequence[int]:
@@ -162,7 +179,7 @@ class SearchTask:
     def _weight_step(self, part: Part) -> dict[str, Tensor]:
         self._supernet.train()
         with frozen(self._choices.parameters()):
-            sample = self._sample()
+            sample = self._sample(part.chance)
             found = self._objective(part, sample)
             descend(self.optimisers[0].optimiser, found.loss, images=len(part.y_b))
         return self._metrics(found, part.y_b, sample)
@@ -170,15 +187,21 @@ class SearchTask:
     def _gumbel_step(self, part: Part) -> Tensor:
         # Batch statistics as in the weight step, but neither weights nor running statistics move.
         with frozen(self._supernet.parameters()), fixed_statistics(self._supernet):
-            found = self._objective(part, self._sample())
+            found = self._objective(part, self._sample(part.chance))
             descend(self.optimisers[1].optimiser, found.loss, images=len(part.y_b))
         return found.loss.detach()
 
-    def _sample(self) -> Sample:
-        temperature, noise = self._temperature, self._settings.gumbel.noise
+    def _draw(self) -> Draw:
+        kind = self._settings.gumbel.noise
         if self._levels is None:
-            return self._choices.sample(temperature=temperature, generator=self._noise, noise=noise)
-        return self._levels.sample(self._choices, temperature=temperature, generator=self._noise, noise=noise)
+            return self._choices.draw(generator=self._noise, kind=kind)
+        return self._levels.draw(self._choices, generator=self._noise, kind=kind)
+
+    def _sample(self, chance: Chance | None = None) -> Sample:
+        noise, temperature = chance or Chance(self._draw(), self._temperature)
+        if self._levels is None:
+            return self._choices.sample(noise, temperature=temperature)
+        return self._levels.sample(self._choices, noise, temperature=temperature)
 
     def _objective(self, part: Part, sample: Sample) -> Objective:
         """Return eq. (2) and its terms."""

@@ -18,13 +18,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from rnascl_cli.data import Batch, ImageSet
+from rnascl_cli.data import Batch, ImageSet, Share
 from rnascl_cli.distill.objectives import add_up, cross_entropy
 from rnascl_cli.engine.averaging import averaging
 from rnascl_cli.engine.compute import Compute
 from rnascl_cli.engine.fit import ScheduledOptimiser, Stateful
 from rnascl_cli.engine.modes import fixed_statistics
 from rnascl_cli.engine.optimise import build_optimiser, descend
+from rnascl_cli.engine.replay import Replay
 from rnascl_cli.recipes import StudentSettings
 from rnascl_cli.stages.apprentice import Answer, Apprentice
 from rnascl_cli.stages.choosing import Validation
@@ -67,7 +68,11 @@ class StudentTask:
         if apprentice.rival is not None:
             learning["distill"] = apprentice.rival.module
         parameters = [parameter for module in learning.values() for parameter in module.parameters()]
-        optimiser = build_optimiser(parameters, settings.optimiser)
+        # A method draws its starting points, and a rival looks up its own memory, within the step.
+        alone = self._robust is None and apprentice.rival is None
+        self._learn = Replay(self._learn_from, compute.recorder if alone else None)
+        recorded_on = compute.device if self._learn.records else None
+        optimiser = build_optimiser(parameters, settings.optimiser, recorded_on=recorded_on)
         self._average = averaging(student, settings.average, epochs=settings.epochs)
         self.validation = Validation(
             student,
@@ -96,8 +101,19 @@ class StudentTask:
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Perturb the batch where there is a method, then take one step of SGD."""
-        x_BCHW, y_B, apprentice = batch.x_BCHW, batch.y_B, self._apprentice
-        lesson = apprentice.lesson(batch)
+        lesson = self._apprentice.lesson(batch)
+        # The inspection asks the device for values.
+        learn = self._learn.plainly if self._apprentice.inspection.due else self._learn
+        metrics = learn(batch.x_BCHW, batch.y_B, batch.rows_B, batch.views_B, batch.share, lesson)
+        if self._average is not None:
+            self._average.after_step()
+        return metrics
+
+    def _learn_from(
+        self, x_BCHW: Tensor, y_B: Tensor, rows_B: Tensor, views_B: Tensor, share: Share, lesson: Lesson | None
+    ) -> dict[str, Tensor]:
+        """Take the step on a batch, whose parts are given one by one so that it may be recorded."""
+        apprentice, batch = self._apprentice, Batch(x_BCHW, y_B, rows_B, views_B, share)
         apprentice.student.train()
         adversarial_BCHW = self._perturb(batch, lesson)
         clean = self._answer(x_BCHW)
@@ -112,8 +128,6 @@ class StudentTask:
         terms |= apprentice.teacher_terms(batch, clean, lesson)
         loss = add_up(terms, {**weights, **apprentice.weights})
         descend(self.optimisers[0].optimiser, loss, images=len(batch))
-        if self._average is not None:
-            self._average.after_step()
         return {name: value.detach() for name, value in {"loss": loss, **terms, **right}.items()}
 
     def _answer(self, x_BCHW: Tensor) -> Answer:

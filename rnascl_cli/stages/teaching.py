@@ -19,6 +19,7 @@ from rnascl_cli.console import warn
 from rnascl_cli.data import Batch
 from rnascl_cli.distill.attention import unit_maps
 from rnascl_cli.engine.compute import Compute
+from rnascl_cli.engine.replay import Replay
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.checkpoints import Teacher, read_teacher
 from rnascl_cli.models.seeing import check_sees
@@ -136,6 +137,7 @@ class TeacherOnDuty:
     ) -> None:
         self._teacher, self._recorder, self._attention, self._compute = teacher, recorder, attention, compute
         self._kept, self._wanted_T = kept, wanted_T
+        self._ask = Replay(self._ask_teacher, compute.recorder)
 
     @property
     def layers(self) -> list[str]:
@@ -152,7 +154,7 @@ class TeacherOnDuty:
             return Lesson(logits_BK, None)
         return Lesson(logits_BK, (maps_BTP if self._wanted_T is None else maps_BTP[:, self._wanted_T]).float())
 
-    def _ask(self, x_BCHW: Tensor) -> Outputs:
+    def _ask_teacher(self, x_BCHW: Tensor) -> Outputs:
         with self._compute.teacher_autocast():
             logits_BK: Tensor = self._teacher.module(x_BCHW)
         if self._recorder is None:

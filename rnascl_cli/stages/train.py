@@ -41,7 +41,9 @@ def train(derived: DerivedDocument, recipe: Recipe, run: RunDirectory) -> TrainD
     settings, seed = recipe.train, recipe.seed
     paradigm = training_paradigm(settings, derived)
     architecture = checked_architecture(derived.architecture, where="derived document")
-    compute = resolve_compute(recipe.device, recipe.precision, deterministic=recipe.deterministic)
+    compute = resolve_compute(
+        recipe.device, recipe.precision, deterministic=recipe.deterministic, capture=recipe.capture_steps
+    )
     data = load_data(recipe.data, seed=recipe.seed)
     check_fits(recipe, architecture, data, before=derived.provenance.data)
 

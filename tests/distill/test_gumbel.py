@@ -109,15 +109,15 @@ def test_choices_start_undecided() -> None:
 def test_choices_without_tutors(students: int, teachers: int, generator: torch.Generator) -> None:
     choices = Choices([(16, 12)], student_layers=students, teacher_layers=teachers)
     assert choices.tutor_logits is None
-    assert choices.sample(temperature=1.0, generator=generator).tutors is None
+    assert choices.sample(choices.draw(generator=generator), temperature=1.0).tutors is None
     assert choices.expected().tutors is None
 
 
 def test_samples_are_fresh_each_time_and_follow_the_generator() -> None:
     choices = Choices([(16, 12)], student_layers=2, teacher_layers=3)
     stream = torch.Generator().manual_seed(4)
-    one, two = (choices.sample(temperature=1.0, generator=stream) for _ in range(2))
-    again = choices.sample(temperature=1.0, generator=torch.Generator().manual_seed(4))
+    one, two = (choices.sample(choices.draw(generator=stream), temperature=1.0) for _ in range(2))
+    again = choices.sample(choices.draw(generator=torch.Generator().manual_seed(4)), temperature=1.0)
     assert not torch.equal(one.widths[0], two.widths[0])
     assert torch.equal(one.widths[0], again.widths[0])
     assert one.tutors is not None
@@ -130,7 +130,7 @@ def test_samples_are_fresh_each_time_and_follow_the_generator() -> None:
 
 def test_sampled_weights_carry_gradients_to_the_logits(generator: torch.Generator) -> None:
     choices = Choices([(16, 12), (20, 16)], student_layers=2, teacher_layers=3)
-    sample = choices.sample(temperature=1.0, generator=generator)
+    sample = choices.sample(choices.draw(generator=generator), temperature=1.0)
     assert sample.tutors is not None
     (sum(row[0] for row in sample.widths) + sample.tutors[:, 0].sum()).backward()
     for parameter in choices.parameters():

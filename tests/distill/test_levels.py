@@ -57,7 +57,7 @@ def test_samples_reach_over_the_whole_range_and_keep_to_their_levels() -> None:
     with torch.no_grad():
         settled.width_logits[:, 1] = 4.0  # by themselves nearly always the same network
     stream = torch.Generator().manual_seed(3)
-    samples = [found.sample(settled, temperature=HARD, generator=stream) for _ in range(200)]
+    samples = [found.sample(settled, found.draw(settled, generator=stream), temperature=HARD) for _ in range(200)]
     asked = torch.stack([sample.level for sample in samples if sample.level is not None])
     drawn = torch.stack([macs(sample.widths) for sample in samples]).detach()
     shares = (asked - low) / (high - low)
@@ -71,10 +71,10 @@ def test_what_the_logits_alone_would_give_is_told_beside_it() -> None:
     space = SPACES["S3"]
     found, *_ = levels(space)
     own = choices(space, 1.0)
-    sample = found.sample(own, temperature=2.0, generator=torch.Generator().manual_seed(1))
+    sample = found.sample(own, found.draw(own, generator=torch.Generator().manual_seed(1)), temperature=2.0)
     stream = torch.Generator().manual_seed(1)
     torch.rand((), generator=stream, dtype=torch.float64)  # the level
-    plain = own.sample(temperature=2.0, generator=stream)
+    plain = own.sample(own.draw(generator=stream), temperature=2.0)
     assert sample.unshifted is not None
     assert sample.tutors is not None
     assert torch.equal(sample.unshifted, plain.widths)
@@ -87,7 +87,7 @@ def test_the_logits_learn_through_the_sample_and_not_through_the_level() -> None
     space = SPACES["S3"]
     found, macs, *_ = levels(space)
     own = choices(space, 1.0)
-    sample = found.sample(own, temperature=2.0, generator=torch.Generator().manual_seed(1))
+    sample = found.sample(own, found.draw(own, generator=torch.Generator().manual_seed(1)), temperature=2.0)
     assert sample.level is not None
     assert sample.unshifted is not None
     assert not sample.level.requires_grad
@@ -104,4 +104,4 @@ def test_a_sample_waits_for_no_device() -> None:
     found, *_ = levels(space)
     own, stream = choices(space, 1.0), torch.Generator().manual_seed(1)
     with NoWaiting():  # type: ignore[no-untyped-call]
-        found.sample(own, temperature=2.0, generator=stream)
+        found.sample(own, found.draw(own, generator=stream), temperature=2.0)

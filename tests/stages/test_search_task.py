@@ -33,7 +33,7 @@ from rnascl_cli.recipes import (
 )
 from rnascl_cli.spaces import SPACES, network_cost
 from rnascl_cli.stages.robust_step import needs_teacher
-from rnascl_cli.stages.search_images import Part
+from rnascl_cli.stages.search_images import Chance, Part
 from rnascl_cli.stages.search_task import SearchTask, split_batch
 from rnascl_cli.stages.teaching import Lesson, on_duty, uses_kl, uses_tutors
 from tests.batches import as_batch, as_part
@@ -178,8 +178,8 @@ def test_the_second_half_draws_afresh(data: Data, tiny_teacher: Path, monkeypatc
         samples: list[Sample] = []
         sample = task._sample
 
-        def noted() -> Sample:
-            samples.append(sample())
+        def noted(chance: Chance | None = None) -> Sample:
+            samples.append(sample(chance))
             return samples[-1]
 
         monkeypatch.setattr(task, "_sample", noted)
@@ -287,7 +287,7 @@ def test_expected_macs_are_those_of_the_sampled_weights(data: Data, tiny_teacher
     with task_for(SearchSettings(), data, tiny_teacher) as task:
         samples = []
         drawn = task._sample
-        task._sample = lambda: samples.append(drawn()) or samples[-1]  # type: ignore[func-returns-value, method-assign]
+        task._sample = lambda _=None: samples.append(drawn()) or samples[-1]  # type: ignore[func-returns-value, assignment]
         metrics = task.step(as_batch(*batch(data, 10)))
     assert len(samples) == 2  # fresh for either part of the batch
     assert metrics["expected_macs"].item() == pytest.approx(task._macs(samples[0].widths).item())

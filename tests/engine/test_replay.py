@@ -1,0 +1,117 @@
+"""A function is run, then recorded, then replayed; tests/stages/test_recorded_steps.py does so with the stages' own."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from rnascl_cli.engine.compute import resolve_compute
+from rnascl_cli.engine.optimise import build_optimiser, set_learning_rate
+from rnascl_cli.engine.replay import Replay
+from rnascl_cli.errors import UserError
+from rnascl_cli.recipes import SGD, Adam
+from tests.engine.recording import Recording
+
+pytestmark = pytest.mark.unit
+
+
+class Pair(NamedTuple):
+    one: Tensor
+    two: Tensor | None
+
+
+def test_the_second_call_is_recorded_and_later_ones_replay_it() -> None:
+    python = []
+
+    def function(x_B: Tensor, pair: Pair, times: int) -> dict[str, Tensor]:
+        python.append(len(x_B))
+        return {"sum": (x_B * times + pair.one).sum()}
+
+    recorder = Recording()
+    replay = Replay(function, recorder)
+    found = [replay(torch.full((3,), float(i)), Pair(torch.ones(3) * i, None), times=10)["sum"] for i in range(5)]
+    assert [value.item() for value in found] == [33.0 * i for i in range(5)]  # each in a tensor of its own
+    assert python == [3, 3]
+    assert (recorder.plain, len(recorder.recorded), recorder.replays) == (1, 1, 4)
+
+
+def test_other_shapes_and_values_are_run_as_they_are() -> None:
+    python = []
+
+    def function(x_B: Tensor, times: int) -> tuple[Tensor]:
+        python.append(len(x_B))
+        return (x_B.sum() * times,)
+
+    replay = Replay(function, Recording())
+    calls = [(3, 1), (3, 1), (2, 1), (2, 1), (3, 2), (3, 1)]
+    assert [replay(torch.ones(n), t)[0].item() for n, t in calls] == [n * t for n, t in calls]
+    assert python == [3, 3, 2, 2, 3]
+
+
+def test_without_a_recorder_it_is_the_function() -> None:
+    replay = Replay(lambda x: x + 1, None)
+    assert not replay.records
+    assert [replay(torch.tensor(i)).item() for i in range(3)] == [1, 2, 3]
+
+
+def test_what_cannot_be_recorded_is_said_once_and_run_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    def asks(x_B: Tensor) -> dict[str, Tensor]:
+        return {"sum": x_B.sum() * (2 if x_B[0].item() > 1 else 1)}
+
+    replay = Replay(asks, Recording())
+    assert [replay(torch.full((2,), float(i)))["sum"].item() for i in range(4)] == [0.0, 2.0, 8.0, 12.0]
+    said = capsys.readouterr().err
+    assert said.count("steps are not recorded but launched one by one") == 1
+    assert "_local_scalar_dense" in said
+    assert not replay.records
+
+
+@pytest.mark.parametrize("settings", [SGD(lr=0.1, momentum=0.9, weight_decay=0.01), Adam(name="adam", lr=0.1)])
+def test_a_recorded_optimiser_follows_its_schedule(settings: Any) -> None:
+    def trained(recorder: Recording | None) -> Tensor:
+        weight = torch.nn.Parameter(torch.arange(4.0))
+        recorded_on = torch.device("cpu") if recorder else None
+        optimiser = build_optimiser([weight], settings, recorded_on=recorded_on)
+
+        def step(x: Tensor) -> tuple[Tensor]:
+            optimiser.zero_grad(set_to_none=True)
+            loss = (weight * x).square().sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            return (loss.detach(),)
+
+        replay = Replay(step, recorder)
+        for i in range(6):
+            set_learning_rate(optimiser, 0.1 / (i + 1))
+            replay(torch.full((4,), 0.5 + 0.1 * i))
+        return weight.detach()
+
+    torch.testing.assert_close(trained(Recording()), trained(None))
+
+
+@pytest.mark.parametrize("settings", [SGD(lr=0.1), Adam(name="adam", lr=0.1)])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_checkpoint_fits_recorded_and_other_steps(settings: Any, recorded: bool) -> None:
+    cpu = torch.device("cpu")
+
+    def optimiser(recorded_on: torch.device | None) -> torch.optim.Optimizer:
+        weight = torch.nn.Parameter(torch.ones(3))
+        weight.grad = torch.ones(3)
+        return build_optimiser([weight], settings, recorded_on=recorded_on)
+
+    before, after = optimiser(None if recorded else cpu), optimiser(cpu if recorded else None)
+    before.step()
+    set_learning_rate(before, 0.025)
+    after.load_state_dict(before.state_dict())
+    (group,) = after.param_groups
+    assert isinstance(group["lr"], Tensor) == recorded
+    assert float(group["lr"]) == pytest.approx(0.025)
+    after.step()
+
+
+def test_the_recipe_asks_for_a_gpu() -> None:
+    with pytest.raises(UserError, match="steps are recorded as CUDA graphs"):
+        resolve_compute("cpu", "auto", capture=True)
