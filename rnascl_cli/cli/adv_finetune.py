@@ -53,7 +53,7 @@ def command(
     resolved = options.build_recipe(
         "adv_finetune",
         recipe=recipe,
-        settings=[*(settings or ()), *options.choice(select, patience)],
+        settings=settings,
         inherited=before.provenance,
         top={
             "teacher": teacher,
@@ -67,6 +67,7 @@ def command(
             "method": method,
             "paradigm": paradigm,
             "average": options.kind(average),
+            "stop": options.choice(select, patience),
             "epochs": epochs,
             "batch_size": batch_size,
         },

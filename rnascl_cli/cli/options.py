@@ -9,14 +9,18 @@ import datetime
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from rnascl_cli.artifacts.documents import Provenance
+from rnascl_cli.cli.naming import options_of
 from rnascl_cli.errors import UserError
 from rnascl_cli.recipes import Layer, Recipe, find_recipe, parse_setting, read_recipe_file, resolve
 from rnascl_cli.units import parse_count
+
+NULL: Final = object()
+"""What an option gives that takes a table away, as ``--set KEY=null`` does; None is an option that was not given."""
 
 DOWNLOADED = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # torchvision's folders
 
@@ -134,7 +138,7 @@ def build_recipe(
             layers[0] = {key: value for key, value in layers[0].items() if key != "data"}
         elif not specs:
             _refuse_download_into(inherited.data.spec)
-    return resolve(layers)
+    return resolve(layers, options=options_of(options, stage))
 
 
 def kind(average: str | None) -> dict[str, Any] | None:
@@ -142,8 +146,8 @@ def kind(average: str | None) -> dict[str, Any] | None:
     return None if average is None else {"kind": average}
 
 
-def choice(select: str | None, patience: int | None) -> list[str]:
-    """Return ``--select`` and ``--patience`` as settings of the running stage; patience alone means robust.
+def choice(select: str | None, patience: int | None) -> object:
+    """Return the ``stop`` table that ``--select`` and ``--patience`` mean; patience alone means robust.
 
     Raises:
         UserError: There is patience, and nothing to choose.
@@ -151,9 +155,8 @@ def choice(select: str | None, patience: int | None) -> list[str]:
     if select == "last":
         if patience is not None:
             raise UserError("--patience: with --select last no epoch is better than another; use --select robust")
-        return ["stop=null"]
-    chosen = [] if select is None else [f"stop.on={select}"]
-    return chosen if patience is None else [*chosen, f"stop.patience={patience}"]
+        return NULL
+    return _given({"on": select, "patience": patience}) or None
 
 
 def count(text: str | None, option: str) -> int | None:
@@ -183,7 +186,7 @@ def _refuse_download_into(spec: str) -> None:
 
 
 def _given(options: Layer | None) -> dict[str, Any]:
-    return {key: value for key, value in (options or {}).items() if value is not None}
+    return {key: None if value is NULL else value for key, value in (options or {}).items() if value is not None}
 
 
 def _from_artifact(provenance: Provenance) -> Layer:

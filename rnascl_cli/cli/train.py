@@ -74,7 +74,6 @@ def command(
             # First of the settings, so that others may set its keys; and an option, so that none of them renames it.
             *([f"train.distill.name={distill}"] if distill else []),
             *(settings or ()),
-            *options.choice(select, patience),
         ],
         inherited=document.provenance,
         top={
@@ -89,6 +88,7 @@ def command(
             "paradigm": paradigm,
             "method": method,
             "average": options.kind(average),
+            "stop": options.choice(select, patience),
             "distill": {"name": distill} if distill else None,
             "epochs": epochs,
             "batch_size": batch_size,

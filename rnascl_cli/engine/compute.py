@@ -123,7 +123,7 @@ def resolve_compute(
 
 def _cuda_graphs(where: torch.device) -> Recorder:
     if where.type != "cuda":
-        raise UserError("recipe key 'capture_steps': steps are recorded as CUDA graphs, and no CUDA device is used here")
+        raise UserError("recipe key 'capture_steps': steps are recorded as CUDA graphs, and this is no CUDA device")
     if ranks.size() > 1:
         raise UserError("recipe key 'capture_steps': steps that several processes share are not recorded; leave it out")
     return CudaGraphs()

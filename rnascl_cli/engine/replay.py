@@ -108,7 +108,8 @@ class Replay(Generic[P, R]):
             outputs, work = recorder.record(lambda: self._function(*args, **kwargs))
         except RuntimeError as error:
             self._recorder = None
-            warn(f"capture_steps: steps are not recorded but launched one by one ({' '.join(str(error).split())[:200]})")
+            reason = " ".join(str(error).split())[:200]
+            warn(f"capture_steps: steps are not recorded but launched one by one ({reason})")
         else:
             self._recording = _Recording(key, inputs, outputs, work)
 

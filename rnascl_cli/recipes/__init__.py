@@ -7,6 +7,7 @@ the command line's own options. Unknown keys are refused, all at once, each with
 
 from rnascl_cli.recipes.base import Settings
 from rnascl_cli.recipes.layers import Layer, find_recipe, parse_setting, read_recipe_file, recipes_folder, resolve
+from rnascl_cli.recipes.refusals import Option
 from rnascl_cli.recipes.rivals import AT, CRD, KD, PKT, RKD, SP, VID, Distillation
 from rnascl_cli.recipes.settings import (
     EMA,
@@ -64,6 +65,7 @@ __all__ = [
     "KLSettings",
     "Layer",
     "Optimiser",
+    "Option",
     "PerturbationSettings",
     "Recipe",
     "RobustMethod",

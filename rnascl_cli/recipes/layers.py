@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from rnascl_cli.artifacts.reading import MAX_RECIPE_BYTES, read_bounded
 from rnascl_cli.errors import UserError, nearest
+from rnascl_cli.recipes.refusals import Option, explain
 from rnascl_cli.recipes.settings import Recipe
 
 DEEPEST_KEY = 16  # parts; the longest there is has four
@@ -88,8 +89,13 @@ def parse_setting(text: str, stage: str | None) -> dict[str, Any]:
     return layer
 
 
-def resolve(layers: Sequence[Layer]) -> Recipe:
+def resolve(layers: Sequence[Layer], *, options: Mapping[str, Option] | None = None) -> Recipe:
     """Lay settings over one another, later layers winning, and check the result.
+
+    Args:
+        layers: The settings.
+        options: For each key that the last layer sets by an option of the command line, that option; the error of
+            such a key names it instead of the key.
 
     Raises:
         UserError: Unknown keys (all of them, each with the nearest known one) or values out of range.
@@ -100,7 +106,7 @@ def resolve(layers: Sequence[Layer]) -> Recipe:
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:
-        raise UserError("; ".join(_explain(item) for item in error.errors())) from None
+        raise UserError("; ".join(explain(item, options or {}) for item in error.errors())) from None
 
 
 def _merge(base: dict[str, Any], over: Layer, *, under: str = "") -> None:
@@ -119,45 +125,3 @@ def _merge(base: dict[str, Any], over: Layer, *, under: str = "") -> None:
             raise UserError(f"recipe key '{under}{key}': is a table; set its keys one by one, e.g. {key}.KEY=VALUE")
         else:
             base[key] = value
-
-
-def _fields(annotation: Any) -> dict[str, Any]:
-    """Return the fields of a settings class, or of all members of a union of them."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return dict(annotation.model_fields)
-    members: dict[str, Any] = {}
-    for member in getattr(annotation, "__args__", ()):
-        members |= _fields(member)
-    return members
-
-
-def _kind(annotation: Any, tag: str) -> dict[str, Any]:
-    """Return the fields of the member of a union that has this tag; none where no member has."""
-    for member in getattr(annotation, "__args__", ()):
-        fields = _fields(member)
-        if any(tag in getattr(field.annotation, "__args__", ()) for field in fields.values()):
-            return fields
-    return {}
-
-
-def _explain(item: Any) -> str:
-    names: list[str] = []
-    fields: dict[str, Any] = dict(Recipe.model_fields)
-    tagged, fields_of = False, None
-    for part in map(str, item["loc"]):
-        if tagged:  # pydantic puts the kind of an optimiser, schedule or rival into the path; it is no key
-            tagged, fields = False, _kind(fields_of, part) or fields
-            continue
-        names.append(part)
-        field = fields.get(part)
-        if field is not None:
-            tagged, fields_of = field.discriminator is not None, field.annotation
-            known, fields = fields, _fields(field.annotation)
-        else:
-            known = fields
-    key = ".".join(names)
-    if item["type"] == "extra_forbidden":
-        return f"unknown recipe key '{key}'{nearest(names[-1], known)}"
-    if item["type"] == "union_tag_not_found":
-        return f"recipe key '{key}': does not say which one; set {key}.{item['ctx']['discriminator'].strip(chr(39))}"
-    return f"recipe key '{key}': {item['msg']}"

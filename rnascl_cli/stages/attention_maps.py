@@ -16,6 +16,7 @@ from rnascl_cli.artifacts.documents import TeacherReference, TutorMap
 from rnascl_cli.artifacts.store import STUDENT, sha256_file
 from rnascl_cli.data.decode import CROPPED_SIDE, Shape, decode, image_size
 from rnascl_cli.distill.attention import tutor_distances, unit_maps
+from rnascl_cli.engine.progress import progress
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.checkpoints import read_teacher
 from rnascl_cli.models.files import load_student
@@ -47,18 +48,20 @@ def attention_maps(models: Sequence[Model], image: Path) -> tuple[list[MapSet], 
     """
     sets, words, untutored = [], [], []
     image_size(image)  # an image that is none is an error even where no model could use it
-    for model in models:
-        if model.made is None:
-            continue
-        tutors = model.derived.document.tutors if model.derived else None
-        if not uses_tutors(model.made.document.paradigm):
-            untutored.append(model.name)
-        elif tutors is None or not tutors.tutor:
-            words.append(f"{model.name}: no attention maps, since it has no tutors")
-        elif missing := _missing_student(model) or _missing_teacher(tutors.teacher):
-            words.append(f"{model.name}: no attention maps, since {missing}")
-        else:
-            sets.append(_maps(model, tutors, image, rival=kl_rival(model, models)))
+    made = [model for model in models if model.made is not None]
+    with progress("computing attention maps", len(made)) as advance:
+        for model in made:
+            assert model.made is not None
+            tutors = model.derived.document.tutors if model.derived else None
+            if not uses_tutors(model.made.document.paradigm):
+                untutored.append(model.name)
+            elif tutors is None or not tutors.tutor:
+                words.append(f"{model.name}: no attention maps, since it has no tutors")
+            elif missing := _missing_student(model) or _missing_teacher(tutors.teacher):
+                words.append(f"{model.name}: no attention maps, since {missing}")
+            else:
+                sets.append(_maps(model, tutors, image, rival=kl_rival(model, models)))
+            advance()
     if untutored:
         words.append(f"no attention maps of students trained without tutors: {', '.join(untutored)}")
     if sets and not any(found.rival for found in sets):

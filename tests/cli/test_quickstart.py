@@ -52,5 +52,5 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
 @pytest.mark.unit
 def test_bad_options_are_refused_before_the_first_step(tmp_path: Path) -> None:
     assert "no recipe of that name" in refused("quickstart", "--recipe", "nope", "--out", tmp_path / "q")
-    assert "recipe key 'device'" in refused("quickstart", "--device", "gpu", "--out", tmp_path / "q")
+    assert "--device gpu: one of auto, cpu, cuda" in refused("quickstart", "--device", "gpu", "--out", tmp_path / "q")
     assert not (tmp_path / "q").exists()

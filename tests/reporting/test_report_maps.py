@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from rnascl_cli.models.teachers import build_teacher
 from rnascl_cli.reporting.collect import collect
 from rnascl_cli.reporting.lineage import models
 from rnascl_cli.reporting.map_plots import map_plot
+from rnascl_cli.stages import attention_maps as module
 from rnascl_cli.stages.attention_maps import attention_maps
 from tests.reporting import factories as make
 
@@ -111,6 +114,20 @@ def test_maps_of_student_and_tutor(runs: Path, image: Path) -> None:
     assert {(len(found.values), len(found.values[0])) for found in (*maps.students, *maps.tutors)} == {(16, 16)}
     assert all(value >= 0 for found in maps.students for row in found.values for value in row)
     assert map_plot(maps).name == "maps-s3"
+
+
+def test_progress_ends_at_its_total(rivalled: Path, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[str, int, int]] = []
+
+    @contextlib.contextmanager
+    def watch(label: str, total: int) -> Iterator[Callable[[], None]]:
+        steps: list[int] = []
+        yield lambda: steps.append(1)
+        shown.append((label, total, sum(steps)))
+
+    monkeypatch.setattr(module, "progress", watch)
+    attention_maps(models(collect([rivalled])), image)
+    assert shown == [("computing attention maps", 4, 4)]
 
 
 def test_a_student_without_tutors_or_files_is_named(tmp_path: Path, image: Path) -> None:

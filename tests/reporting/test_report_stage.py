@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from rnascl_cli.engine import progress
 from rnascl_cli.errors import UserError
 from rnascl_cli.reporting.collect import collect
 from rnascl_cli.reporting.digest import ReportSummary
@@ -125,6 +129,35 @@ def test_the_markdown_links_its_figures_and_its_tables_are_even(reported: tuple[
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
         assert len(widths) == 1, block
         assert "---" in block.splitlines()[1]
+
+
+def test_progress_ends_at_its_total(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[str, int, int]] = []
+
+    @contextlib.contextmanager
+    def watch(label: str, total: int) -> Iterator[Callable[[], None]]:
+        steps: list[int] = []
+        yield lambda: steps.append(1)
+        shown.append((label, total, sum(steps)))
+
+    monkeypatch.setattr(stage, "progress", watch)
+    monkeypatch.setattr(stage, "render", lambda plot: undrawn([plot])[0])
+    for name in ("a", "b", "c"):
+        make.write_search(tmp_path / "runs" / name)
+    summary = stage.report([tmp_path / "runs"])
+    figures = len([name for name in summary.files if name.endswith(".png")])
+    assert figures >= 3
+    assert shown == [("drawing figures", figures, figures)]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_bar_is_shown_on_a_terminal_only(terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=120, record=True)
+    monkeypatch.setattr(progress, "stderr", console)
+    monkeypatch.setattr(stage, "render", lambda plot: undrawn([plot])[0])
+    make.write_search(tmp_path / "runs" / "a")
+    stage.report([tmp_path / "runs"])
+    assert ("drawing figures" in console.export_text()) is terminal
 
 
 def test_warnings_are_loud(reported: tuple[Path, ReportSummary]) -> None:

@@ -260,7 +260,7 @@ def test_what_cannot_be_chosen(searched: dict[str, Path], trained: dict[str, Pat
         assert expected in line
         line = refused(command, source, *FAST, "--select", "last", "--patience", 3, "--out", tmp_path / "run")
         assert "--patience: with --select last no epoch is better than another; use --select robust" in line
-        for option, key in (("--select", "stop.on"), ("--average", "average")):
+        for option, words in (("--select", "last, robust, clean"), ("--average", "ema, swa")):
             line = refused(command, source, *FAST, option, "best", "--out", tmp_path / "run")
-            assert f"{command.replace('-', '_')}.{key}" in line
+            assert f"{option} best: one of {words}" in line
     assert not (tmp_path / "run").exists()

@@ -83,9 +83,8 @@ def test_a_recorded_training_is_the_training(
     found = []
     for capture in ("false", "true"):
         out = tmp_path / capture
-        done(
-            "train", searched["rnas-cl"], *SMALL, *own, "--epochs", EPOCHS, "--set", f"capture_steps={capture}", "--out", out
-        )
+        common = ["train", searched["rnas-cl"], *SMALL, *own, "--epochs", EPOCHS]
+        done(*common, "--set", f"capture_steps={capture}", "--out", out)
         found.append((load_file(out / "student.safetensors"), read_document(out / "train.json", TrainDocument)))
     (plain, before), (recorded, after) = found
     assert recorder.replays >= REPLAYED
@@ -107,5 +106,5 @@ def test_a_run_without_a_gpu_is_refused(searched: dict[str, Path], tmp_path: Pat
         "train", searched["rnas-cl"], *SMALL, "--epochs", 1, "--set", "capture_steps=true", "--out", tmp_path / "run"
     )
     assert "capture_steps" in line
-    assert "no CUDA device is used here" in line
+    assert "this is no CUDA device" in line
     assert not (tmp_path / "run").exists()

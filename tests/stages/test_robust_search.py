@@ -191,7 +191,7 @@ def test_rslad_without_a_paradigm_uses_the_teachers_logits_alone(
 @pytest.mark.pipeline
 def test_what_is_refused_or_warned_about(tmp_path: Path, tiny_teacher: Path, small: list[object]) -> None:
     line = refused(*arguments("mart", tiny_teacher, small, tmp_path / "run"))
-    assert "search.robust.method" in line
+    assert "--robust mart: one of trades, fast-at, rslad" in line
     assert not (tmp_path / "run").exists()
     common = ["search", "--space", "S3", "--data", "digits", "--paradigm", "standard", *small, "--epochs", 1]
     line = refused(*common, *STEPS, "--out", tmp_path / "run")
