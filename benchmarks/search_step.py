@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.counting import counting_saved, operators_of, peak_bytes_of
 from benchmarks.reference import PlainSearch, pil_loader
@@ -29,6 +29,7 @@ from benchmarks.workload import (
 from rnascl_cli.data import Batch
 from rnascl_cli.engine.compute import Compute, resolve_compute
 from rnascl_cli.models.blocks import InvertedResidual, MaskedInvertedResidual
+from rnascl_cli.stages.search_task import SearchTask
 
 SPACE, TEACHER, WIDER_TEACHER = "S5", "r18", "wrn-34-10"
 LARGE_SIDE, DEFAULT_SIDE = 32, 8
@@ -57,34 +58,77 @@ def _steps(side: int, rounds: int) -> list[Measurement]:
             "ours": stepping(ours, work),
             "kept": stepping(kept, work),
             "without": stepping(without, work),
+            "convolutions": teacher_convolutions(ours, work, compute),
         }
         for _ in range(IMAGES // work.batch_size):
             steps["kept"]()  # so that every view it meets is known
-        times = take_turns(steps, rounds=rounds, calls={"ours": 3, "kept": 3, "without": 3})
+        times = take_turns(steps, rounds=rounds, calls={"ours": 3, "kept": 3, "without": 3, "convolutions": 3})
     setting = f"{SPACE}, {TEACHER}, maps {side}x{side}"
     reach = REACH.get(side, {})
 
     def faster(name: str, slow: str, fast: str, what: str) -> Measurement:
         return _ratio(times, f"step-{side}.{name}", f"{what} ({setting})", (slow, fast), at_least=reach.get(name))
 
-    share, low, high = interval(times, lambda median: 1 - median["without"] / median["ours"])
-    return [
-        faster("plain", "plain", "ours", "step, times as fast as the plain one"),
-        faster("hoisted", "hoisted", "ours", "step, times as fast as the plain one with hoisted maps"),
-        faster("kept", "plain", "kept", "step with kept teacher outputs, times as fast as the plain one"),
-        Measurement(
-            f"step-{side}.attention",
-            f"share of a step that maps and attention loss take ({setting})",
-            share,
+    def share(
+        name: str, what: str, of: Callable[[Mapping[str, float]], float], *sides: str, **reach: float
+    ) -> Measurement:
+        value, low, high = interval(times, of)
+        return Measurement(
+            f"step-{side}.{name}",
+            f"share of a step that {what} ({setting})",
+            value,
             rounds,
             unit="share",
             low=low,
             high=high,
-            at_most=0.25,
-            note=_seconds(times, "ours", "without"),
+            note=_seconds(times, *sides),
             kept=False,
+            **reach,
+        )
+
+    return [
+        faster("plain", "plain", "ours", "step, times as fast as the plain one"),
+        faster("hoisted", "hoisted", "ours", "step, times as fast as the plain one with hoisted maps"),
+        faster("kept", "plain", "kept", "step with kept teacher outputs, times as fast as the plain one"),
+        share(
+            "attention",
+            "maps and attention loss take",
+            lambda median: 1 - median["without"] / median["ours"],
+            "ours",
+            "without",
+            at_most=0.25,
+        ),
+        share(
+            "convolutions",
+            "the teacher's convolutions alone take",
+            lambda median: median["convolutions"] / median["ours"],
+            "convolutions",
+            "ours",
         ),
     ]
+
+
+def teacher_convolutions(task: SearchTask, work: Workload, compute: Compute) -> Callable[[], object]:
+    """Return a call that does the convolutions of the teacher's pass over a batch, and nothing else of it."""
+    assert task._teacher is not None
+    module = task._teacher._teacher.module
+    convolutions: list[tuple[nn.Module, Tensor]] = []
+    with contextlib.ExitStack() as hooks:
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):
+                note = layer.register_forward_pre_hook(
+                    lambda layer, given: convolutions.append((layer, given[0].clone()))
+                )
+                hooks.callback(note.remove)
+        task._teacher.look(first_batch(work))
+
+    @torch.no_grad()
+    def run() -> None:
+        with compute.teacher_autocast():
+            for layer, x_BCHW in convolutions:
+                layer.forward(x_BCHW)  # past the hooks that take maps
+
+    return run
 
 
 def block(rounds: int) -> list[Measurement]:

@@ -5,35 +5,12 @@ Shape suffixes: B images, S student layers, T teacher layers, L layers of either
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 _TINY = 1e-12
-
-
-class _SquaredNorms(torch.autograd.Function):
-    """sum_p m_p^2 in one pass over the maps, and one more for its slope; plain autograd makes five."""
-
-    @staticmethod
-    def forward(ctx: Any, maps_BLP: Tensor) -> Tensor:
-        ctx.save_for_backward(maps_BLP)
-        norm_BL: Tensor = torch.linalg.vector_norm(maps_BLP, dim=2)
-        return norm_BL.square_()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, slope_BL: Tensor) -> Tensor:
-        (maps_BLP,) = ctx.saved_tensors
-        slope_BLP: Tensor = maps_BLP * slope_BL.mul(2).unsqueeze(2)
-        return slope_BLP
-
-
-def _squared_norms(maps_BLP: Tensor) -> Tensor:
-    squares_BL: Tensor = _SquaredNorms.apply(maps_BLP)
-    return squares_BL
 
 
 def unit_maps(maps_BLP: Tensor, *, over: Literal["image", "batch"] = "image") -> Tensor:
@@ -56,39 +33,26 @@ def unit_maps(maps_BLP: Tensor, *, over: Literal["image", "batch"] = "image") ->
 
 
 def pairwise_distances(
-    student_BSP: Tensor, teacher_BTP: Tensor, *, over: Literal["image", "batch"] = "image"
+    products_BST: Tensor, squares_BS: Tensor, teacher_BTP: Tensor, *, over: Literal["image", "batch"] = "image"
 ) -> Tensor:
-    """Return mean_b || s_bi / ||s_i|| - t_bj ||_2 for all pairs of layers, by one batched matrix product.
+    """Return mean_b || s_bi / ||s_i|| - t_bj ||_2 for all pairs of layers, from the maps' inner products.
 
     The student's norms are divided out of the products, which are far smaller than the maps.
 
     Args:
-        student_BSP: Maps of the student's layers, of any norm.
-        teacher_BTP: Unit maps of the teacher's layers.
+        products_BST: <s_bi, t_bj>, as :meth:`rnascl_cli.models.maps.LayerMaps.inner_products` gives them.
+        squares_BS: ||s_bi||^2; the student's maps may be of any norm.
+        teacher_BTP: t, unit maps of the teacher's layers, without gradient.
         over: The student's norm, as in :func:`unit_maps`.
 
     Returns:
         Distances (S, T), each in [0, 2].
     """
-    products_BST = torch.bmm(student_BSP, teacher_BTP.transpose(1, 2))
-    return distances_of_products(products_BST, _squared_norms(student_BSP), teacher_BTP, over=over)
-
-
-def distances_of_products(
-    products_BST: Tensor, squares_BS: Tensor, teacher_BTP: Tensor, *, over: Literal["image", "batch"] = "image"
-) -> Tensor:
-    """As :func:`pairwise_distances`, from inner products that have been taken already.
-
-    Args:
-        products_BST: <s_i, t_j>.
-        squares_BS: ||s_i||^2.
-        teacher_BTP: Unit maps of the teacher's layers.
-        over: As there.
-    """
     squares_BS1 = squares_BS.unsqueeze(2)
     squared_norm = squares_BS1 if over == "image" else squares_BS1.sum(dim=0, keepdim=True)
     scale = squared_norm.clamp(min=_TINY**2).rsqrt()
-    t_B1T = _squared_norms(teacher_BTP).unsqueeze(1)
+    # 1, but 0 of a dead layer.
+    t_B1T = torch.linalg.vector_norm(teacher_BTP, dim=2).square().unsqueeze(1)
     # ||s - t||^2 = ||s||^2 + ||t||^2 - 2 s.t
     return _root(squares_BS1 * scale.square() + t_B1T - 2 * products_BST * scale).mean(dim=0)
 

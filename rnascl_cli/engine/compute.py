@@ -29,13 +29,13 @@ class Compute:
         device: The torch device.
         student: Precision of the student or supernet.
         teacher: Precision of the teacher's forward pass, which takes no gradient and bears bf16 well.
-        recorder: Of steps, to be replayed; None where each step is launched operator by operator.
+        step_recorder: Of steps, to be replayed; None where each step is launched operator by operator.
     """
 
     device: torch.device
     student: DType
     teacher: DType
-    recorder: Recorder | None = None
+    step_recorder: Recorder | None = None
 
     def student_autocast(self) -> contextlib.AbstractContextManager[object]:
         """Return the autocast context of the student's forward pass."""

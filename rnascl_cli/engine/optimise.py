@@ -37,6 +37,8 @@ def build_optimiser(
             group["lr"] = value if recorded_on is None else torch.tensor(value, device=recorded_on)
             if "capturable" in group:
                 group["capturable"] = recorded_on is not None and recorded_on.type == "cuda"
+                # A first step and odd batches are run without a graph on purpose: torch need not warn of it.
+                optimiser._warned_capturable_if_run_uncaptured = True
 
     prepare(optimiser)
     # A checkpoint may come from steps that were recorded, or not, whatever these are.

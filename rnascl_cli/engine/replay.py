@@ -1,4 +1,4 @@
-"""A step recorded once and replayed from then on: on a GPU, thousands of kernel launches become one.
+"""A step recorded once and replayed from then on: on a GPU, the launches of thousands of kernels become one.
 
 What is recorded is the work given to the device, not the Python that gave it. So a recorded function must be one of
 tensors alone: what it is given and what it reads lies on the device at fixed places, it draws no random numbers and
@@ -7,6 +7,7 @@ asks for no value. Noise, temperature and learning rate are therefore tensors th
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
@@ -52,9 +53,15 @@ class CudaGraphs:
 
     def record(self, call: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
         """See :meth:`Recorder.record`."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
-            returned = call()
+        gc.collect()  # graphs of tasks that are gone lie in cycles, and hold memory
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            # Other threads go on meanwhile: a loader pins memory, which would break off a capture of the whole process.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                returned = call()
+        except RuntimeError:
+            torch.cuda.set_stream(before)  # torch leaves its own behind where a capture was broken off
+            raise
         return returned, graph.replay
 
 
@@ -68,10 +75,11 @@ class Replay(Generic[P, R]):
         function: Of nested tuples of tensors, None and hashable values that stay the same, to tensors in tuples or
             dicts; see the module.
         recorder: None where nothing is to be recorded.
+        what: The function in a message, e.g. ``"the step of search"``.
     """
 
-    def __init__(self, function: Callable[P, R], recorder: Recorder | None) -> None:
-        self._function, self._recorder = function, recorder
+    def __init__(self, function: Callable[P, R], recorder: Recorder | None, *, what: str) -> None:
+        self._function, self._recorder, self._what = function, recorder, what
         self._met: set[Hashable] = set()
         self._recording: _Recording | None = None
 
@@ -109,7 +117,7 @@ class Replay(Generic[P, R]):
         except RuntimeError as error:
             self._recorder = None
             reason = " ".join(str(error).split())[:200]
-            warn(f"capture_steps: steps are not recorded but launched one by one ({reason})")
+            warn(f"capture_steps: {self._what} is not recorded but launched operator by operator ({reason})")
         else:
             self._recording = _Recording(key, inputs, outputs, work)
 

@@ -1,13 +1,13 @@
 """Attention maps of different sizes, and their inner products as if all were of the common one.
 
-Eq. (1) compares maps on a common side P. A smaller map m gets there as U m = R_H m R_W^T, so that
+Eq. (1) compares maps on a common side. A smaller map m gets there as U m = R_H m R_W^T, so that
 
     <U m, t> = <m, U^T t>    and    ||U m||^2 = <m, U^T U m>,
 
 and the student's many small maps need not be enlarged: the teacher's few are brought down to their size, U^T t.
 
 Shape suffixes: B images, L layers, T layers of the other network, H height, W width, P pixels of the common map
-(side squared).
+(side squared), Q pixels of a group's own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 
 class InnerProducts(NamedTuple):
-    """What distances are made of: <m_i, t_j>, (B, L, T), and ||m_i||^2, (B, L)."""
+    """What distances are made of: <U m_i, t_j>, (B, L, T), and ||U m_i||^2, (B, L)."""
 
     products_BLT: Tensor
     squares_BL: Tensor
@@ -48,33 +48,33 @@ class LayerMaps:
     def inner_products(self, other_BTP: Tensor) -> InnerProducts:
         """Return the inner products at the common side with maps of another network, which take no gradient."""
         other_BTHW = other_BTP.reshape(*other_BTP.shape[:2], self.side, self.side)
-        pairs = [_InnerProducts.apply(group_BLHW, other_BTHW) for group_BLHW in self._groups]
+        pairs = [_WithoutEnlarging.apply(group_BLHW, other_BTHW) for group_BLHW in self._groups]
         products, squares = zip(*pairs, strict=True)
         return InnerProducts(torch.cat(products, dim=1), torch.cat(squares, dim=1))
 
 
-class _InnerProducts(torch.autograd.Function):
-    """Of maps m of one size with maps t of the common side; keeps U^T t and U^T U m, of m's size both."""
+class _WithoutEnlarging(torch.autograd.Function):
+    """Of maps m of one size with maps t at the common side; keeps U^T t and U^T U m, both of m's size."""
 
     @staticmethod
     def forward(ctx: Any, map_BLHW: Tensor, other_BTHW: Tensor) -> tuple[Tensor, Tensor]:
-        enlarged_BLHW = map_BLHW
+        there_and_back_BLHW = map_BLHW  # U^T U m
         if map_BLHW.shape[-2:] != other_BTHW.shape[-2:]:
             rows, columns = _resizings(map_BLHW, other_BTHW.shape[-1])
-            enlarged_BLHW = rows.gram @ (map_BLHW @ columns.gram)
+            there_and_back_BLHW = rows.gram @ (map_BLHW @ columns.gram)
             other_BTHW = rows.transposed @ (other_BTHW @ columns.matrix)
         other_BTQ = other_BTHW.flatten(2)
-        ctx.save_for_backward(enlarged_BLHW, other_BTQ)
+        ctx.save_for_backward(there_and_back_BLHW, other_BTQ)
         products_BLT = torch.bmm(map_BLHW.flatten(2), other_BTQ.transpose(1, 2))
-        return products_BLT, (map_BLHW * enlarged_BLHW).sum(dim=(2, 3))
+        return products_BLT, (map_BLHW * there_and_back_BLHW).sum(dim=(2, 3))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope_BLT: Tensor, slope_BL: Tensor) -> tuple[Tensor, None]:
-        enlarged_BLHW, other_BTQ = ctx.saved_tensors
+        there_and_back_BLHW, other_BTQ = ctx.saved_tensors
         slope_BLQ = torch.bmm(slope_BLT, other_BTQ)
-        slope_BLQ = slope_BLQ.addcmul_(enlarged_BLHW.flatten(2), slope_BL.unsqueeze(2), value=2)
-        return slope_BLQ.view_as(enlarged_BLHW), None
+        slope_BLQ = slope_BLQ.addcmul_(there_and_back_BLHW.flatten(2), slope_BL.unsqueeze(2), value=2)
+        return slope_BLQ.view_as(there_and_back_BLHW), None
 
 
 def to_common_side(map_BLHW: Tensor, side: int) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -239,10 +239,9 @@ def rivalry(
     pairs, kept = _pairs(settings, own, theirs), None
     if not pairs:
         kept = keep_outputs(recipe, guide.teacher, data=data, attention=attention, maps=False, compute=compute)
+    hooked = replace(compute, step_recorder=None)  # features are taken by hooks, which a replay would pass by
     with contextlib.ExitStack() as stack:
-        teacher = stack.enter_context(
-            on_duty(guide.teacher, attention=attention, compute=compute, layers=[], kept=kept)
-        )
+        teacher = stack.enter_context(on_duty(guide.teacher, attention=attention, compute=hooked, layers=[], kept=kept))
         student_features, teacher_features = (
             stack.enter_context(recording_features(network, points))
             for network, points in (

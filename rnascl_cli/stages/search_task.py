@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rnascl_cli.data import Batch, Data, ImageSet, Share
-from rnascl_cli.distill.attention import attention_loss, distances_of_products
+from rnascl_cli.distill.attention import attention_loss, pairwise_distances
 from rnascl_cli.distill.choices import Choices, Draw, Sample
 from rnascl_cli.distill.expected_cost import ExpectedCost
 from rnascl_cli.distill.gumbel import mean_entropy, mean_largest, temperature_at
@@ -103,7 +103,9 @@ class SearchTask:
         self._pressure = pressure.to(compute.device)
         self._levels = None if levels is None else levels.to(compute.device)
         self._macs = ExpectedCost(supernet.space, **sizes, measure="macs").to(compute.device)
-        self._learn = Replay(self._learn_from, None if settings.robust else compute.recorder)
+        # A robust search draws its starting points within the step.
+        step_recorder = None if settings.robust else compute.step_recorder
+        self._learn = Replay(self._learn_from, step_recorder, what="the step of search")
         recorded_on = compute.device if self._learn.records else None
         weights = build_optimiser(self._supernet.parameters(), settings.optimiser, recorded_on=recorded_on)
         gumbel = build_optimiser(self._choices.parameters(), settings.gumbel_optimiser, recorded_on=recorded_on)
@@ -138,11 +140,14 @@ class SearchTask:
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Teacher once; weights on the first part of the batch, Gumbel parameters on the rest."""
         lesson = None if self._teacher is None else self._teacher.look(batch)
-        if not self._learn.records or self._inspection.due:  # the inspection asks the device for values
-            return self._learn.plainly(batch.x_BCHW, batch.y_B, batch.share, lesson)
+        if not self._learn.records:
+            return self._learn_from(batch.x_BCHW, batch.y_B, batch.share, lesson)
+        # The same tensors for every step, replayed or not: a run that is resumed replays others than it would have.
         temperature = torch.full((), self._temperature, device=self._compute.device)
         chances = tuple(Chance(self._draw(), temperature) for _ in self.parts(batch.share.whole))
-        return self._learn(batch.x_BCHW, batch.y_B, batch.share, lesson, chances)
+        inspected = lesson is not None and self._inspection.due  # which asks the device for values
+        learn = self._learn.plainly if inspected else self._learn
+        return learn(batch.x_BCHW, batch.y_B, batch.share, lesson, chances)
 
     def _learn_from(
         self,
@@ -219,7 +224,7 @@ class SearchTask:
         if student is not None and lesson is not None and lesson.maps_BTP is not None:
             assert sample.tutors is not None
             inner = student.inner_products(lesson.maps_BTP)
-            distances_ST = distances_of_products(*inner, lesson.maps_BTP, over=settings.attention.norm)
+            distances_ST = pairwise_distances(*inner, lesson.maps_BTP, over=settings.attention.norm)
             terms["attention"] = attention_loss(sample.tutors, distances_ST)
         relative, cost = self._pressure(sample.widths, sample.level if settings.cost.target is None else None)
         n_f = settings.cost.scale * relative

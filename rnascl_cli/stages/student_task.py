@@ -70,7 +70,8 @@ class StudentTask:
         parameters = [parameter for module in learning.values() for parameter in module.parameters()]
         # A method draws its starting points, and a rival looks up its own memory, within the step.
         alone = self._robust is None and apprentice.rival is None
-        self._learn = Replay(self._learn_from, compute.recorder if alone else None)
+        step_recorder = compute.step_recorder if alone else None
+        self._learn = Replay(self._learn_from, step_recorder, what=f"the step of {self.stage}")
         recorded_on = compute.device if self._learn.records else None
         optimiser = build_optimiser(parameters, settings.optimiser, recorded_on=recorded_on)
         self._average = averaging(student, settings.average, epochs=settings.epochs)
@@ -102,8 +103,9 @@ class StudentTask:
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Perturb the batch where there is a method, then take one step of SGD."""
         lesson = self._apprentice.lesson(batch)
-        # The inspection asks the device for values.
-        learn = self._learn.plainly if self._apprentice.inspection.due else self._learn
+        inspected = lesson is not None and self._apprentice.inspection.due  # which asks the device for values
+        learn = self._learn.plainly if inspected else self._learn
+        # Rows and views lie on the CPU; only a rival reads them, and its steps are not recorded.
         metrics = learn(batch.x_BCHW, batch.y_B, batch.rows_B, batch.views_B, batch.share, lesson)
         if self._average is not None:
             self._average.after_step()

@@ -137,7 +137,9 @@ class TeacherOnDuty:
     ) -> None:
         self._teacher, self._recorder, self._attention, self._compute = teacher, recorder, attention, compute
         self._kept, self._wanted_T = kept, wanted_T
-        self._ask = Replay(self._ask_teacher, compute.recorder)
+        # Of kept outputs only the views not seen before are asked for: batches of any size.
+        step_recorder = compute.step_recorder if kept is None else None
+        self._ask = Replay(self._ask_teacher, step_recorder, what="the teacher's pass")
 
     @property
     def layers(self) -> list[str]:

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from rnascl_cli.distill import attention
 from rnascl_cli.distill.attention import (
     attention_loss,
-    pairwise_distances,
     tutor_distances,
     tutored_attention_loss,
     unit_maps,
@@ -42,6 +42,14 @@ def equation_1(student: list[Tensor], teacher: list[Tensor], g: list[list[float]
                 gap = [x / s_norm - y / t_norm for x, y in zip(s, t, strict=True)]
                 total += g[i][j] * math.sqrt(sum(value * value for value in gap)) / images
     return total / (len(student) * len(teacher))
+
+
+def pairwise_distances(
+    student_BSP: Tensor, teacher_BTP: Tensor, *, over: Literal["image", "batch"] = "image"
+) -> Tensor:
+    """Distances from the inner products of whole maps; for smaller ones see tests/models/test_maps.py."""
+    products_BST = student_BSP @ teacher_BTP.transpose(1, 2)
+    return attention.pairwise_distances(products_BST, student_BSP.square().sum(dim=2), teacher_BTP, over=over)
 
 
 @pytest.fixture

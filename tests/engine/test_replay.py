@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rnascl_cli.engine.compute import resolve_compute
 from rnascl_cli.engine.optimise import build_optimiser, set_learning_rate
-from rnascl_cli.engine.replay import Replay
+from rnascl_cli.engine.replay import CudaGraphs, Replay
 from rnascl_cli.errors import UserError
 from rnascl_cli.recipes import SGD, Adam
 from tests.engine.recording import Recording
@@ -31,7 +31,7 @@ def test_the_second_call_is_recorded_and_later_ones_replay_it() -> None:
         return {"sum": (x_B * times + pair.one).sum()}
 
     recorder = Recording()
-    replay = Replay(function, recorder)
+    replay = Replay(function, recorder, what="it")
     found = [replay(torch.full((3,), float(i)), Pair(torch.ones(3) * i, None), times=10)["sum"] for i in range(5)]
     assert [value.item() for value in found] == [33.0 * i for i in range(5)]  # each in a tensor of its own
     assert python == [3, 3]
@@ -45,14 +45,14 @@ def test_other_shapes_and_values_are_run_as_they_are() -> None:
         python.append(len(x_B))
         return (x_B.sum() * times,)
 
-    replay = Replay(function, Recording())
+    replay = Replay(function, Recording(), what="it")
     calls = [(3, 1), (3, 1), (2, 1), (2, 1), (3, 2), (3, 1)]
     assert [replay(torch.ones(n), t)[0].item() for n, t in calls] == [n * t for n, t in calls]
     assert python == [3, 3, 2, 2, 3]
 
 
 def test_without_a_recorder_it_is_the_function() -> None:
-    replay = Replay(lambda x: x + 1, None)
+    replay = Replay(lambda x: x + 1, None, what="it")
     assert not replay.records
     assert [replay(torch.tensor(i)).item() for i in range(3)] == [1, 2, 3]
 
@@ -61,10 +61,10 @@ def test_what_cannot_be_recorded_is_said_once_and_run_as_it_is(capsys: pytest.Ca
     def asks(x_B: Tensor) -> dict[str, Tensor]:
         return {"sum": x_B.sum() * (2 if x_B[0].item() > 1 else 1)}
 
-    replay = Replay(asks, Recording())
+    replay = Replay(asks, Recording(), what="what asks")
     assert [replay(torch.full((2,), float(i)))["sum"].item() for i in range(4)] == [0.0, 2.0, 8.0, 12.0]
     said = capsys.readouterr().err
-    assert said.count("steps are not recorded but launched one by one") == 1
+    assert said.count("what asks is not recorded but launched operator by operator") == 1
     assert "_local_scalar_dense" in said
     assert not replay.records
 
@@ -83,7 +83,7 @@ def test_a_recorded_optimiser_follows_its_schedule(settings: Any) -> None:
             optimiser.step()
             return (loss.detach(),)
 
-        replay = Replay(step, recorder)
+        replay = Replay(step, recorder, what="it")
         for i in range(6):
             set_learning_rate(optimiser, 0.1 / (i + 1))
             replay(torch.full((4,), 0.5 + 0.1 * i))
@@ -115,3 +115,43 @@ def test_a_checkpoint_fits_recorded_and_other_steps(settings: Any, recorded: boo
 def test_the_recipe_asks_for_a_gpu() -> None:
     with pytest.raises(UserError, match="steps are recorded as CUDA graphs"):
         resolve_compute("cpu", "auto", capture=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("settings", [SGD(lr=0.1, momentum=0.9), Adam(name="adam", lr=0.1)])
+def test_cuda_graphs_give_what_launches_give(settings: Any) -> None:
+    device = torch.device("cuda")
+
+    def trained(recorder: CudaGraphs | None) -> Tensor:
+        weight = torch.nn.Parameter(torch.arange(4.0, device=device))
+        optimiser = build_optimiser([weight], settings, recorded_on=device if recorder else None)
+
+        def step(x_BC: Tensor) -> dict[str, Tensor]:
+            optimiser.zero_grad(set_to_none=True)
+            loss = (weight * x_BC).square().sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            return {"loss": loss.detach()}
+
+        replay = Replay(step, recorder, what="it")
+        losses = []
+        for i in range(9):
+            set_learning_rate(optimiser, 0.1 / (i + 1))
+            images = 2 if i == 5 else 3  # an odd batch between two replays
+            losses.append(replay(torch.full((images, 4), 0.5 + 0.1 * i, device=device))["loss"])
+        return torch.cat([weight.detach(), torch.stack(losses)])
+
+    torch.testing.assert_close(trained(CudaGraphs()), trained(None))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_refused_cuda_graph_leaves_the_stream_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    def asks(x_B: Tensor) -> dict[str, Tensor]:
+        return {"sum": x_B.sum() * (2 if x_B[0].item() > 1 else 1)}
+
+    before = torch.cuda.current_stream()
+    replay = Replay(asks, CudaGraphs(), what="what asks")
+    found = [replay(torch.full((2,), float(i), device="cuda"))["sum"].item() for i in range(4)]
+    assert found == [0.0, 2.0, 8.0, 12.0]
+    assert torch.cuda.current_stream() == before
+    assert "what asks is not recorded" in capsys.readouterr().err

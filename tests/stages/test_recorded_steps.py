@@ -21,6 +21,7 @@ from tests.engine.toy import CPU
 pytestmark = pytest.mark.pipeline
 
 SMALL = ("--data", "digits", "--limit-train", 53, "--limit-test", 10, "--batch-size", 10, "--device", "cpu")
+CAPTURE = ("--set", "capture_steps=true", "--set", "teacher_cache.mode=on")
 EPOCHS = 2
 REPLAYED = EPOCHS * (4 - 1) - 1  # of 4 full batches all but the first, which is looked at; and not the first met
 
@@ -31,7 +32,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recording:
     found = Recording()
 
     def compute(*_: Any, capture: bool, **__: Any) -> Any:
-        return replace(CPU, recorder=found if capture else None)
+        return replace(CPU, step_recorder=found if capture else None)
 
     for stage in (search_stage, train_stage):
         monkeypatch.setattr(stage, "resolve_compute", compute)
@@ -46,6 +47,7 @@ def same(one: Any, other: Any) -> None:
     "own",
     [
         ("--set", "teacher_cache.mode=off"),
+        ("--paradigm", "standard"),
         (
             "--set",
             'search.gumbel_optimiser={name="adam",lr=0.01}',
@@ -55,7 +57,7 @@ def same(one: Any, other: Any) -> None:
             2,
         ),
     ],
-    ids=["the teacher, too", "adam, cosine, levels"],
+    ids=["the teacher, too", "no teacher", "adam, cosine, levels"],
 )
 def test_a_recorded_search_is_the_search(
     own: tuple[object, ...], recorder: Recording, tiny_teacher: Path, tmp_path: Path
@@ -76,7 +78,9 @@ def test_a_recorded_search_is_the_search(
         same([before[name] for name in names], [after[name] for name in names])
 
 
-@pytest.mark.parametrize("own", [(), ("--average", "ema", "--set", "train.schedule.kind=cosine")])
+@pytest.mark.parametrize(
+    "own", [(), ("--paradigm", "standard", "--average", "ema", "--set", "train.schedule.kind=cosine")]
+)
 def test_a_recorded_training_is_the_training(
     own: tuple[object, ...], recorder: Recording, searched: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -93,12 +97,20 @@ def test_a_recorded_training_is_the_training(
         torch.testing.assert_close(recorded[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-def test_what_draws_within_its_step_is_not_recorded(
-    recorder: Recording, searched: dict[str, Path], tmp_path: Path
+@pytest.mark.parametrize("own", [("--method", "fast-at"), ("--distill", "pkt")])
+def test_a_training_that_does_more_within_its_step_is_not_recorded(
+    own: tuple[object, ...], recorder: Recording, searched: dict[str, Path], tmp_path: Path
 ) -> None:
-    method = ("--method", "fast-at", "--paradigm", "standard", "--set", "capture_steps=true")
-    done("train", searched["rnas-cl"], *SMALL, *method, "--epochs", 1, "--out", tmp_path / "run")
+    out = done("train", searched["rnas-cl"], *SMALL, *own, "--epochs", 1, *CAPTURE, "--out", tmp_path / "run")
     assert not recorder.recorded
+    assert "not recorded" not in out.err  # it was not tried
+
+
+def test_a_robust_search_is_not_recorded(recorder: Recording, tiny_teacher: Path, tmp_path: Path) -> None:
+    robust = ("--robust", "fast-at", "--teacher", tiny_teacher, "--epochs", 1)
+    out = done("search", "--space", "S3", *SMALL, *robust, *CAPTURE, "--out", tmp_path / "run")
+    assert not recorder.recorded
+    assert "not recorded" not in out.err
 
 
 def test_a_run_without_a_gpu_is_refused(searched: dict[str, Path], tmp_path: Path) -> None:
