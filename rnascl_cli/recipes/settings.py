@@ -343,8 +343,8 @@ class Recipe(Settings):
     )
     capture_steps: bool = Field(
         default=False,
-        description="on a GPU: record the step of search and train once as a CUDA graph and replay it, which spares "
-        "thousands of launches a step",
+        description="on a GPU: record the step of search, train and adv-finetune once as a CUDA graph and replay it, "
+        "which spares thousands of launches a step",
     )
     checkpoint_minutes: float | None = Field(
         default=10.0,

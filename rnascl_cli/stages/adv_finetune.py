@@ -67,7 +67,9 @@ def adv_finetune(source: Path, recipe: Recipe, run: RunDirectory) -> AdvFinetune
         raise UserError(f"--out {run.path}: is the run to be fine-tuned, and would be lost; name another")
     before, derived = source_run(source)
     paradigm: Paradigm = settings.paradigm or before.paradigm
-    compute = resolve_compute(recipe.device, recipe.precision, deterministic=recipe.deterministic)
+    compute = resolve_compute(
+        recipe.device, recipe.precision, deterministic=recipe.deterministic, capture=recipe.capture_steps
+    )
     student, architecture = load_student(source / STUDENT)
     if architecture != before.architecture:
         raise UserError(f"{source}: {before.kind}.json and {STUDENT} name different architectures; make the run again")

@@ -25,15 +25,36 @@ FAST_STEP = 1.25  # times eps: the step of FGSM-RS that its authors recommend
 ONE_STEP = ("fast-at", "fgsm-rs")
 
 
+def starting_offset(
+    x_BCHW: Tensor,
+    settings: RobustSettings | TeacherTrainSettings,
+    *,
+    noise: torch.Generator,
+    share: Share | None = None,
+) -> Tensor:
+    """Draw how far from the images the method starts to look.
+
+    Args:
+        x_BCHW: Clean images.
+        settings: Method and eps.
+        noise: What is drawn from.
+        share: Which images of a batch these are; None where there are no other ranks to have the rest.
+    """
+    share = share or Share.alone(len(x_BCHW))
+    if settings.method not in NEAR_START:
+        return share.drawn(x_BCHW, lambda like: Linf(settings.perturbation.eps).noise(like, noise))
+    start = share.drawn(x_BCHW, lambda like: NEAR_START_STD * torch.randn(like.shape, generator=noise))
+    return start.to(x_BCHW, non_blocking=True)
+
+
 def perturb(
     model: nn.Module,
     x_BCHW: Tensor,
     y_B: Tensor,
     settings: RobustSettings | TeacherTrainSettings,
     *,
-    noise: torch.Generator,
+    offset_BCHW: Tensor,
     teacher_BK: Tensor | None = None,
-    share: Share | None = None,
 ) -> Tensor:
     """Return the perturbed images that the method trains on, inside the L-inf ball and [0, 1].
 
@@ -42,11 +63,9 @@ def perturb(
         x_BCHW: Clean images.
         y_B: Their labels.
         settings: Method, eps, step and number of steps.
-        noise: The starting points are drawn from it.
+        offset_BCHW: Of the starting points, see :func:`starting_offset`.
         teacher_BK: The teacher's logits of the clean images; for ``rslad``.
-        share: Which images of a batch these are; None where there are no other ranks to have the rest.
     """
-    share = share or Share.alone(len(x_BCHW))
     perturbation: PerturbationSettings = settings.perturbation
     ball = Linf(perturbation.eps)
     step_size, steps = perturbation.step_size, perturbation.steps
@@ -60,15 +79,10 @@ def perturb(
         loss = kl_from(target_BK)
     else:
         loss = cross_entropy(y_B)
-    if settings.method in NEAR_START:
-        start = share.drawn(x_BCHW, lambda like: NEAR_START_STD * torch.randn(like.shape, generator=noise))
-        start = start.to(x_BCHW, non_blocking=True)
-    else:
-        start = share.drawn(x_BCHW, lambda like: ball.noise(like, noise))
     if settings.method in ONE_STEP:
         step_size, steps = FAST_STEP * perturbation.eps, 1
     return projected_gradient(
-        model, x_BCHW, loss=loss, ball=ball, step_size=step_size, steps=steps, start_BCHW=x_BCHW + start
+        model, x_BCHW, loss=loss, ball=ball, step_size=step_size, steps=steps, start_BCHW=x_BCHW + offset_BCHW
     )
 
 

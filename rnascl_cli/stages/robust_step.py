@@ -25,7 +25,7 @@ from rnascl_cli.distill.robust_objectives import (
 )
 from rnascl_cli.engine.modes import evaluating, fixed_statistics, frozen
 from rnascl_cli.recipes import TAUGHT_METHODS, RobustMethod, RobustSettings
-from rnascl_cli.stages.perturbing import perturb
+from rnascl_cli.stages.perturbing import perturb, starting_offset
 
 Statistics = Literal["running", "batch", "published"]
 IN_EVAL_MODE: tuple[RobustMethod, ...] = ("trades", "mart", "rslad")  # how their authors look for x'
@@ -71,15 +71,24 @@ class RobustObjective:
         """Whether a term is on the clean images."""
         return self.method not in ("pgd-at", "fast-at")
 
+    def draw(self, x_BCHW: Tensor, *, noise: torch.Generator, share: Share) -> Tensor:
+        """Draw how far from the images the method starts to look.
+
+        Args:
+            x_BCHW: Clean images.
+            noise: What is drawn from.
+            share: Which images of a batch these are.
+        """
+        return starting_offset(x_BCHW, self._settings, noise=noise, share=share)
+
     def perturb(
         self,
         network: nn.Module,
         x_BCHW: Tensor,
         y_B: Tensor,
         *,
-        noise: torch.Generator,
+        offset_BCHW: Tensor,
         teacher_BK: Tensor | None,
-        share: Share,
         unwatched: contextlib.AbstractContextManager[None],
     ) -> Tensor:
         """Return the perturbed images; neither weights, gradients nor statistics of the network move.
@@ -91,14 +100,13 @@ class RobustObjective:
             network: In train mode; images in [0, 1] to logits.
             x_BCHW: Clean images.
             y_B: Their labels.
-            noise: The starting points are drawn from it.
+            offset_BCHW: What :meth:`draw` has drawn for them.
             teacher_BK: The teacher's logits of the clean images.
-            share: Which images of a batch these are.
             unwatched: In which the network's attention maps are not taken.
         """
         assert network.training
         with self._statistics(network), frozen(network.parameters()), unwatched:
-            return perturb(network, x_BCHW, y_B, self._settings, noise=noise, teacher_BK=teacher_BK, share=share)
+            return perturb(network, x_BCHW, y_B, self._settings, offset_BCHW=offset_BCHW, teacher_BK=teacher_BK)
 
     def terms(self, clean_BK: Tensor, perturbed_BK: Tensor, y_B: Tensor, teacher_BK: Tensor | None) -> Terms:
         """Return the method's terms by name, for the network's logits of the clean and the perturbed images."""

@@ -39,17 +39,24 @@ class Mixture(nn.Module):
 
 
 class Chance(NamedTuple):
-    """What a sample of the choices depends on beside their logits, drawn before: noise and temperature."""
+    """What is drawn for one part of a step, before it.
+
+    Attributes:
+        noise: What the choices are sampled under.
+        temperature: Of that sample.
+        offset_bCHW: Of the starting points of a robust search; None where no images are perturbed.
+    """
 
     noise: Draw
     temperature: float | Tensor
+    offset_bCHW: Tensor | None
 
 
 class Part(NamedTuple):
     """The images of one part of a batch that this process has, and what the teacher says about them.
 
     Attributes:
-        chance: What the choices are sampled by; None to draw it when it is needed.
+        chance: None to draw what is needed when it is needed.
     """
 
     x_bCHW: Tensor
@@ -88,17 +95,20 @@ class SearchImages:
         self._supernet, self._recorder, self._compute = supernet, recorder, compute
         self._robust = robust_objective(settings, statistics="batch")
 
-    def perturbed(self, part: Part, g_DN: Tensor, *, noise: torch.Generator) -> Tensor | None:
+    def draw(self, x_bCHW: Tensor, *, share: Share, noise: torch.Generator) -> Tensor | None:
+        """Draw how far from the images the method starts to look; None where none are to be perturbed."""
+        return None if self._robust is None else self._robust.draw(x_bCHW, noise=own_stream(noise), share=share)
+
+    def perturbed(self, part: Part, g_DN: Tensor, *, offset_bCHW: Tensor | None) -> Tensor | None:
         """Return the images perturbed against the supernet under the widths ``g``; None where none are wanted."""
-        if self._robust is None:
+        if self._robust is None or offset_bCHW is None:
             return None
         return self._robust.perturb(
             Mixture(self._supernet, g_DN.detach()),
             part.x_bCHW,
             part.y_b,
-            noise=own_stream(noise),
+            offset_BCHW=offset_bCHW,
             teacher_BK=None if part.lesson is None else part.lesson.logits_BK,
-            share=part.share,
             unwatched=self._unwatched(),
         )
 

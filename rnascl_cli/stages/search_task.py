@@ -103,9 +103,7 @@ class SearchTask:
         self._pressure = pressure.to(compute.device)
         self._levels = None if levels is None else levels.to(compute.device)
         self._macs = ExpectedCost(supernet.space, **sizes, measure="macs").to(compute.device)
-        # A robust search draws its starting points within the step.
-        step_recorder = None if settings.robust else compute.step_recorder
-        self._learn = Replay(self._learn_from, step_recorder, what="the step of search")
+        self._learn = Replay(self._learn_from, compute.step_recorder, what="the step of search")
         recorded_on = compute.device if self._learn.records else None
         weights = build_optimiser(self._supernet.parameters(), settings.optimiser, recorded_on=recorded_on)
         gumbel = build_optimiser(self._choices.parameters(), settings.gumbel_optimiser, recorded_on=recorded_on)
@@ -140,34 +138,34 @@ class SearchTask:
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Teacher once; weights on the first part of the batch, Gumbel parameters on the rest."""
         lesson = None if self._teacher is None else self._teacher.look(batch)
+        parts = self._divided(batch, lesson)
         if not self._learn.records:
-            return self._learn_from(batch.x_BCHW, batch.y_B, batch.share, lesson)
-        # The same tensors for every step, replayed or not: a run that is resumed replays others than it would have.
+            return self._learn_from(batch.share, *parts)
+        # All that is random is drawn before, and is the same tensors for every step, replayed or not: a run that is
+        # resumed replays others than it would have.
         temperature = torch.full((), self._temperature, device=self._compute.device)
-        chances = tuple(Chance(self._draw(), temperature) for _ in self.parts(batch.share.whole))
+        parts = [part._replace(chance=self._chance(part, temperature)) for part in parts]
         inspected = lesson is not None and self._inspection.due  # which asks the device for values
         learn = self._learn.plainly if inspected else self._learn
-        return learn(batch.x_BCHW, batch.y_B, batch.share, lesson, chances)
+        return learn(batch.share, *parts)
 
-    def _learn_from(
-        self,
-        x_BCHW: Tensor,
-        y_B: Tensor,
-        whole: Share,
-        lesson: Lesson | None,
-        chances: tuple[Chance | None, ...] = (None, None),
-    ) -> dict[str, Tensor]:
-        """Take both steps, the parts' ``chances`` drawn before where the steps are recorded."""
-        parts = self.parts(whole.whole)
-        if len(parts) == 1:
-            return self._weight_step(Part(x_BCHW, y_B, lesson, whole, chances[0]))
-        shares = whole.divided(parts[0])
+    def _divided(self, batch: Batch, lesson: Lesson | None) -> list[Part]:
+        """Return the part of the batch that is for the weights, and, if it is to be split, that for the choices."""
+        x_BCHW, y_B, cuts = batch.x_BCHW, batch.y_B, self.parts(batch.share.whole)
+        if len(cuts) == 1:
+            return [Part(x_BCHW, y_B, lesson, batch.share)]
+        shares = batch.share.divided(cuts[0])
         rows = slice(None, len(shares[0])), slice(len(shares[0]), None)
-        first, second = (
-            Part(x_BCHW[some], y_B[some], lesson.part(some) if lesson else None, share, chance)
-            for some, share, chance in zip(rows, shares, chances, strict=True)
-        )
+        return [
+            Part(x_BCHW[some], y_B[some], lesson.part(some) if lesson else None, share)
+            for some, share in zip(rows, shares, strict=True)
+        ]
+
+    def _learn_from(self, whole: Share, first: Part, second: Part | None = None) -> dict[str, Tensor]:
+        """Take a step with each part of a batch."""
         metrics = self._weight_step(first)
+        if second is None:
+            return metrics
         gumbel_loss = self._gumbel_step(second)
         return {
             **whole.weighed(metrics, first.share),
@@ -202,8 +200,16 @@ class SearchTask:
             return self._choices.draw(generator=self._noise, kind=kind)
         return self._levels.draw(self._choices, generator=self._noise, kind=kind)
 
+    def _offset(self, part: Part) -> Tensor | None:
+        return self._images.draw(part.x_bCHW, share=part.share, noise=self._noise)
+
+    def _chance(self, part: Part, temperature: Tensor) -> Chance:
+        """Draw for a part what would else be drawn within its step, in the same order."""
+        noise = self._draw()
+        return Chance(noise, temperature, self._offset(part))
+
     def _sample(self, chance: Chance | None = None) -> Sample:
-        noise, temperature = chance or Chance(self._draw(), self._temperature)
+        noise, temperature = (chance.noise, chance.temperature) if chance else (self._draw(), self._temperature)
         if self._levels is None:
             return self._choices.sample(noise, temperature=temperature)
         return self._levels.sample(self._choices, noise, temperature=temperature)
@@ -211,7 +217,8 @@ class SearchTask:
     def _objective(self, part: Part, sample: Sample) -> Objective:
         """Return eq. (2) and its terms."""
         settings, lesson = self._settings, part.lesson
-        adversarial_bCHW = self._images.perturbed(part, sample.widths, noise=self._noise)
+        offset_bCHW = part.chance.offset_bCHW if part.chance else self._offset(part)
+        adversarial_bCHW = self._images.perturbed(part, sample.widths, offset_bCHW=offset_bCHW)
         with self._compute.student_autocast():
             logits_bK = self._supernet(part.x_bCHW, sample.widths)
         student = None if self._recorder is None else self._recorder.take_sized()

@@ -68,9 +68,8 @@ class StudentTask:
         if apprentice.rival is not None:
             learning["distill"] = apprentice.rival.module
         parameters = [parameter for module in learning.values() for parameter in module.parameters()]
-        # A method draws its starting points, and a rival looks up its own memory, within the step.
-        alone = self._robust is None and apprentice.rival is None
-        step_recorder = compute.step_recorder if alone else None
+        # A rival draws negatives and looks up its own memory within the step.
+        step_recorder = compute.step_recorder if apprentice.rival is None else None
         self._learn = Replay(self._learn_from, step_recorder, what=f"the step of {self.stage}")
         recorded_on = compute.device if self._learn.records else None
         optimiser = build_optimiser(parameters, settings.optimiser, recorded_on=recorded_on)
@@ -102,22 +101,31 @@ class StudentTask:
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Perturb the batch where there is a method, then take one step of SGD."""
-        lesson = self._apprentice.lesson(batch)
+        lesson, offset_BCHW = self._apprentice.lesson(batch), None
+        if self._robust is not None:
+            offset_BCHW = self._robust.draw(batch.x_BCHW, noise=self._noise, share=batch.share)
         inspected = lesson is not None and self._apprentice.inspection.due  # which asks the device for values
         learn = self._learn.plainly if inspected else self._learn
         # Rows and views lie on the CPU; only a rival reads them, and its steps are not recorded.
-        metrics = learn(batch.x_BCHW, batch.y_B, batch.rows_B, batch.views_B, batch.share, lesson)
+        metrics = learn(batch.x_BCHW, batch.y_B, batch.rows_B, batch.views_B, batch.share, lesson, offset_BCHW)
         if self._average is not None:
             self._average.after_step()
         return metrics
 
     def _learn_from(
-        self, x_BCHW: Tensor, y_B: Tensor, rows_B: Tensor, views_B: Tensor, share: Share, lesson: Lesson | None
+        self,
+        x_BCHW: Tensor,
+        y_B: Tensor,
+        rows_B: Tensor,
+        views_B: Tensor,
+        share: Share,
+        lesson: Lesson | None,
+        offset_BCHW: Tensor | None,
     ) -> dict[str, Tensor]:
         """Take the step on a batch, whose parts are given one by one so that it may be recorded."""
         apprentice, batch = self._apprentice, Batch(x_BCHW, y_B, rows_B, views_B, share)
         apprentice.student.train()
-        adversarial_BCHW = self._perturb(batch, lesson)
+        adversarial_BCHW = self._perturb(batch, lesson, offset_BCHW)
         clean = self._answer(x_BCHW)
         right = {"train_accuracy": _share_right(clean.logits_BK, y_B)}
         if self._robust is None or adversarial_BCHW is None:
@@ -139,15 +147,14 @@ class StudentTask:
         with torch.no_grad(), fixed_statistics(self._apprentice.student):
             return Answer(self._apprentice.logits(x_BCHW), None)
 
-    def _perturb(self, batch: Batch, lesson: Lesson | None) -> Tensor | None:
-        if self._robust is None:
+    def _perturb(self, batch: Batch, lesson: Lesson | None, offset_BCHW: Tensor | None) -> Tensor | None:
+        if self._robust is None or offset_BCHW is None:
             return None
         return self._robust.perturb(
             self._apprentice.student,
             batch.x_BCHW,
             batch.y_B,
-            noise=self._noise,
-            share=batch.share,
+            offset_BCHW=offset_BCHW,
             teacher_BK=None if lesson is None else lesson.logits_BK,
             unwatched=self._apprentice.unwatched(),
         )

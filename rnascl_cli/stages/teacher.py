@@ -39,7 +39,7 @@ from rnascl_cli.models.teachers import TeacherArchitecture, architecture_named, 
 from rnascl_cli.recipes import Recipe, StopSettings, TeacherTrainSettings
 from rnascl_cli.stages.choosing import Best, Validation, require_holdout
 from rnascl_cli.stages.inspection import warn_without_perturbation
-from rnascl_cli.stages.perturbing import perturb
+from rnascl_cli.stages.perturbing import perturb, starting_offset
 from rnascl_cli.stages.planning import plan_training
 from rnascl_cli.stages.sharing import check_can_be_shared
 from rnascl_cli.stages.teacher_measuring import Measured, measure
@@ -259,7 +259,8 @@ class AdversarialTraining:
         module = self._module
         mode = evaluating(module) if self._settings.method == "trades" else fixed_statistics(module)
         with mode, frozen(module.parameters()), self._compute.student_autocast():
-            return perturb(module, batch.x_BCHW, batch.y_B, self._settings, noise=self._noise, share=batch.share)
+            offset_BCHW = starting_offset(batch.x_BCHW, self._settings, noise=self._noise, share=batch.share)
+            return perturb(module, batch.x_BCHW, batch.y_B, self._settings, offset_BCHW=offset_BCHW)
 
     def end_epoch(self) -> dict[str, Any]:
         """Measure clean and PGD-10 accuracy on the held-out images; keep the weights if they are the best."""

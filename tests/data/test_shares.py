@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rnascl_cli.data import Share, batches
 from rnascl_cli.data.augment import Crop
 from rnascl_cli.recipes import AdvFinetuneSettings, TeacherTrainSettings
-from rnascl_cli.stages.perturbing import perturb
+from rnascl_cli.stages.perturbing import perturb, starting_offset
 from rnascl_cli.stages.search_task import split_batch
 from tests.engine.toy import image_set
 
@@ -107,7 +107,8 @@ def test_an_image_is_perturbed_alike_on_any_rank(monkeypatch: pytest.MonkeyPatch
     def perturbed(share: Share | None) -> tuple[Tensor, Tensor]:
         noise = torch.Generator().manual_seed(4)
         x, y = (x_BCHW, y_B) if share is None else (share.of(x_BCHW), share.of(y_B))
-        return perturb(model, x, y, settings, noise=noise, share=share), noise.get_state()
+        offset_BCHW = starting_offset(x, settings, noise=noise, share=share)
+        return perturb(model, x, y, settings, offset_BCHW=offset_BCHW), noise.get_state()
 
     whole_BCHW, after = perturbed(None)
     for number in range(3):

@@ -23,7 +23,7 @@ from rnascl_cli.spaces import SPACES, network_cost
 from rnascl_cli.stages import perturbing, robust_step
 from rnascl_cli.stages.adv_finetune import AdvFinetuneTask
 from rnascl_cli.stages.apprentice import Answer, apprenticeship
-from rnascl_cli.stages.perturbing import FAST_STEP, perturb
+from rnascl_cli.stages.perturbing import FAST_STEP, perturb, starting_offset
 from tests.batches import as_batch
 from tests.engine.toy import CPU, image_set
 from tests.models.slimming import shaken
@@ -56,6 +56,10 @@ def tiny() -> Tiny:
     return model
 
 
+def offset(x_BCHW: Tensor, settings: AdvFinetuneSettings, seed: int) -> Tensor:
+    return starting_offset(x_BCHW, settings, noise=torch.Generator().manual_seed(seed))
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("eps", [2 / 255, 8 / 255, 0.5])
 def test_perturbed_images_lie_in_the_ball_and_in_range(tiny: Tiny, method: Any, eps: float) -> None:
@@ -64,7 +68,7 @@ def test_perturbed_images_lie_in_the_ball_and_in_range(tiny: Tiny, method: Any, 
     )
     x_BCHW, y_B = torch.rand(16, 3, 8, 8), torch.arange(16) % 3
     x_BCHW[0], x_BCHW[1] = 0.0, 1.0
-    found = perturb(tiny, x_BCHW, y_B, settings, noise=torch.Generator().manual_seed(0))
+    found = perturb(tiny, x_BCHW, y_B, settings, offset_BCHW=offset(x_BCHW, settings, 0))
     assert (found - x_BCHW).abs().max() <= eps + 1e-6
     assert found.min() >= 0
     assert found.max() <= 1
@@ -86,7 +90,7 @@ def test_perturbed_images_lie_in_the_ball_and_in_range(tiny: Tiny, method: Any, 
 def test_fast_at_is_one_step_of_five_quarters_eps(tiny: Tiny) -> None:
     settings = AdvFinetuneSettings(method="fast-at", perturbation=PerturbationSettings(eps=0.1, step_size=0.3, steps=7))
     x_BCHW, y_B = torch.rand(4, 3, 8, 8) * 0.4 + 0.3, torch.tensor([0, 1, 2, 0])
-    found = perturb(tiny, x_BCHW, y_B, settings, noise=torch.Generator().manual_seed(5))
+    found = perturb(tiny, x_BCHW, y_B, settings, offset_BCHW=offset(x_BCHW, settings, 5))
     start = x_BCHW + (2 * torch.rand(x_BCHW.shape, generator=torch.Generator().manual_seed(5)) - 1) * 0.1
     start.requires_grad_(True)
     (gradient,) = torch.autograd.grad(F.cross_entropy(tiny(start), y_B, reduction="sum"), start)
@@ -106,8 +110,8 @@ def test_where_each_method_starts(tiny: Tiny, method: Any, monkeypatch: pytest.M
     monkeypatch.setattr(perturbing, "projected_gradient", noted)
     settings = AdvFinetuneSettings(method=method, perturbation=PerturbationSettings(eps=0.1))
     for seed in (0, 0, 1):
-        noise = torch.Generator().manual_seed(seed)
-        perturb(tiny, torch.full((16, 3, 16, 16), 0.5), torch.zeros(16, dtype=torch.int64), settings, noise=noise)
+        x_BCHW, y_B = torch.full((16, 3, 16, 16), 0.5), torch.zeros(16, dtype=torch.int64)
+        perturb(tiny, x_BCHW, y_B, settings, offset_BCHW=offset(x_BCHW, settings, seed))
     assert torch.equal(starts[0], starts[1])
     assert not torch.equal(starts[0], starts[2])
     # TRADES and MART: a Gaussian of 0.001 around x, as in their authors' code. The others: uniform over the ball.

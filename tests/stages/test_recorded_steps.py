@@ -1,4 +1,4 @@
-"""Recorded steps of search and train give what steps launched one by one give, from command to weights."""
+"""Recorded steps of search, train and adv-finetune give what launched ones give, from command to weights."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from rnascl_cli.artifacts.documents import SearchDocument, TrainDocument
 from rnascl_cli.artifacts.store import read_document
+from rnascl_cli.stages import adv_finetune as adv_finetune_stage
 from rnascl_cli.stages import search as search_stage
 from rnascl_cli.stages import train as train_stage
 from tests.command import done, refused
@@ -21,20 +22,19 @@ from tests.engine.toy import CPU
 pytestmark = pytest.mark.pipeline
 
 SMALL = ("--data", "digits", "--limit-train", 53, "--limit-test", 10, "--batch-size", 10, "--device", "cpu")
-CAPTURE = ("--set", "capture_steps=true", "--set", "teacher_cache.mode=on")
 EPOCHS = 2
 REPLAYED = EPOCHS * (4 - 1) - 1  # of 4 full batches all but the first, which is looked at; and not the first met
 
 
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recording:
-    """A stand-in for CUDA graphs under every search and train that asks for them."""
+    """A stand-in for CUDA graphs under every stage that asks for them."""
     found = Recording()
 
     def compute(*_: Any, capture: bool, **__: Any) -> Any:
         return replace(CPU, step_recorder=found if capture else None)
 
-    for stage in (search_stage, train_stage):
+    for stage in (search_stage, train_stage, adv_finetune_stage):
         monkeypatch.setattr(stage, "resolve_compute", compute)
     return found
 
@@ -47,7 +47,7 @@ def same(one: Any, other: Any) -> None:
     "own",
     [
         ("--set", "teacher_cache.mode=off"),
-        ("--paradigm", "standard"),
+        ("--paradigm", "standard", "--robust", "trades", "--set", "robust.perturbation.steps=2"),
         (
             "--set",
             'search.gumbel_optimiser={name="adam",lr=0.01}',
@@ -57,7 +57,7 @@ def same(one: Any, other: Any) -> None:
             2,
         ),
     ],
-    ids=["the teacher, too", "no teacher", "adam, cosine, levels"],
+    ids=["the teacher, too", "no teacher, robust", "adam, cosine, levels"],
 )
 def test_a_recorded_search_is_the_search(
     own: tuple[object, ...], recorder: Recording, tiny_teacher: Path, tmp_path: Path
@@ -97,20 +97,24 @@ def test_a_recorded_training_is_the_training(
         torch.testing.assert_close(recorded[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("own", [("--method", "fast-at"), ("--distill", "pkt")])
-def test_a_training_that_does_more_within_its_step_is_not_recorded(
-    own: tuple[object, ...], recorder: Recording, searched: dict[str, Path], tmp_path: Path
+def test_a_recorded_fine_tuning_is_the_fine_tuning(
+    recorder: Recording, trained: dict[str, Path], tmp_path: Path
 ) -> None:
-    out = done("train", searched["rnas-cl"], *SMALL, *own, "--epochs", 1, *CAPTURE, "--out", tmp_path / "run")
+    found = []
+    for capture in ("false", "true"):
+        common = ["adv-finetune", trained["rnas-cl"], *SMALL, "--set", "perturbation.steps=3", "--epochs", EPOCHS]
+        done(*common, "--set", f"capture_steps={capture}", "--out", tmp_path / capture)
+        found.append(load_file(tmp_path / capture / "student.safetensors"))
+    assert recorder.replays >= REPLAYED
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_a_rival_is_not_recorded(recorder: Recording, searched: dict[str, Path], tmp_path: Path) -> None:
+    rival = ("--distill", "pkt", "--epochs", 1, "--set", "capture_steps=true")
+    out = done("train", searched["rnas-cl"], *SMALL, *rival, "--out", tmp_path / "run")
     assert not recorder.recorded
     assert "not recorded" not in out.err  # it was not tried
-
-
-def test_a_robust_search_is_not_recorded(recorder: Recording, tiny_teacher: Path, tmp_path: Path) -> None:
-    robust = ("--robust", "fast-at", "--teacher", tiny_teacher, "--epochs", 1)
-    out = done("search", "--space", "S3", *SMALL, *robust, *CAPTURE, "--out", tmp_path / "run")
-    assert not recorder.recorded
-    assert "not recorded" not in out.err
 
 
 def test_a_run_without_a_gpu_is_refused(searched: dict[str, Path], tmp_path: Path) -> None:

@@ -69,9 +69,8 @@ def test_the_images_of_each_method(tiny: Tiny, method: Any, statistics: Any) -> 
         tiny,
         x_BCHW,
         y_B,
-        noise=torch.Generator().manual_seed(5),
+        offset_BCHW=objective.draw(x_BCHW, noise=torch.Generator().manual_seed(5), share=Share(len(y_B))),
         teacher_BK=teacher_BK,
-        share=Share(len(y_B)),
         unwatched=torch.enable_grad(),
     )
     in_eval_mode = {"running": True, "batch": False, "published": method in ("trades", "mart", "rslad")}[statistics]
@@ -102,13 +101,13 @@ def test_rslad_looks_for_what_the_teacher_would_not_say(tiny: Tiny) -> None:
 
     def climbed(method: Any) -> float:
         settings = RobustSettings(method=method, perturbation=PerturbationSettings(eps=0.1, step_size=0.03, steps=5))
-        images_BCHW = RobustObjective(settings, statistics="running").perturb(
+        objective = RobustObjective(settings, statistics="running")
+        images_BCHW = objective.perturb(
             tiny.train(),
             x_BCHW,
             y_B,
-            noise=torch.Generator().manual_seed(0),
+            offset_BCHW=objective.draw(x_BCHW, noise=torch.Generator().manual_seed(0), share=Share(len(y_B))),
             teacher_BK=teacher_BK,
-            share=Share(len(y_B)),
             unwatched=torch.enable_grad(),
         )
         with torch.no_grad():
