@@ -22,6 +22,7 @@ from rich.progress import (
 from rnascl_cli.console import say, stderr
 
 Advance = Callable[..., None]
+SECONDS_BETWEEN_LINES = 60.0  # about other work, where stderr is no terminal
 LINE_EVERY = 30.0  # seconds between the lines about a download where stderr is no terminal
 
 
@@ -48,6 +49,26 @@ def progress(label: str, total: int) -> Iterator[Advance]:
 
         def advance(steps: int = 1, note: str = "") -> None:
             bar.update(task, advance=steps, description=f"{label} {note}".rstrip())
+
+        yield advance
+
+
+@contextlib.contextmanager
+def long_progress(label: str, total: int) -> Iterator[Advance]:
+    """As :func:`progress`; where stderr is no terminal, a line a minute, with the time left at this pace."""
+    started = last = time.monotonic()
+    done = 0
+    with progress(label, total) as bar:
+
+        def advance(steps: int = 1, note: str = "") -> None:
+            nonlocal done, last
+            done += steps
+            bar(steps, note)
+            now = time.monotonic()
+            if not stderr.is_terminal and now - last > SECONDS_BETWEEN_LINES and done:
+                last = now
+                left = (now - started) * (total - done) / done
+                say(f"{label}: {100 * done / total:.0f} % done, about {left / 60:.0f} min left")
 
         yield advance
 

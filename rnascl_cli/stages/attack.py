@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import time
 from collections.abc import Iterator
 
 import torch
@@ -20,13 +19,12 @@ from rnascl_cli.attacks.evaluate import Evaluator
 from rnascl_cli.attacks.gradient import Model
 from rnascl_cli.attacks.journal import Journal
 from rnascl_cli.attacks.masking import masking_signs
-from rnascl_cli.attacks.meter import Advance
 from rnascl_cli.attacks.precision import exact_float32
 from rnascl_cli.engine.compute import Compute
 from rnascl_cli.engine.folding import folded
 from rnascl_cli.engine.lock import Lock, lock_directory
 from rnascl_cli.engine.modes import evaluating, frozen
-from rnascl_cli.engine.progress import progress
+from rnascl_cli.engine.progress import long_progress
 from rnascl_cli.engine.provenance import make_provenance, running_command, with_resume
 from rnascl_cli.engine.run_directory import JOURNAL, clear_left_behind
 from rnascl_cli.engine.seeds import generator
@@ -42,7 +40,6 @@ from rnascl_cli.stages.attack_document import (
 from rnascl_cli.stages.attack_plan import Assault
 from rnascl_cli.stages.attack_target import ATTACK_JSON
 
-SECONDS_BETWEEN_LINES = 60.0
 SMALL = 5_000_000
 """Parameters up to which launching a network's kernels takes longer than computing them."""
 SAMPLE = 16
@@ -171,7 +168,7 @@ def _evaluator(model: nn.Module, assault: Assault, domain: Domain, journal: Jour
         batch_size=assault.batch_size,
         autocast=compute.student_autocast,
         layout=_layout(compute),
-        watch=_watch,
+        watch=long_progress,
         journal=journal,
         worker=_worker(model, assault),
     )
@@ -210,23 +207,3 @@ def _hint_at_resume(assault: Assault) -> Iterator[None]:
         signum = stop.signum if isinstance(stop, Interrupted) else signal.SIGINT
         again = with_resume(running_command(), out=assault.out)
         raise Interrupted(signum, f"attack: finished batches are kept in {kept}; go on with: {again}") from None
-
-
-@contextlib.contextmanager
-def _watch(label: str, total: int) -> Iterator[Advance]:
-    """Show a bar with the time left; where stderr is no terminal, a line a minute."""
-    started = last = time.monotonic()
-    done = 0
-    with progress(label, total) as bar:
-
-        def advance(steps: int) -> None:
-            nonlocal done, last
-            done += steps
-            bar(steps)
-            now = time.monotonic()
-            if not console.stderr.is_terminal and now - last > SECONDS_BETWEEN_LINES and done:
-                last = now
-                left = (now - started) * (total - done) / done
-                console.say(f"{label}: {100 * done / total:.0f} % done, about {left / 60:.0f} min left")
-
-        yield advance

@@ -16,7 +16,7 @@ from rnascl_cli.artifacts.documents import TeacherReference, TutorMap
 from rnascl_cli.artifacts.store import STUDENT, sha256_file
 from rnascl_cli.data.decode import CROPPED_SIDE, Shape, decode, image_size
 from rnascl_cli.distill.attention import tutor_distances, unit_maps
-from rnascl_cli.engine.progress import progress
+from rnascl_cli.engine.progress import long_progress
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.checkpoints import read_teacher
 from rnascl_cli.models.files import load_student
@@ -49,7 +49,7 @@ def attention_maps(models: Sequence[Model], image: Path) -> tuple[list[MapSet], 
     sets, words, untutored = [], [], []
     image_size(image)  # an image that is none is an error even where no model could use it
     made = [model for model in models if model.made is not None]
-    with progress("computing attention maps", len(made)) as advance:
+    with long_progress("computing attention maps", len(made)) as advance:
         for model in made:
             assert model.made is not None
             tutors = model.derived.document.tutors if model.derived else None

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rnascl_cli.artifacts.store import write_bytes, write_text
-from rnascl_cli.engine.progress import progress
+from rnascl_cli.engine.progress import long_progress
 from rnascl_cli.errors import UserError
 from rnascl_cli.reporting.collect import collect
 from rnascl_cli.reporting.digest import ReportSummary, reported
@@ -76,7 +76,7 @@ def _check(folder: Path, shown: str, *, force: bool) -> None:
 def _draw(plots: Iterable[Plot]) -> list[Rendered]:
     todo = list(plots)
     drawn = []
-    with progress("drawing figures", len(todo)) as advance:
+    with long_progress("drawing figures", len(todo)) as advance:
         for plot in todo:
             drawn.append(render(plot))
             advance()

@@ -125,7 +125,7 @@ def test_progress_ends_at_its_total(rivalled: Path, image: Path, monkeypatch: py
         yield lambda: steps.append(1)
         shown.append((label, total, sum(steps)))
 
-    monkeypatch.setattr(module, "progress", watch)
+    monkeypatch.setattr(module, "long_progress", watch)
     attention_maps(models(collect([rivalled])), image)
     assert shown == [("computing attention maps", 4, 4)]
 

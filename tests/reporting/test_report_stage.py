@@ -140,7 +140,7 @@ def test_progress_ends_at_its_total(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         yield lambda: steps.append(1)
         shown.append((label, total, sum(steps)))
 
-    monkeypatch.setattr(stage, "progress", watch)
+    monkeypatch.setattr(stage, "long_progress", watch)
     monkeypatch.setattr(stage, "render", lambda plot: undrawn([plot])[0])
     for name in ("a", "b", "c"):
         make.write_search(tmp_path / "runs" / name)
