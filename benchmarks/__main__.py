@@ -1,7 +1,8 @@
-"""Measure: ``python -m benchmarks [GROUP ...]``; every group by default.
+"""Measure: ``python -m benchmarks [GROUP ...]``; every group of a CPU by default.
 
     python -m benchmarks --compare          # what moved since the recorded ratios; exit code 1 where one fell
     python -m benchmarks --write            # into docs/performance.md
+    python -m benchmarks gpu --write        # into the table of a GPU there
     python -m benchmarks --record           # as the ratios that later runs are compared with
 
 Run it on an idle machine. The table goes to stdout, progress to stderr.
@@ -18,8 +19,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import search_step, startup
-from benchmarks.results import Measurement, compare, record_baseline, table, write_document, write_json
+from benchmarks import gpu, search_step, startup
+from benchmarks.results import Device, Measurement, compare, record_baseline, table, write_document, write_json
 from rnascl_cli.engine.compute import resolve_compute
 
 GROUPS = {
@@ -29,6 +30,8 @@ GROUPS = {
     "loading": search_step.loading,
     "startup": startup.startup,
 }
+ON_A_GPU = {"gpu": gpu.gpu}
+EVERY = GROUPS | ON_A_GPU
 
 
 def main() -> int:
@@ -36,7 +39,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"one of {', '.join(GROUPS)}; default: all")
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"one of {', '.join(EVERY)}; default: all but gpu")
     parser.add_argument("--rounds", type=int, default=9, help="turns that each side has (default: 9)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements there")
@@ -44,21 +47,24 @@ def main() -> int:
     parser.add_argument("--compare", action="store_true", help="compare with benchmarks/baseline.json")
     parser.add_argument("--record", action="store_true", help="replace the ratios in benchmarks/baseline.json")
     options = parser.parse_args()
-    if unknown := set(options.groups) - set(GROUPS):
-        parser.error(f"no group '{unknown.pop()}'; one of {', '.join(GROUPS)}")
-    if options.write and options.groups:
-        parser.error("--write takes the whole table; name no group")
+    if unknown := set(options.groups) - set(EVERY):
+        parser.error(f"no group '{unknown.pop()}'; one of {', '.join(EVERY)}")
+    device: Device = "cuda" if options.groups == list(ON_A_GPU) else "cpu"
+    if options.write and options.groups and device == "cpu":
+        parser.error("--write takes a whole table; name no group, or gpu alone")
+    if set(options.groups) & set(ON_A_GPU) and not torch.cuda.is_available():
+        parser.error("gpu: no CUDA device is here")
 
     torch.set_num_threads(options.threads)
     measurements: list[Measurement] = []
     for name in options.groups or GROUPS:
         print(f"benchmarks: {name} ...", file=sys.stderr)
-        measurements += GROUPS[name](options.rounds)
+        measurements += EVERY[name](options.rounds)
     print(table(measurements))
     if options.json:
-        write_json(options.json, measurements, circumstances(options.threads))
+        write_json(options.json, measurements, circumstances(options.threads, device))
     if options.write:
-        write_document(measurements, circumstances(options.threads))
+        write_document(measurements, circumstances(options.threads, device), device=device)
     moved = compare(measurements) if options.compare else []
     if moved:
         print("\nSince the recorded ratios:")
@@ -68,9 +74,9 @@ def main() -> int:
     return int(any(line.fell for line in moved))
 
 
-def circumstances(threads: int) -> dict[str, Any]:
+def circumstances(threads: int, device: Device) -> dict[str, Any]:
     """Return what the numbers depend on besides the code."""
-    compute = resolve_compute("cpu", "auto")
+    compute = resolve_compute(device, "auto")
     load = os.getloadavg()[0]
     return {
         "measured": datetime.date.today().isoformat(),

@@ -6,12 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+Device = Literal["cpu", "cuda"]
 ROOT = Path(__file__).parent.parent
+MARKS = {"cpu": "benchmarks", "cuda": "benchmarks on a GPU"}
+"""By device: the marks between which its table stands in docs/performance.md."""
 BASELINE = Path(__file__).parent / "baseline.json"
 DOCUMENT = ROOT / "docs" / "performance.md"
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 
 @dataclass(frozen=True)
@@ -101,14 +103,22 @@ def write_json(path: Path, measurements: Sequence[Measurement], about: dict[str,
     path.write_text(json.dumps({"about": about, "measurements": rows}, indent=2) + "\n", encoding="utf-8")
 
 
-def write_document(measurements: Sequence[Measurement], about: dict[str, Any]) -> None:
-    """Replace the table in docs/performance.md."""
+def marks(device: Device) -> tuple[str, str]:
+    """Return the lines before and behind a device's table."""
+    return f"<!-- {MARKS[device]}: begin -->", f"<!-- {MARKS[device]}: end -->"
+
+
+def write_document(measurements: Sequence[Measurement], about: dict[str, Any], *, device: Device = "cpu") -> None:
+    """Replace the table of a device in docs/performance.md."""
+    begin_mark, end_mark = marks(device)
     circumstances = ", ".join(f"{name} {value}" for name, value in about.items())
-    head, begin, rest = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    assert begin, f"{DOCUMENT} has lost its mark {BEGIN}"
-    assert end, f"{DOCUMENT} has lost its mark {END}"
-    DOCUMENT.write_text(f"{head}{BEGIN}\n{circumstances}.\n\n{table(measurements)}\n{END}{tail}", encoding="utf-8")
+    head, begin, rest = DOCUMENT.read_text(encoding="utf-8").partition(begin_mark)
+    _, end, tail = rest.partition(end_mark)
+    assert begin, f"{DOCUMENT} has lost its mark {begin_mark}"
+    assert end, f"{DOCUMENT} has lost its mark {end_mark}"
+    DOCUMENT.write_text(
+        f"{head}{begin_mark}\n{circumstances}.\n\n{table(measurements)}\n{end_mark}{tail}", encoding="utf-8"
+    )
 
 
 @dataclass(frozen=True)

@@ -57,16 +57,22 @@ def test_seconds_are_not_recorded(tmp_path: Path) -> None:
 
 def test_the_table_goes_between_the_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     document = tmp_path / "performance.md"
-    document.write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n")
+    (begin, end), (begin_gpu, end_gpu) = results.marks("cpu"), results.marks("cuda")
+    document.write_text(f"before\n{begin}\nold\n{end}\nbetween\n{begin_gpu}\nold\n{end_gpu}\nafter\n")
     monkeypatch.setattr(results, "DOCUMENT", document)
     results.write_document([FASTER], {"measured": "2030-01-01", "threads": 2})
     text = document.read_text()
-    assert text.startswith(f"before\n{results.BEGIN}\nmeasured 2030-01-01, threads 2.\n\n| measured |")
-    assert text.endswith(f"| 8 s / 1 s |\n{results.END}\nafter\n")
+    assert text.startswith(f"before\n{begin}\nmeasured 2030-01-01, threads 2.\n\n| measured |")
+    assert text.endswith(f"| 8 s / 1 s |\n{end}\nbetween\n{begin_gpu}\nold\n{end_gpu}\nafter\n")
+    results.write_document([SMALLER], {"measured": "2031-01-01"}, device="cuda")
+    text = document.read_text()
+    assert f"| 8 s / 1 s |\n{end}\nbetween\n{begin_gpu}\nmeasured 2031-01-01.\n" in text
+    assert text.endswith(f"{end_gpu}\nafter\n")
 
 
 def test_the_document_and_the_baseline_are_there() -> None:
-    assert results.BEGIN in results.DOCUMENT.read_text(encoding="utf-8")
+    text = results.DOCUMENT.read_text(encoding="utf-8")
+    assert all(text.count(mark) == 1 for mark in (*results.marks("cpu"), *results.marks("cuda")))
     held = json.loads(results.BASELINE.read_text(encoding="utf-8"))
     assert all({"value", "better", "tolerance"} == set(row) for row in held.values())
     assert "operators.plain" in held
