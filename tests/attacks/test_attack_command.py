@@ -179,7 +179,7 @@ def test_an_interrupted_attack_goes_on(
         (["--eps", "eight"], "is not a number"),
         (["--eps", "8/255,16/510"], "are the same"),
         (["--eps", ","], "name at least one"),
-        (["--protocol", "pixels"], "attack.protocol"),
+        (["--protocol", "pixels"], "--protocol pixels: one of pixel, paper-code"),
         (["--protocol", "paper-code", "--attack", "aa"], "use --protocol pixel, or leave aa out"),
         (["--norm", "L2", "--attack", "cw"], "exists for --norm Linf only"),
         (["--audit", "--eps", "0"], "needs an --eps above 0"),
