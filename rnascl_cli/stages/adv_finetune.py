@@ -12,13 +12,12 @@ from rnascl_cli.artifacts.documents import AdvFinetuneDocument, DerivedDocument,
 from rnascl_cli.artifacts.runs import refuse_changed, refuse_changed_student, student_document
 from rnascl_cli.artifacts.store import STUDENT, read_document, sha256_file, write_document
 from rnascl_cli.data import load_data
-from rnascl_cli.engine.compute import resolve_compute
 from rnascl_cli.engine.evaluate import accuracy
 from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.files import load_student, save_student
 from rnascl_cli.recipes import Recipe
-from rnascl_cli.stages.planning import training_provenance
+from rnascl_cli.stages.planning import training_compute, training_provenance
 from rnascl_cli.stages.schooling import school
 from rnascl_cli.stages.student_task import StudentTask
 from rnascl_cli.stages.train import check_fits
@@ -67,9 +66,7 @@ def adv_finetune(source: Path, recipe: Recipe, run: RunDirectory) -> AdvFinetune
         raise UserError(f"--out {run.path}: is the run to be fine-tuned, and would be lost; name another")
     before, derived = source_run(source)
     paradigm: Paradigm = settings.paradigm or before.paradigm
-    compute = resolve_compute(
-        recipe.device, recipe.precision, deterministic=recipe.deterministic, capture=recipe.capture_steps
-    )
+    compute = training_compute(recipe)
     student, architecture = load_student(source / STUDENT)
     if architecture != before.architecture:
         raise UserError(f"{source}: {before.kind}.json and {STUDENT} name different architectures; make the run again")

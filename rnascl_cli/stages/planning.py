@@ -8,12 +8,23 @@ from typing import Any
 
 from rnascl_cli.artifacts.documents import Provenance
 from rnascl_cli.data import Data, augmentation
-from rnascl_cli.engine.compute import Compute
+from rnascl_cli.engine.compute import Compute, resolve_compute
 from rnascl_cli.engine.fit import Plan
 from rnascl_cli.engine.provenance import make_provenance
 from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.models.checkpoints import Teacher
 from rnascl_cli.recipes import Recipe, SearchSettings, StudentSettings, TeacherTrainSettings
+
+
+def training_compute(recipe: Recipe) -> Compute:
+    """Return device, precision and recorder of a stage that trains a supernet or a student.
+
+    Raises:
+        UserError: See :func:`~rnascl_cli.engine.compute.resolve_compute`.
+    """
+    return resolve_compute(
+        recipe.device, recipe.precision, deterministic=recipe.deterministic, capture=recipe.capture_steps
+    )
 
 
 def training_provenance(

@@ -15,7 +15,6 @@ from rnascl_cli.artifacts.documents import SearchDocument
 from rnascl_cli.artifacts.store import write_document
 from rnascl_cli.data import Data, load_data
 from rnascl_cli.distill.choices import Choices
-from rnascl_cli.engine.compute import resolve_compute
 from rnascl_cli.engine.fit import fit
 from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.errors import UserError
@@ -25,7 +24,7 @@ from rnascl_cli.recipes import Recipe, SearchSettings
 from rnascl_cli.spaces import SearchSpace, space_named
 from rnascl_cli.stages.budgeting import asked_budget, conclude, refuse_impossible
 from rnascl_cli.stages.inspection import warn_without_perturbation
-from rnascl_cli.stages.planning import plan_training, training_provenance
+from rnascl_cli.stages.planning import plan_training, training_compute, training_provenance
 from rnascl_cli.stages.robust_step import needs_teacher
 from rnascl_cli.stages.search_task import SearchTask, smallest_part, split_batch
 from rnascl_cli.stages.sharing import check_can_be_shared
@@ -52,9 +51,7 @@ def search(recipe: Recipe, run: RunDirectory) -> SearchDocument:
     """
     settings = recipe.search
     space = space_named(recipe.space)
-    compute = resolve_compute(
-        recipe.device, recipe.precision, deterministic=recipe.deterministic, capture=recipe.capture_steps
-    )
+    compute = training_compute(recipe)
     data = load_data(recipe.data, seed=recipe.seed)
     check_batches_can_be_split(settings, space, data)
     refuse_impossible(settings, space, data, run)

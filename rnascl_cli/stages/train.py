@@ -11,13 +11,12 @@ from rnascl_cli.artifacts.documents import Architecture, DataReference, DerivedD
 from rnascl_cli.artifacts.store import STUDENT, write_document
 from rnascl_cli.console import warn
 from rnascl_cli.data import Data, load_data
-from rnascl_cli.engine.compute import resolve_compute
 from rnascl_cli.engine.evaluate import accuracy
 from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.files import build_student, checked_architecture, save_student
 from rnascl_cli.recipes import Recipe
-from rnascl_cli.stages.planning import training_provenance
+from rnascl_cli.stages.planning import training_compute, training_provenance
 from rnascl_cli.stages.rivalry import training_paradigm
 from rnascl_cli.stages.schooling import school
 from rnascl_cli.stages.student_task import StudentTask
@@ -41,9 +40,7 @@ def train(derived: DerivedDocument, recipe: Recipe, run: RunDirectory) -> TrainD
     settings, seed = recipe.train, recipe.seed
     paradigm = training_paradigm(settings, derived)
     architecture = checked_architecture(derived.architecture, where="derived document")
-    compute = resolve_compute(
-        recipe.device, recipe.precision, deterministic=recipe.deterministic, capture=recipe.capture_steps
-    )
+    compute = training_compute(recipe)
     data = load_data(recipe.data, seed=recipe.seed)
     check_fits(recipe, architecture, data, before=derived.provenance.data)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +20,7 @@ from rnascl_cli.reporting.map_plots import map_plot
 from rnascl_cli.stages import attention_maps as module
 from rnascl_cli.stages.attention_maps import attention_maps
 from tests.reporting import factories as make
+from tests.reporting.watching import watched
 
 
 @pytest.fixture
@@ -117,15 +116,7 @@ def test_maps_of_student_and_tutor(runs: Path, image: Path) -> None:
 
 
 def test_progress_ends_at_its_total(rivalled: Path, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[tuple[str, int, int]] = []
-
-    @contextlib.contextmanager
-    def watch(label: str, total: int) -> Iterator[Callable[[], None]]:
-        steps: list[int] = []
-        yield lambda: steps.append(1)
-        shown.append((label, total, sum(steps)))
-
-    monkeypatch.setattr(module, "long_progress", watch)
+    shown = watched(monkeypatch, module)
     attention_maps(models(collect([rivalled])), image)
     assert shown == [("computing attention maps", 4, 4)]
 

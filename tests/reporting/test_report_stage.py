@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from rnascl_cli.reporting.drawing import Plot, Rendered
 from rnascl_cli.reporting.page import build_page, escape_markdown, fenced, html, markdown
 from rnascl_cli.stages import report as stage
 from tests.reporting import factories as make
+from tests.reporting.watching import watched
 
 FIGURES = {
     "clean-against-robust-a",
@@ -132,15 +132,7 @@ def test_the_markdown_links_its_figures_and_its_tables_are_even(reported: tuple[
 
 
 def test_progress_ends_at_its_total(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[tuple[str, int, int]] = []
-
-    @contextlib.contextmanager
-    def watch(label: str, total: int) -> Iterator[Callable[[], None]]:
-        steps: list[int] = []
-        yield lambda: steps.append(1)
-        shown.append((label, total, sum(steps)))
-
-    monkeypatch.setattr(stage, "long_progress", watch)
+    shown = watched(monkeypatch, stage)
     monkeypatch.setattr(stage, "render", lambda plot: undrawn([plot])[0])
     for name in ("a", "b", "c"):
         make.write_search(tmp_path / "runs" / name)

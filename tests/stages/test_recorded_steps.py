@@ -12,9 +12,7 @@ from safetensors.torch import load_file
 
 from rnascl_cli.artifacts.documents import SearchDocument, TrainDocument
 from rnascl_cli.artifacts.store import read_document
-from rnascl_cli.stages import adv_finetune as adv_finetune_stage
-from rnascl_cli.stages import search as search_stage
-from rnascl_cli.stages import train as train_stage
+from rnascl_cli.stages import planning
 from tests.command import done, refused
 from tests.engine.recording import Recording
 from tests.engine.toy import CPU
@@ -34,8 +32,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recording:
     def compute(*_: Any, capture: bool, **__: Any) -> Any:
         return replace(CPU, step_recorder=found if capture else None)
 
-    for stage in (search_stage, train_stage, adv_finetune_stage):
-        monkeypatch.setattr(stage, "resolve_compute", compute)
+    monkeypatch.setattr(planning, "resolve_compute", compute)
     return found
 
 
