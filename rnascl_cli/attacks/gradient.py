@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rnascl_cli.transfer import sent
+
 Model = Callable[[Tensor], Tensor]
 LossB = Callable[[Tensor], Tensor]
 """Logits ``(B, K)`` to one number an image ``(B,)``, which the attack makes as large as it can."""
@@ -163,4 +165,4 @@ def _norms(delta_BCHW: Tensor) -> Tensor:
 def _rand(like: Tensor, generator: torch.Generator | None) -> Tensor:
     # Drawn on the generator's device (the CPU), so that a seed means the same noise everywhere.
     device = generator.device if generator is not None else like.device
-    return torch.rand(like.shape, generator=generator, device=device).to(like, non_blocking=True)
+    return sent(torch.rand(like.shape, generator=generator, device=device), like.device).to(like.dtype)

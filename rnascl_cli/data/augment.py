@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rnascl_cli.recipes import DataSettings
+from rnascl_cli.transfer import sent
 
 
 class Augment(Protocol):
@@ -75,12 +76,13 @@ class Crop:
         """Cut the views out of the images; the result is in channels_last memory order."""
         B, _, H, W = x_BCHW.shape
         device, corners = x_BCHW.device, 2 * self.pad + 1
+        views_B = sent(views_B, device)
         corner_B, mirrored_B = views_B // self._sides, views_B % self._sides == 1
         padded_BHWC = F.pad(x_BCHW, (self.pad,) * 4).permute(0, 2, 3, 1)
-        rows_BH = (corner_B // corners).to(device)[:, None] + torch.arange(H, device=device)
+        rows_BH = (corner_B // corners)[:, None] + torch.arange(H, device=device)
         columns_W = torch.arange(W, device=device)
-        columns_BW = torch.where(mirrored_B.to(device)[:, None], columns_W.flip(0), columns_W)
-        columns_BW = columns_BW + (corner_B % corners).to(device)[:, None]
+        columns_BW = torch.where(mirrored_B[:, None], columns_W.flip(0), columns_W)
+        columns_BW = columns_BW + (corner_B % corners)[:, None]
         image_B = torch.arange(B, device=device)
         cut_BHWC = padded_BHWC[image_B[:, None, None], rows_BH[:, :, None], columns_BW[:, None, :]]
         return cut_BHWC.permute(0, 3, 1, 2)
@@ -125,7 +127,7 @@ class ResizedCrop:
         theta_B23[:, 0, 0] = torch.where(views_B[:, 0] == 1, -width_B, width_B)
         theta_B23[:, 0, 2] = x_centre_B
         theta_B23[:, 1, 1], theta_B23[:, 1, 2] = height_B, y_centre_B
-        grid = F.affine_grid(theta_B23.to(x_BCHW), list(x_BCHW.shape), align_corners=False)
+        grid = F.affine_grid(sent(theta_B23, x_BCHW.device), list(x_BCHW.shape), align_corners=False)
         return F.grid_sample(x_BCHW, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
     def pixel_box(self, view: Sequence[float], *, width: int, height: int) -> tuple[int, int, int, int]:

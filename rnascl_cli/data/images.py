@@ -18,6 +18,7 @@ from torch import Tensor
 from rnascl_cli import ranks
 from rnascl_cli.data.augment import Augment, Unchanged
 from rnascl_cli.data.shares import Parts, Share, undivided
+from rnascl_cli.transfer import sent
 
 Drawn = tuple[Tensor, Tensor]
 """Which images of a set (``rows_B``, on the CPU), and which view of each (``views_B``, as the augmentation drew it)."""
@@ -52,7 +53,7 @@ class ImageSet:
     def pixels(self, rows: Tensor | slice) -> Tensor:
         """Return the pixels at the given rows, as they are evaluated: uint8 ``(B, C, H, W)``."""
         if isinstance(rows, Tensor):
-            rows = rows.to(self.images_NCHW.device)
+            rows = sent(rows, self.images_NCHW.device)
         return self.images_NCHW[rows]
 
     def augmented(
@@ -176,8 +177,8 @@ def ordered_batches(
 
 def as_floats(pixels_BCHW: Tensor, device: torch.device) -> Tensor:
     """Return uint8 pixels as floats in [0, 1] on ``device``: bytes cross to it, floats are made there."""
-    return pixels_BCHW.to(device, non_blocking=True).float() / 255
+    return sent(pixels_BCHW, device).float() / 255
 
 
 def _labels(images: ImageSet, rows_B: Tensor, device: torch.device) -> Tensor:
-    return images.labels_N[rows_B.to(images.labels_N.device)].to(device)
+    return sent(images.labels_N[sent(rows_B, images.labels_N.device)], device)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rnascl_cli.distill.gumbel import Noise, gumbel_softmax, sample_noise
+from rnascl_cli.transfer import sent
 
 
 class Sample(NamedTuple):
@@ -44,7 +45,7 @@ class Draw(NamedTuple):
 
     def to(self, device: torch.device) -> Draw:
         """Send it to a device without waiting: a GPU's queue is not emptied for it."""
-        return Draw(*(None if part is None else part.to(device, non_blocking=True) for part in self))  # type: ignore[arg-type]
+        return Draw(*(None if part is None else sent(part, device) for part in self))  # type: ignore[arg-type]
 
 
 class Choices(nn.Module):

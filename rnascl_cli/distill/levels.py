@@ -23,6 +23,7 @@ from rnascl_cli.distill.choices import Choices, Draw, Sample
 from rnascl_cli.distill.expected_cost import ExpectedCost
 from rnascl_cli.distill.gumbel import Noise
 from rnascl_cli.spaces import SearchSpace, network_cost
+from rnascl_cli.transfer import sent
 
 GRID, STEEPNESS = 257, 12.0
 """Lambdas on either side of 0, spaced as a hyperbolic sine: finely near 0, and beyond what any logit could outweigh."""
@@ -61,7 +62,7 @@ class Levels(nn.Module):
         """Draw a level, and the noise of one sample of the choices."""
         level = torch.rand((), generator=generator, dtype=torch.float64)
         noise = choices.draw(generator=generator, kind=kind)
-        return noise._replace(level=level.to(self.get_buffer("m").device, non_blocking=True))
+        return noise._replace(level=sent(level, self.get_buffer("m").device))
 
     def sample(self, choices: Choices, noise: Draw, *, temperature: float | Tensor) -> Sample:
         """Return the Gumbel weights of the drawn level; the level is in the sample, in MACs, float64."""

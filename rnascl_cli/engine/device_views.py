@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from rnascl_cli.engine.view_store import Record, ViewStore
+from rnascl_cli.transfer import sent
 
 
 class Views(Protocol):
@@ -123,10 +124,7 @@ class DeviceViews:
         return torch.where(rows_B < 0, -1, rows_B * self._views + cells_B % self._views)
 
     def _sent(self, numbers_B: Tensor) -> Tensor:
-        """Send numbers from the CPU without waiting until they have arrived."""
-        if self._device.type == "cuda":
-            numbers_B = numbers_B.pin_memory()
-        return numbers_B.to(self._device, non_blocking=True)
+        return sent(numbers_B, self._device)
 
 
 def free_memory(device: torch.device) -> int:

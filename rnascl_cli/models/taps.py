@@ -8,7 +8,6 @@ Shape suffixes: B images, L layers, C channels, H height, W width, P pixels of t
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -74,9 +73,13 @@ class MapRecorder:
         missing = [layer for layer in self.layers if layer not in self._maps]
         if missing:
             raise ValueError(f"no forward pass reached {', '.join(missing[:3])}")
-        # Neighbours of one size go together.
-        groups = itertools.groupby((self._maps[layer] for layer in self.layers), key=lambda map_B1HW: map_B1HW.shape)
-        stacks = [torch.cat(list(maps), dim=1) for _, maps in groups]
+        groups: list[list[Tensor]] = []  # neighbours of one size go together
+        for layer in self.layers:
+            map_B1HW = self._maps[layer]
+            if not groups or groups[-1][0].shape != map_B1HW.shape:
+                groups.append([])
+            groups[-1].append(map_B1HW)
+        stacks = [torch.cat(maps, dim=1) for maps in groups]
         self._maps.clear()
         return LayerMaps(stacks, self.side)
 

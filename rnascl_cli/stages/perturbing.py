@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from rnascl_cli.attacks.gradient import Linf, LossB, cross_entropy, projected_gradient
 from rnascl_cli.data import Share
 from rnascl_cli.recipes import PerturbationSettings, RobustSettings, TeacherTrainSettings
+from rnascl_cli.transfer import sent
 
 NEAR_START_STD = 0.001  # of the Gaussian around x: at x itself, TRADES's gradient is 0
 NEAR_START = ("trades", "mart", "rslad")  # which start there in their authors' code
@@ -44,7 +45,7 @@ def starting_offset(
     if settings.method not in NEAR_START:
         return share.drawn(x_BCHW, lambda like: Linf(settings.perturbation.eps).noise(like, noise))
     start = share.drawn(x_BCHW, lambda like: NEAR_START_STD * torch.randn(like.shape, generator=noise))
-    return start.to(x_BCHW, non_blocking=True)
+    return sent(start, x_BCHW.device)
 
 
 def perturb(

@@ -34,6 +34,7 @@ from rnascl_cli.errors import RunError, UserError
 from rnascl_cli.models.checkpoints import Teacher
 from rnascl_cli.models.taps import tappable_layers
 from rnascl_cli.recipes import AttentionSettings, Recipe, TeacherCacheSettings
+from rnascl_cli.transfer import sent
 
 ABOUT = "about.json"
 GIGABYTE = 10**9
@@ -101,7 +102,7 @@ class KeptOutputs:
         if len(asked_B) == 1 and len(batch) > 1:
             # A lone image runs through other kernels than a batch does, with other last digits.
             asked_B = torch.stack([asked_B[0], (asked_B[0] + 1) % len(batch)]).sort().values
-        fresh = ask(batch.x_BCHW if len(asked_B) == len(batch) else batch.x_BCHW[asked_B.to(batch.x_BCHW.device)])
+        fresh = ask(batch.x_BCHW if len(asked_B) == len(batch) else batch.x_BCHW[sent(asked_B, batch.x_BCHW.device)])
         self.computed += len(asked_B)
         with _naming_the_folder():
             self._logits.put(cells_B[asked_B], fresh[0])
@@ -113,13 +114,13 @@ class KeptOutputs:
         rest_B = rest_B[~torch.isin(rest_B, asked_B)]
         kept = self._read(cells_B[rest_B], map_cells_B[rest_B], batch.x_BCHW.device)
         # Kept and fresh outputs go back to where their images stand in the batch.
-        place_B = torch.cat([rest_B, asked_B]).argsort().to(batch.x_BCHW.device)
+        place_B = sent(torch.cat([rest_B, asked_B]).argsort(), batch.x_BCHW.device)
         maps = None if kept[1] is None or fresh[1] is None else torch.cat([kept[1], fresh[1]])[place_B]
         return torch.cat([kept[0], fresh[0]])[place_B], maps
 
     def _read(self, cells_B: Tensor, map_cells_B: Tensor, device: torch.device) -> Outputs:
-        maps = None if self._maps is None else self._maps.read(map_cells_B).to(device, non_blocking=True)
-        return self._logits.read(cells_B).to(device, non_blocking=True), maps
+        maps = None if self._maps is None else sent(self._maps.read(map_cells_B), device)
+        return sent(self._logits.read(cells_B), device), maps
 
     def settle(self) -> None:
         """Bring what is new to disk; to be called once an epoch.
