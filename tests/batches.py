@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rnascl_cli.data import Batch, Share
 from rnascl_cli.stages.search_images import Part
+from rnascl_cli.stages.search_task import SearchTask
 from rnascl_cli.stages.teaching import Lesson
 
 
@@ -20,3 +21,9 @@ def as_batch(x_BCHW: Tensor, y_B: Tensor | None = None) -> Batch:
 def as_part(x_bCHW: Tensor, y_b: Tensor, lesson: Lesson | None) -> Part:
     """These images as the part of a batch that a search step is to take, all in this process."""
     return Part(x_bCHW, y_b, lesson, Share(len(y_b)))
+
+
+def drawn_part(task: SearchTask, x_bCHW: Tensor, y_b: Tensor, lesson: Lesson | None) -> Part:
+    """These images as such a part, with what is random in the step drawn for them."""
+    part = as_part(x_bCHW, y_b, lesson)
+    return part._replace(chance=task._chance(part))

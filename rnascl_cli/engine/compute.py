@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -19,6 +19,8 @@ from rnascl_cli.engine.replay import CudaGraphs, Recorder
 from rnascl_cli.errors import UserError
 
 DType = Literal["fp32", "bf16"]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,14 @@ class Compute:
         student: Precision of the student or supernet.
         teacher: Precision of the teacher's forward pass, which takes no gradient and bears bf16 well.
         step_recorder: Of steps, to be replayed; None where each step is launched operator by operator.
+        compiles: Whether the networks' passes in a step are compiled.
     """
 
     device: torch.device
     student: DType
     teacher: DType
     step_recorder: Recorder | None = None
+    compiles: bool = False
 
     def student_autocast(self) -> contextlib.AbstractContextManager[object]:
         """Return the autocast context of the student's forward pass."""
@@ -44,6 +48,16 @@ class Compute:
     def teacher_autocast(self) -> contextlib.AbstractContextManager[object]:
         """Return the autocast context of the teacher's forward pass."""
         return _autocast(self.device, self.teacher)
+
+    def compiled(self, function: Callable[P, R]) -> Callable[P, R] | None:
+        """Return a function compiled by ``torch.compile``, for inputs of few shapes; None where that is not wanted.
+
+        Its operators are fused into fewer kernels, for the backward pass too. The first call takes a minute or so.
+        """
+        if not self.compiles:
+            return None
+        compiled: Callable[P, R] = torch.compile(function, fullgraph=True, dynamic=False)
+        return compiled
 
     @contextlib.contextmanager
     def teacher_weights(self, teacher: nn.Module) -> Iterator[None]:
@@ -83,6 +97,7 @@ def resolve_compute(
     *,
     deterministic: bool = False,
     capture: bool = False,
+    compiles: bool = False,
 ) -> Compute:
     """Choose device and precision.
 
@@ -95,6 +110,7 @@ def resolve_compute(
         precision: As in the recipe.
         deterministic: Make this process deterministic first, see :func:`make_deterministic`.
         capture: Record steps as CUDA graphs.
+        compiles: Compile steps.
 
     Raises:
         UserError: CUDA was asked for and is not there, or is needed to record steps, or there are more processes than
@@ -114,11 +130,11 @@ def resolve_compute(
         )
     recorder = _cuda_graphs(where) if capture else None
     if precision != "auto":
-        return Compute(where, precision, precision, recorder)
+        return Compute(where, precision, precision, recorder, compiles)
     if where.type == "cuda":
         both: DType = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-        return Compute(where, both, both, recorder)
-    return Compute(where, "fp32", "bf16" if _cpu_has_bf16() else "fp32", recorder)
+        return Compute(where, both, both, recorder, compiles)
+    return Compute(where, "fp32", "bf16" if _cpu_has_bf16() else "fp32", recorder, compiles)
 
 
 def _cuda_graphs(where: torch.device) -> Recorder:

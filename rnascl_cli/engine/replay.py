@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from rnascl_cli.console import warn
+from rnascl_cli.errors import RunError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,21 +67,32 @@ class CudaGraphs:
 
 
 class Replay(Generic[P, R]):
-    """A function that is run as it is at first, and recorded at its second call with inputs of the same shapes.
+    """A function whose calls with inputs of the same shapes are replayed, or compiled, or both, once they come again.
 
-    One recording is made, of the shapes that come twice first: those of a full batch. Others, such as an epoch's last
-    batch, are always run as they are. Where the device refuses, that is said once, and nothing is recorded.
+    That is done for the shapes that come twice first: those of a full batch. Others, such as an epoch's last batch, are
+    always run as they are. Where the device refuses to record, that is said once, and nothing is recorded.
 
     Args:
         function: Of nested tuples of tensors, None and hashable values that stay the same, to tensors in tuples or
             dicts; see the module.
         recorder: None where nothing is to be recorded.
         what: The function in a message, e.g. ``"the step of search"``.
+        compiled: The same function, compiled in parts or whole (:meth:`~rnascl_cli.engine.compute.Compute.compiled`);
+            None where it is not to be.
     """
 
-    def __init__(self, function: Callable[P, R], recorder: Recorder | None, *, what: str) -> None:
-        self._function, self._recorder, self._what = function, recorder, what
+    def __init__(
+        self,
+        function: Callable[P, R],
+        recorder: Recorder | None,
+        *,
+        what: str,
+        compiled: Callable[P, R] | None = None,
+    ) -> None:
+        self._function, self._recorder, self._what, self._compiled = function, recorder, what, compiled
         self._met: set[Hashable] = set()
+        self._often: Hashable = None
+        self._warm = compiled is None
         self._recording: _Recording | None = None
 
     @property
@@ -90,43 +102,67 @@ class Replay(Generic[P, R]):
 
     def plainly(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function as it is."""
-        if self._recorder is None:
-            return self._function(*args, **kwargs)
-        returned: R = self._recorder.run(lambda: self._function(*args, **kwargs))
-        return returned
+        return self._run(self._function, *args, **kwargs)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Return what the function returns; of a replay, in tensors of their own."""
-        if self._recorder is None:
+        if self._recorder is None and self._compiled is None:
             return self._function(*args, **kwargs)
         leaves, structure = pytree.tree_flatten((args, kwargs))
         key = (str(structure), *(_shape(leaf) for leaf in leaves))
-        if self._recording is None and key in self._met:
-            self._record(self._recorder, key, leaves, structure)
+        if self._often is None and key in self._met:
+            self._often = key
         self._met.add(key)
-        if self._recording is None or self._recording.key != key:
+        if self._often != key:
             return self.plainly(*args, **kwargs)
+        often = self._compiled or self._function
+        if not self._warm:  # the first call compiles, which is not to be recorded
+            self._warm = True
+            return self._compile(often, *args, **kwargs)
+        if self._recorder is not None and self._recording is None:
+            self._record(self._recorder, often, key, leaves, structure)
+        if self._recording is None:
+            return self._run(often, *args, **kwargs)
         returned: R = self._recording.replay(leaves)
         return returned
 
-    def _record(self, recorder: Recorder, key: Hashable, leaves: list[Any], structure: pytree.TreeSpec) -> None:
+    def _run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        if self._recorder is None:
+            return function(*args, **kwargs)
+        returned: R = self._recorder.run(lambda: function(*args, **kwargs))
+        return returned
+
+    def _compile(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        from torch._dynamo.exc import TorchDynamoException  # seconds, which only those pay who compile
+
+        try:
+            return self._run(function, *args, **kwargs)
+        except TorchDynamoException as error:
+            reason = " ".join(str(error).split())[:200]
+            raise RunError(
+                f"compile_steps: {self._what} cannot be compiled here ({reason}); leave the key out"
+            ) from None
+
+    def _record(
+        self, recorder: Recorder, function: Callable[P, R], key: Hashable, leaves: list[Any], structure: pytree.TreeSpec
+    ) -> None:
         inputs = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(inputs, structure)
         try:
-            outputs, work = recorder.record(lambda: self._function(*args, **kwargs))
+            outputs, work = recorder.record(lambda: function(*args, **kwargs))
         except RuntimeError as error:
             self._recorder = None
             reason = " ".join(str(error).split())[:200]
             warn(f"capture_steps: {self._what} is not recorded but launched operator by operator ({reason})")
         else:
-            self._recording = _Recording(key, inputs, outputs, work)
+            self._recording = _Recording(inputs, outputs, work)
 
 
 class _Recording:
     """Work on inputs and outputs that stay where they are."""
 
-    def __init__(self, key: Hashable, inputs: list[Any], outputs: Any, work: Callable[[], None]) -> None:
-        self.key, self._inputs, self._outputs, self._work = key, inputs, outputs, work
+    def __init__(self, inputs: list[Any], outputs: Any, work: Callable[[], None]) -> None:
+        self._inputs, self._outputs, self._work = inputs, outputs, work
 
     def replay(self, leaves: list[Any]) -> Any:
         """Do the work for other inputs."""

@@ -27,14 +27,21 @@ def energy(activation_BCHW: Tensor, channel_mask_C11: Tensor | None = None) -> T
         activation_BCHW: A layer's output A.
         channel_mask_C11: In a supernet, the mask m under which the layer works: the map is that of m * A.
     """
+    if torch.compiler.is_compiling():  # which itself keeps nothing, and fuses this into the passes beside it
+        masked_BCHW = activation_BCHW.float() if channel_mask_C11 is None else activation_BCHW * channel_mask_C11
+        return masked_BCHW.square().sum(dim=1, keepdim=True, dtype=torch.float32)
     map_B1HW: Tensor = _Energy.apply(activation_BCHW, channel_mask_C11)
     return map_B1HW
 
 
 def widens(module: nn.Module) -> bool:
-    """Return whether :func:`widened_energy` gives a layer's map: a 1x1 convolution to more channels."""
+    """Return whether :func:`widened_energy` gives a layer's map: a 1x1 convolution to more channels.
+
+    Not where torch.compile fuses the map of the wide output into a pass over it that there is anyway.
+    """
     return (
         isinstance(module, nn.Conv2d)
+        and not torch.compiler.is_compiling()
         and module.kernel_size == module.stride == (1, 1)
         and module.padding == (0, 0)
         and module.groups == 1

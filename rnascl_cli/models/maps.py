@@ -12,7 +12,6 @@ Shape suffixes: B images, L layers, T layers of the other network, H height, W w
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -104,9 +103,19 @@ class _Resizing(NamedTuple):
     gram: Tensor
 
 
-@functools.lru_cache(maxsize=64)
+_RESIZINGS: dict[tuple[int, int, bool, str], _Resizing] = {}
+"""Made so far. A dictionary, as torch.compile looks things up in one, and would make those of an lru_cache anew."""
+
+
 def _resizing(size: int, side: int, bilinear: bool, device: torch.device) -> _Resizing:
     """Return the matrix that resizes a row of ``size`` pixels, as PyTorch resizes the unit rows."""
+    key = size, side, bilinear, str(device)
+    if key not in _RESIZINGS:
+        _RESIZINGS[key] = _make_resizing(size, side, bilinear, device)
+    return _RESIZINGS[key]
+
+
+def _make_resizing(size: int, side: int, bilinear: bool, device: torch.device) -> _Resizing:
     units = torch.eye(size, device=device).unsqueeze(0)
     if bilinear:
         resized = F.interpolate(units, size=side, mode="linear", align_corners=False)[0]

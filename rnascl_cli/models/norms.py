@@ -31,21 +31,20 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (B, C, H, W); the affine step carries the mask."""
-        shared = self.training and ranks.share_batches()
-        if self.affine_mask is None and not shared:
+        if self.momentum is None:
             plain: Tensor = super().forward(input)
             return plain
+        shared = self.training and ranks.share_batches()
         weight: Tensor = self.weight
         bias: Tensor = self.bias
         if self.affine_mask is not None:
             weight, bias = weight * self.affine_mask, bias * self.affine_mask
+        # Steps are not counted, as only a momentum of None would read it: an operator a layer, of nearly fifty.
         track = self.training and self.track_running_stats
-        if track and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
         running = (self.running_mean, self.running_var) if track or not self.training else (None, None)
         if shared:
-            return _shared_batch_norm(input, *running, weight, bias, self.momentum or 0.0, self.eps)
-        return F.batch_norm(input, *running, weight, bias, self.training, self.momentum or 0.0, self.eps)
+            return _shared_batch_norm(input, *running, weight, bias, self.momentum, self.eps)
+        return F.batch_norm(input, *running, weight, bias, self.training, self.momentum, self.eps)
 
 
 def over_all_ranks(model: nn.Module) -> nn.Module:

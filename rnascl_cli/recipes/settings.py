@@ -346,6 +346,11 @@ class Recipe(Settings):
         description="on a GPU: record the step of search, train and adv-finetune once as a CUDA graph and replay it, "
         "which spares thousands of launches a step",
     )
+    compile_steps: bool = Field(
+        default=False,
+        description="fuse the operators of the step of search, train and adv-finetune by torch.compile, which takes a "
+        "minute or so at first: for long runs on a GPU, together with capture_steps",
+    )
     checkpoint_minutes: float | None = Field(
         default=10.0,
         gt=0.0,

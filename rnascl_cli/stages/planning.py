@@ -23,7 +23,11 @@ def training_compute(recipe: Recipe) -> Compute:
         UserError: See :func:`~rnascl_cli.engine.compute.resolve_compute`.
     """
     return resolve_compute(
-        recipe.device, recipe.precision, deterministic=recipe.deterministic, capture=recipe.capture_steps
+        recipe.device,
+        recipe.precision,
+        deterministic=recipe.deterministic,
+        capture=recipe.capture_steps,
+        compiles=recipe.compile_steps,
     )
 
 

@@ -239,7 +239,8 @@ def rivalry(
     pairs, kept = _pairs(settings, own, theirs), None
     if not pairs:
         kept = keep_outputs(recipe, guide.teacher, data=data, attention=attention, maps=False, compute=compute)
-    hooked = replace(compute, step_recorder=None)  # features are taken by hooks, which a replay would pass by
+    # Features are taken by hooks, which a replay would pass by.
+    hooked = replace(compute, step_recorder=None, compiles=False)
     with contextlib.ExitStack() as stack:
         teacher = stack.enter_context(on_duty(guide.teacher, attention=attention, compute=hooked, layers=[], kept=kept))
         student_features, teacher_features = (

@@ -48,7 +48,7 @@ class Chance(NamedTuple):
     """
 
     noise: Draw
-    temperature: float | Tensor
+    temperature: Tensor
     offset_bCHW: Tensor | None
 
 
@@ -56,7 +56,7 @@ class Part(NamedTuple):
     """The images of one part of a batch that this process has, and what the teacher says about them.
 
     Attributes:
-        chance: None to draw what is needed when it is needed.
+        chance: What is random in the step; None before it is drawn.
     """
 
     x_bCHW: Tensor
@@ -64,6 +64,12 @@ class Part(NamedTuple):
     lesson: Lesson | None
     share: Share
     chance: Chance | None = None
+
+    @property
+    def drawn(self) -> Chance:
+        """What is random in the step, which has been drawn."""
+        assert self.chance is not None
+        return self.chance
 
 
 class ImageTerms(NamedTuple):
@@ -99,8 +105,9 @@ class SearchImages:
         """Draw how far from the images the method starts to look; None where none are to be perturbed."""
         return None if self._robust is None else self._robust.draw(x_bCHW, noise=own_stream(noise), share=share)
 
-    def perturbed(self, part: Part, g_DN: Tensor, *, offset_bCHW: Tensor | None) -> Tensor | None:
+    def perturbed(self, part: Part, g_DN: Tensor) -> Tensor | None:
         """Return the images perturbed against the supernet under the widths ``g``; None where none are wanted."""
+        offset_bCHW = part.drawn.offset_bCHW
         if self._robust is None or offset_bCHW is None:
             return None
         return self._robust.perturb(

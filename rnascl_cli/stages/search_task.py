@@ -10,7 +10,8 @@ Shape suffixes: B images, b images of one part of the batch, S student layers, T
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from rnascl_cli.data import Batch, Data, ImageSet, Share
 from rnascl_cli.distill.attention import attention_loss, pairwise_distances
-from rnascl_cli.distill.choices import Choices, Draw, Sample
+from rnascl_cli.distill.choices import Choices, Sample
 from rnascl_cli.distill.expected_cost import ExpectedCost
 from rnascl_cli.distill.gumbel import mean_entropy, mean_largest, temperature_at
 from rnascl_cli.distill.objectives import add_up, kl_divergence
@@ -103,7 +104,14 @@ class SearchTask:
         self._pressure = pressure.to(compute.device)
         self._levels = None if levels is None else levels.to(compute.device)
         self._macs = ExpectedCost(supernet.space, **sizes, measure="macs").to(compute.device)
-        self._learn = Replay(self._learn_from, compute.step_recorder, what="the step of search")
+        # Looking for perturbed images takes gradients of its own, which torch.compile does not follow.
+        objective = None if settings.robust is not None else compute.compiled(self._objective)
+        self._learn = Replay(
+            partial(self._learn_from, self._objective),
+            compute.step_recorder,
+            what="the step of search",
+            compiled=None if objective is None else partial(self._learn_from, objective),
+        )
         recorded_on = compute.device if self._learn.records else None
         weights = build_optimiser(self._supernet.parameters(), settings.optimiser, recorded_on=recorded_on)
         gumbel = build_optimiser(self._choices.parameters(), settings.gumbel_optimiser, recorded_on=recorded_on)
@@ -119,6 +127,7 @@ class SearchTask:
         }
         self._smallest_part = smallest_part(supernet.space, data.input_size)
         self._temperature = settings.gumbel.temperature
+        self._tau = torch.tensor(self._temperature, device=compute.device)
         self._noise = torch.Generator()
         self._inspection = Inspection()
 
@@ -134,17 +143,17 @@ class SearchTask:
             decay=gumbel.decay,
             decay_epochs=gumbel.decay_epochs,
         )
+        self._tau = torch.tensor(self._temperature, device=self._compute.device)
+
+    def look_ahead(self, batch: Batch) -> None:
+        """Let the teacher look at the batch of the next step, beside what the device does for this one."""
+        if self._teacher is not None:
+            self._teacher.look_ahead(batch)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Teacher once; weights on the first part of the batch, Gumbel parameters on the rest."""
         lesson = None if self._teacher is None else self._teacher.look(batch)
-        parts = self._divided(batch, lesson)
-        if not self._learn.records:
-            return self._learn_from(batch.share, *parts)
-        # All that is random is drawn before, and is the same tensors for every step, replayed or not: a run that is
-        # resumed replays others than it would have.
-        temperature = torch.full((), self._temperature, device=self._compute.device)
-        parts = [part._replace(chance=self._chance(part, temperature)) for part in parts]
+        parts = [part._replace(chance=self._chance(part)) for part in self._divided(batch, lesson)]
         inspected = lesson is not None and self._inspection.due  # which asks the device for values
         learn = self._learn.plainly if inspected else self._learn
         return learn(batch.share, *parts)
@@ -161,12 +170,18 @@ class SearchTask:
             for some, share in zip(rows, shares, strict=True)
         ]
 
-    def _learn_from(self, whole: Share, first: Part, second: Part | None = None) -> dict[str, Tensor]:
-        """Take a step with each part of a batch."""
-        metrics = self._weight_step(first)
+    def _learn_from(
+        self,
+        objective: Callable[[Part, Sample], Objective],
+        whole: Share,
+        first: Part,
+        second: Part | None = None,
+    ) -> dict[str, Tensor]:
+        """Take a step with each part of a batch, down the slopes of ``objective``."""
+        metrics = self._weight_step(objective, first)
         if second is None:
             return metrics
-        gumbel_loss = self._gumbel_step(second)
+        gumbel_loss = self._gumbel_step(objective, second)
         return {
             **whole.weighed(metrics, first.share),
             **whole.weighed({"gumbel_loss": gumbel_loss}, second.share),
@@ -179,37 +194,32 @@ class SearchTask:
             return (batch,)
         return cut, batch - cut
 
-    def _weight_step(self, part: Part) -> dict[str, Tensor]:
+    def _weight_step(self, objective: Callable[[Part, Sample], Objective], part: Part) -> dict[str, Tensor]:
         self._supernet.train()
         with frozen(self._choices.parameters()):
-            sample = self._sample(part.chance)
-            found = self._objective(part, sample)
+            sample = self._sample(part)
+            found = objective(part, sample)
             descend(self.optimisers[0].optimiser, found.loss, images=len(part.y_b))
         return self._metrics(found, part.y_b, sample)
 
-    def _gumbel_step(self, part: Part) -> Tensor:
+    def _gumbel_step(self, objective: Callable[[Part, Sample], Objective], part: Part) -> Tensor:
         # Batch statistics as in the weight step, but neither weights nor running statistics move.
         with frozen(self._supernet.parameters()), fixed_statistics(self._supernet):
-            found = self._objective(part, self._sample(part.chance))
+            found = objective(part, self._sample(part))
             descend(self.optimisers[1].optimiser, found.loss, images=len(part.y_b))
         return found.loss.detach()
 
-    def _draw(self) -> Draw:
+    def _chance(self, part: Part) -> Chance:
+        """Draw all that is random in the step of a part; within the step, which may be replayed, nothing can be."""
         kind = self._settings.gumbel.noise
         if self._levels is None:
-            return self._choices.draw(generator=self._noise, kind=kind)
-        return self._levels.draw(self._choices, generator=self._noise, kind=kind)
+            noise = self._choices.draw(generator=self._noise, kind=kind)
+        else:
+            noise = self._levels.draw(self._choices, generator=self._noise, kind=kind)
+        return Chance(noise, self._tau, self._images.draw(part.x_bCHW, share=part.share, noise=self._noise))
 
-    def _offset(self, part: Part) -> Tensor | None:
-        return self._images.draw(part.x_bCHW, share=part.share, noise=self._noise)
-
-    def _chance(self, part: Part, temperature: Tensor) -> Chance:
-        """Draw for a part what would else be drawn within its step, in the same order."""
-        noise = self._draw()
-        return Chance(noise, temperature, self._offset(part))
-
-    def _sample(self, chance: Chance | None = None) -> Sample:
-        noise, temperature = (chance.noise, chance.temperature) if chance else (self._draw(), self._temperature)
+    def _sample(self, part: Part) -> Sample:
+        noise, temperature, _ = part.drawn
         if self._levels is None:
             return self._choices.sample(noise, temperature=temperature)
         return self._levels.sample(self._choices, noise, temperature=temperature)
@@ -217,8 +227,7 @@ class SearchTask:
     def _objective(self, part: Part, sample: Sample) -> Objective:
         """Return eq. (2) and its terms."""
         settings, lesson = self._settings, part.lesson
-        offset_bCHW = part.chance.offset_bCHW if part.chance else self._offset(part)
-        adversarial_bCHW = self._images.perturbed(part, sample.widths, offset_bCHW=offset_bCHW)
+        adversarial_bCHW = self._images.perturbed(part, sample.widths)
         with self._compute.student_autocast():
             logits_bK = self._supernet(part.x_bCHW, sample.widths)
         student = None if self._recorder is None else self._recorder.take_sized()

@@ -12,7 +12,7 @@ from benchmarks.counting import LiveBytes, counting_saved, operators_of
 from benchmarks.search_step import FLOAT32, first_batch, memory, operators
 from benchmarks.workload import Workload, our_search
 from rnascl_cli.engine.modes import fixed_statistics, frozen
-from tests.batches import as_batch, as_part
+from tests.batches import as_batch, drawn_part
 
 pytestmark = pytest.mark.unit
 
@@ -80,7 +80,8 @@ def test_the_gumbel_step_computes_weight_gradients_only_on_the_way_to_masks(work
         assert task._teacher is not None
         lesson = task._teacher.look(batch)
         with frozen(task._supernet.parameters()), fixed_statistics(task._supernet):
-            found = task._objective(as_part(batch.x_BCHW, batch.y_B, lesson), task._sample())
+            part = drawn_part(task, batch.x_BCHW, batch.y_B, lesson)
+            found = task._objective(part, task._sample(part))
             with WeightGradients() as computed:
                 found.loss.backward()  # type: ignore[no-untyped-call]
     # 14 blocks have an input that is masked: by the columns of their projections, and in the maps of what widens.

@@ -23,7 +23,7 @@ from rnascl_cli.stages.perturbing import kl_from
 from rnascl_cli.stages.robust_step import own_stream
 from rnascl_cli.stages.search_images import Mixture
 from rnascl_cli.stages.search_task import SearchTask
-from tests.batches import as_batch, as_part
+from tests.batches import as_batch, drawn_part
 from tests.command import done, refused, rnascl
 from tests.stages.test_search_chain import numbers
 from tests.stages.test_search_task import batch, task_for
@@ -56,9 +56,12 @@ def test_equation_2_with_perturbed_images_by_hand(
     with task_for(settings(method, kl=KLSettings(weight=0.5)), data, tiny_teacher) as task:
         supernet, stream = task._supernet.train(), torch.Generator().manual_seed(5)
         torch.nn.init.normal_(supernet.classifier.weight, std=0.3)
-        sample = task._sample()
         assert task._teacher is not None
         lesson = task._teacher.look(as_batch(x_BCHW))
+        part = drawn_part(task, x_BCHW, y_B, lesson)
+        offset_bCHW = task._images.draw(x_BCHW, share=part.share, noise=stream)
+        part = part._replace(chance=part.drawn._replace(offset_bCHW=offset_bCHW))
+        sample = task._sample(part)
         noise = own_stream(torch.Generator().manual_seed(5))
         model, ball = Mixture(supernet, sample.widths.detach()), Linf(0.1)
         before = {name: tensor.clone() for name, tensor in supernet.named_buffers()}
@@ -76,8 +79,7 @@ def test_equation_2_with_perturbed_images_by_hand(
             task._recorder.take()
             p, r = (model(x).detach().double().softmax(1) for x in (x_BCHW, adversarial))
             q = lesson.logits_BK.double().softmax(1)
-            task._noise = stream
-            found = task._objective(as_part(x_BCHW, y_B, lesson), sample)
+            found = task._objective(part, sample)
     assert all(torch.equal(tensor, before[name]) for name, tensor in supernet.named_buffers())
 
     def kl(one: Tensor, two: Tensor) -> float:
@@ -107,7 +109,8 @@ def test_the_maps_are_those_of_the_clean_images(data: Data, tiny_teacher: Path) 
             lesson = task._teacher.look(as_batch(x_BCHW))
             task._supernet.train()
             with fixed_statistics(task._supernet):
-                terms = task._objective(as_part(x_BCHW, y_B, lesson), task._sample()).terms
+                part = drawn_part(task, x_BCHW, y_B, lesson)
+                terms = task._objective(part, task._sample(part)).terms
             found.append((terms["attention"].item(), terms["kl"].item(), terms["ce"].item()))
     assert found[0] == found[1]
 
