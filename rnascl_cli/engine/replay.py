@@ -8,6 +8,7 @@ asks for no value. Noise, temperature and learning rate are therefore tensors th
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
@@ -136,7 +137,8 @@ class Replay(Generic[P, R]):
         from torch._dynamo.exc import TorchDynamoException  # seconds, which only those pay who compile
 
         try:
-            return self._run(function, *args, **kwargs)
+            with warnings.catch_warnings(action="ignore"):  # of what torch looks at, and could do otherwise
+                return self._run(function, *args, **kwargs)
         except TorchDynamoException as error:
             reason = " ".join(str(error).split())[:200]
             raise RunError(

@@ -12,10 +12,10 @@ Shape suffixes: B images, C channels, H height, W width, K classes.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from rnascl_cli.attacks.gradient import Linf, LossB, cross_entropy, projected_gradient
+from rnascl_cli.attacks.gradient import Linf, LossB, Model, cross_entropy, projected_gradient
 from rnascl_cli.data import Share
 from rnascl_cli.recipes import PerturbationSettings, RobustSettings, TeacherTrainSettings
 from rnascl_cli.transfer import sent
@@ -49,7 +49,7 @@ def starting_offset(
 
 
 def perturb(
-    model: nn.Module,
+    model: Model,
     x_BCHW: Tensor,
     y_B: Tensor,
     settings: RobustSettings | TeacherTrainSettings,

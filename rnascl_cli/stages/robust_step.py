@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from rnascl_cli.attacks.gradient import Model
 from rnascl_cli.data import Share
 from rnascl_cli.distill.robust_objectives import (
     Terms,
@@ -90,6 +91,7 @@ class RobustObjective:
         offset_BCHW: Tensor,
         teacher_BK: Tensor | None,
         unwatched: contextlib.AbstractContextManager[None],
+        model: Model | None = None,
     ) -> Tensor:
         """Return the perturbed images; neither weights, gradients nor statistics of the network move.
 
@@ -103,10 +105,13 @@ class RobustObjective:
             offset_BCHW: What :meth:`draw` has drawn for them.
             teacher_BK: The teacher's logits of the clean images.
             unwatched: In which the network's attention maps are not taken.
+            model: The network's passes, if they are run in another way than by calling it.
         """
         assert network.training
         with self._statistics(network), frozen(network.parameters()), unwatched:
-            return perturb(network, x_BCHW, y_B, self._settings, offset_BCHW=offset_BCHW, teacher_BK=teacher_BK)
+            return perturb(
+                model or network, x_BCHW, y_B, self._settings, offset_BCHW=offset_BCHW, teacher_BK=teacher_BK
+            )
 
     def terms(self, clean_BK: Tensor, perturbed_BK: Tensor, y_B: Tensor, teacher_BK: Tensor | None) -> Terms:
         """Return the method's terms by name, for the network's logits of the clean and the perturbed images."""

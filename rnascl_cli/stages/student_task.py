@@ -13,11 +13,15 @@ Shape suffixes: B images, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from rnascl_cli.attacks.gradient import Model
 from rnascl_cli.data import Batch, ImageSet, Share
 from rnascl_cli.distill.objectives import add_up, cross_entropy
 from rnascl_cli.engine.averaging import averaging
@@ -31,6 +35,13 @@ from rnascl_cli.stages.apprentice import Answer, Apprentice
 from rnascl_cli.stages.choosing import Validation
 from rnascl_cli.stages.robust_step import Statistics, robust_objective
 from rnascl_cli.stages.teaching import Lesson
+
+
+class Objective(NamedTuple):
+    """The loss of a batch, and what the step tells of it: the terms and accuracies by name."""
+
+    loss: Tensor
+    told: dict[str, Tensor]
 
 
 class StudentTask:
@@ -69,8 +80,14 @@ class StudentTask:
             learning["distill"] = apprentice.rival.module
         parameters = [parameter for module in learning.values() for parameter in module.parameters()]
         # A rival draws negatives and looks up its own memory within the step.
-        step_recorder = compute.step_recorder if apprentice.rival is None else None
-        self._learn = Replay(self._learn_from, step_recorder, what=f"the step of {self.stage}")
+        alone = compute if apprentice.rival is None else replace(compute, step_recorder=None, compiles=False)
+        objective, attacked = alone.compiled(self._objective), alone.compiled(self._attacked)
+        self._learn = Replay(
+            partial(self._learn_from, self._objective, self._attacked),
+            alone.step_recorder,
+            what=f"the step of {self.stage}",
+            compiled=objective and attacked and partial(self._learn_from, objective, attacked),
+        )
         recorded_on = compute.device if self._learn.records else None
         optimiser = build_optimiser(parameters, settings.optimiser, recorded_on=recorded_on)
         self._average = averaging(student, settings.average, epochs=settings.epochs)
@@ -99,6 +116,10 @@ class StudentTask:
         if self._apprentice.rival is not None:
             self._apprentice.rival.start_epoch(noise)
 
+    def look_ahead(self, batch: Batch) -> None:
+        """Let the teacher look at the batch of the next step, beside what the device does for this one."""
+        self._apprentice.look_ahead(batch)
+
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Perturb the batch where there is a method, then take one step of SGD."""
         lesson, offset_BCHW = self._apprentice.lesson(batch), None
@@ -114,6 +135,8 @@ class StudentTask:
 
     def _learn_from(
         self,
+        objective: Callable[[Batch, Lesson | None, Tensor | None], Objective],
+        attacked: Model,
         x_BCHW: Tensor,
         y_B: Tensor,
         rows_B: Tensor,
@@ -123,10 +146,16 @@ class StudentTask:
         offset_BCHW: Tensor | None,
     ) -> dict[str, Tensor]:
         """Take the step on a batch, whose parts are given one by one so that it may be recorded."""
-        apprentice, batch = self._apprentice, Batch(x_BCHW, y_B, rows_B, views_B, share)
-        apprentice.student.train()
-        adversarial_BCHW = self._perturb(batch, lesson, offset_BCHW)
-        clean = self._answer(x_BCHW)
+        batch = Batch(x_BCHW, y_B, rows_B, views_B, share)
+        self._apprentice.student.train()
+        found = objective(batch, lesson, self._perturb(attacked, batch, lesson, offset_BCHW))
+        descend(self.optimisers[0].optimiser, found.loss, images=len(batch))
+        return {name: value.detach() for name, value in {"loss": found.loss, **found.told}.items()}
+
+    def _objective(self, batch: Batch, lesson: Lesson | None, adversarial_BCHW: Tensor | None) -> Objective:
+        """Return eq. (3), or what stands in its place."""
+        apprentice, y_B = self._apprentice, batch.y_B
+        clean = self._answer(batch.x_BCHW)
         right = {"train_accuracy": _share_right(clean.logits_BK, y_B)}
         if self._robust is None or adversarial_BCHW is None:
             terms, weights = {"ce": cross_entropy(clean.logits_BK, y_B)}, {}
@@ -136,9 +165,7 @@ class StudentTask:
             terms, weights = self._robust.terms(clean.logits_BK, perturbed_BK, y_B, teacher_BK), self._robust.weights
             right["train_robust_accuracy"] = _share_right(perturbed_BK, y_B)
         terms |= apprentice.teacher_terms(batch, clean, lesson)
-        loss = add_up(terms, {**weights, **apprentice.weights})
-        descend(self.optimisers[0].optimiser, loss, images=len(batch))
-        return {name: value.detach() for name, value in {"loss": loss, **terms, **right}.items()}
+        return Objective(add_up(terms, {**weights, **apprentice.weights}), {**terms, **right})
 
     def _answer(self, x_BCHW: Tensor) -> Answer:
         """Run the student on the clean images; only for its accuracy where no term is on them."""
@@ -147,7 +174,9 @@ class StudentTask:
         with torch.no_grad(), fixed_statistics(self._apprentice.student):
             return Answer(self._apprentice.logits(x_BCHW), None)
 
-    def _perturb(self, batch: Batch, lesson: Lesson | None, offset_BCHW: Tensor | None) -> Tensor | None:
+    def _perturb(
+        self, attacked: Model, batch: Batch, lesson: Lesson | None, offset_BCHW: Tensor | None
+    ) -> Tensor | None:
         if self._robust is None or offset_BCHW is None:
             return None
         return self._robust.perturb(
@@ -157,7 +186,13 @@ class StudentTask:
             offset_BCHW=offset_BCHW,
             teacher_BK=None if lesson is None else lesson.logits_BK,
             unwatched=self._apprentice.unwatched(),
+            model=attacked,
         )
+
+    def _attacked(self, x_BCHW: Tensor) -> Tensor:
+        """Return the logits of the network against which images are perturbed."""
+        logits_BK: Tensor = self._apprentice.student(x_BCHW)
+        return logits_BK
 
     def end_epoch(self) -> dict[str, Any]:
         """Measure on the held-out images."""

@@ -145,6 +145,9 @@ class TeacherOnDuty:
     ) -> None:
         self._teacher, self._recorder, self._attention, self._compute = teacher, recorder, attention, compute
         self._kept, self._wanted_T = kept, wanted_T
+        tapped = [] if recorder is None else recorder.layers
+        self.layers = tapped if wanted_T is None else [tapped[index] for index in wanted_T.tolist()]
+        """Names of the layers whose maps a lesson has, in their order."""
         if kept is None:
             compiled = compute.compiled(self._ask_teacher)
             self._ask = Replay(self._ask_teacher, compute.step_recorder, what="the teacher's pass", compiled=compiled)
@@ -153,12 +156,6 @@ class TeacherOnDuty:
         looks_ahead = kept is None and compute.device.type == "cuda"
         self._beside = torch.cuda.Stream() if looks_ahead else None  # type: ignore[no-untyped-call]
         self._ahead: _Ahead | None = None
-
-    @property
-    def layers(self) -> list[str]:
-        """Names of the layers whose maps a lesson has, in their order."""
-        tapped = [] if self._recorder is None else self._recorder.layers
-        return tapped if self._wanted_T is None else [tapped[index] for index in self._wanted_T.tolist()]
 
     def look_ahead(self, batch: Batch) -> None:
         """Begin with a batch that will be looked at next; on a GPU, beside all that is sent there from now on.

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks.gpu import epoch_seconds
+from benchmarks.gpu import HOW, How, epoch_seconds
 from benchmarks.search_step import scratch
 from benchmarks.workload import workload
 from rnascl_cli.engine.compute import resolve_compute
@@ -26,11 +26,18 @@ def test_epochs_are_timed_but_for_the_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("capture", [True, False])
-def test_an_epoch_on_a_gpu(capture: bool) -> None:
+@pytest.mark.parametrize("how", HOW.values())
+def test_an_epoch_on_a_gpu(how: How) -> None:
     with scratch() as folder:
         work = workload(folder, space="S3", teacher="r8", side=8, images=80, batch_size=16)
-        assert len(epoch_seconds(work, resolve_compute("cuda", "auto", capture=capture), epochs=1)) == 1
+        assert (
+            len(
+                epoch_seconds(
+                    work, resolve_compute("cuda", "auto", capture=how.capture, compiles=how.compiles), epochs=1
+                )
+            )
+            == 1
+        )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -1,0 +1,86 @@
+"""Compiled steps of search, train and adv-finetune give what others give, from command to weights.
+
+torch.compile follows the step here and runs what it has followed operator by operator, without making kernels of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rnascl_cli.artifacts.documents import SearchDocument
+from rnascl_cli.artifacts.store import read_document
+from rnascl_cli.engine.compute import Compute
+from rnascl_cli.stages import planning
+from tests.command import done
+from tests.engine.toy import CPU
+
+pytestmark = pytest.mark.pipeline
+
+SMALL = ("--data", "digits", "--limit-train", 205, "--limit-test", 10, "--batch-size", 50, "--device", "cpu")
+
+
+@pytest.fixture
+def compiles(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What was followed, a list of operators each, under every stage that asks for it."""
+    followed: list[Any] = []
+
+    def backend(module: torch.fx.GraphModule, _: Any) -> Any:
+        followed.append([node.name for node in module.graph.nodes])
+        return module.forward
+
+    def compute(*_: Any, compiles: bool, **__: Any) -> Compute:
+        return replace(CPU, compiles=compiles)
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    monkeypatch.setattr(planning, "resolve_compute", compute)
+    return followed
+
+
+def close(one: Any, other: Any) -> None:
+    torch.testing.assert_close(torch.tensor(one), torch.tensor(other), rtol=2e-3, atol=2e-6)
+
+
+def test_a_compiled_search_is_the_search(compiles: list[Any], tiny_teacher: Path, tmp_path: Path) -> None:
+    common = ["search", "--space", "S3", "--teacher", tiny_teacher, *SMALL, "--epochs", 1, "--seed", 3]
+    common += ["--set", "teacher_cache.mode=off"]
+    found = []
+    for keys in ("compile_steps=false", "compile_steps=true"):
+        done(*common, "--set", keys, "--out", tmp_path / keys)
+        found.append(read_document(tmp_path / keys / "search.json", SearchDocument))
+    assert len(compiles) == 3  # the teacher's pass, and both steps' objective
+    assert not any("_Energy" in name for names in compiles for name in names)
+    plain, compiled = found
+    for one, other in zip(plain.width_logits, compiled.width_logits, strict=True):
+        close(one, other)
+    close(plain.tutor_logits, compiled.tutor_logits)
+    for before, after in zip(plain.history, compiled.history, strict=True):
+        names = sorted(set(before) - {"seconds", "images_per_second", "peak_memory_bytes"})
+        close([before[name] for name in names], [after[name] for name in names])
+
+
+@pytest.mark.parametrize("method", [None, "trades", "pgd-at"])
+def test_a_compiled_training_is_the_training(
+    method: str | None, compiles: list[Any], searched: dict[str, Path], tmp_path: Path
+) -> None:
+    own: tuple[str, ...] = () if method is None else ("--method", method, "--set", "train.perturbation.steps=2")
+    if method == "pgd-at":
+        own += ("--paradigm", "standard")
+    found = []
+    for keys in ("compile_steps=false", "compile_steps=true"):
+        out = tmp_path / keys
+        done("train", searched["rnas-cl"], *SMALL, *own, "--epochs", 1, "--set", keys, "--out", out)
+        found.append(load_file(out / "student.safetensors"))
+    assert compiles
+    plain, compiled = found
+    for name, weight in plain.items():
+        # PGD looks at signs: where a slope is all but 0, a pixel goes the other way.
+        difference = (weight - compiled[name]).float().norm()
+        assert difference <= (1e-2 if method else 1e-4) * weight.float().norm() + 1e-5, name
