@@ -98,15 +98,6 @@ class EndsEarly(Protocol):
         ...
 
 
-@runtime_checkable
-class LooksAhead(Protocol):
-    """A task that can begin with the next batch before it takes the step on this one."""
-
-    def look_ahead(self, batch: Batch) -> None:
-        """Begin with what does not depend on the step before it."""
-        ...
-
-
 @dataclass(frozen=True)
 class Plan:
     """What the loop needs to know.
@@ -200,10 +191,7 @@ class _Loop:
         task.start_epoch(epoch, under_way.noise)
         with progress(f"{plan.stage} epoch {epoch + 1}/{plan.epochs}", self._steps) as advance:
             advance(tally.steps)
-            look_ahead = task.look_ahead if isinstance(task, LooksAhead) else None
-            for batch, coming in _with_next(self._batches(epoch, behind=tally.steps)):
-                if coming is not None and look_ahead is not None:
-                    look_ahead(coming)
+            for batch in self._batches(epoch, behind=tally.steps):
                 self._step(tally, batch)
                 advance()
                 wish = self._agreement.after_step(self._wish())
@@ -299,15 +287,6 @@ class _Loop:
         if self.history:  # a stop between the checkpoint and the metrics left these a line short
             self.plan.run.write_metrics(self.history)
         return under_way
-
-
-def _with_next(batches: Iterator[Batch]) -> Iterator[tuple[Batch, Batch | None]]:
-    """Yield each batch and the one after it, None after the last."""
-    batch = next(batches, None)
-    while batch is not None:
-        coming = next(batches, None)
-        yield batch, coming
-        batch = coming
 
 
 def _identity(plan: Plan) -> str:

@@ -106,11 +106,6 @@ class Apprentice:
         if self.rival is not None:
             self.rival.end_epoch()
 
-    def look_ahead(self, batch: Batch) -> None:
-        """Let the teacher begin with a batch that it will be asked about next."""
-        if self._teacher is not None:
-            self._teacher.look_ahead(batch)
-
     def lesson(self, batch: Batch) -> Lesson | None:
         """Return what the teacher says about a batch; None without one."""
         return None if self._teacher is None else self._teacher.look(batch)

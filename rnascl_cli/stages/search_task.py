@@ -145,11 +145,6 @@ class SearchTask:
         )
         self._tau = torch.tensor(self._temperature, device=self._compute.device)
 
-    def look_ahead(self, batch: Batch) -> None:
-        """Let the teacher look at the batch of the next step, beside what the device does for this one."""
-        if self._teacher is not None:
-            self._teacher.look_ahead(batch)
-
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Teacher once; weights on the first part of the batch, Gumbel parameters on the rest."""
         lesson = None if self._teacher is None else self._teacher.look(batch)

@@ -116,10 +116,6 @@ class StudentTask:
         if self._apprentice.rival is not None:
             self._apprentice.rival.start_epoch(noise)
 
-    def look_ahead(self, batch: Batch) -> None:
-        """Let the teacher look at the batch of the next step, beside what the device does for this one."""
-        self._apprentice.look_ahead(batch)
-
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Perturb the batch where there is a method, then take one step of SGD."""
         lesson, offset_BCHW = self._apprentice.lesson(batch), None

@@ -122,14 +122,6 @@ class Lesson(NamedTuple):
         return Lesson(self.logits_BK[rows], None if self.maps_BTP is None else self.maps_BTP[rows])
 
 
-class _Ahead(NamedTuple):
-    """A batch that the teacher looks at before it is asked for, its lesson, and when that is done."""
-
-    batch: Batch
-    lesson: Lesson
-    done: torch.cuda.Event
-
-
 class TeacherOnDuty:
     """A teacher in eval mode whose layers are tapped; see :func:`on_duty`."""
 
@@ -153,36 +145,10 @@ class TeacherOnDuty:
             self._ask = Replay(self._ask_teacher, compute.step_recorder, what="the teacher's pass", compiled=compiled)
         else:  # only the views not seen before are asked for: batches of any size
             self._ask = Replay(self._ask_teacher, None, what="the teacher's pass")
-        looks_ahead = kept is None and compute.device.type == "cuda"
-        self._beside = torch.cuda.Stream() if looks_ahead else None  # type: ignore[no-untyped-call]
-        self._ahead: _Ahead | None = None
-
-    def look_ahead(self, batch: Batch) -> None:
-        """Begin with a batch that will be looked at next; on a GPU, beside all that is sent there from now on.
-
-        A teacher's large layers and a small student's many small ones share it well. On a CPU, and where outputs are
-        kept, nothing is done here.
-        """
-        if self._beside is None:
-            return
-        self._beside.wait_stream(torch.cuda.current_stream())  # which makes the images
-        with torch.cuda.stream(self._beside):
-            self._ahead = _Ahead(batch, self._lesson(batch), self._beside.record_event())
-
-    def look(self, batch: Batch) -> Lesson:
-        """Return the lesson of a batch: from the kept outputs where there are any, else from the teacher."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is None or ahead.batch is not batch:
-            return self._lesson(batch)
-        current = torch.cuda.current_stream()
-        current.wait_event(ahead.done)
-        for part in ahead.lesson:
-            if part is not None:
-                part.record_stream(current)
-        return ahead.lesson
 
     @torch.no_grad()
-    def _lesson(self, batch: Batch) -> Lesson:
+    def look(self, batch: Batch) -> Lesson:
+        """Return the lesson of a batch: from the kept outputs where there are any, else from the teacher."""
         ask = self._ask
         logits_BK, maps_BTP = ask(batch.x_BCHW) if self._kept is None else self._kept.look(batch, ask)
         if maps_BTP is None:
