@@ -49,7 +49,7 @@ class Measurement:
     @property
     def higher_is_better(self) -> bool:
         """Whether a larger number is the better one."""
-        return self.at_least is not None
+        return self.unit == "x" or self.at_least is not None
 
     @property
     def reach(self) -> str:

@@ -49,7 +49,8 @@ def temperature_at(
 
 def mean_entropy(probabilities: list[Tensor]) -> float:
     """Return the mean entropy of the rows, each over the log of its length: 1 undecided, 0 decided."""
-    rows = [row for block in probabilities for row in block.reshape(-1, block.shape[-1]) if len(row) > 1]
+    # To the CPU at once: a GPU would be waited for at every row.
+    rows = [row for block in probabilities for row in block.cpu().reshape(-1, block.shape[-1]) if len(row) > 1]
     if not rows:
         return 0.0
     shares = [float(torch.special.entr(row.double()).sum()) / math.log(len(row)) for row in rows]
@@ -58,5 +59,5 @@ def mean_entropy(probabilities: list[Tensor]) -> float:
 
 def mean_largest(weights: list[Tensor]) -> float:
     """Return the mean over the rows of each row's largest weight: 1 over its length undecided, 1 decided."""
-    tops = [float(top) for block in weights for top in block.reshape(-1, block.shape[-1]).amax(dim=1)]
+    tops: list[float] = [top for block in weights for top in block.reshape(-1, block.shape[-1]).amax(dim=1).tolist()]
     return sum(tops) / len(tops)

@@ -96,7 +96,7 @@ def resolve_compute(
     precision: Literal["auto", "fp32", "bf16"],
     *,
     deterministic: bool = False,
-    capture: bool = False,
+    capture: bool | None = False,
     compiles: bool = False,
 ) -> Compute:
     """Choose device and precision.
@@ -109,7 +109,7 @@ def resolve_compute(
         device: As in the recipe.
         precision: As in the recipe.
         deterministic: Make this process deterministic first, see :func:`make_deterministic`.
-        capture: Record steps as CUDA graphs.
+        capture: Record steps as CUDA graphs; None: where they can be.
         compiles: Compile steps.
 
     Raises:
@@ -128,6 +128,8 @@ def resolve_compute(
             f"torchrun --nproc-per-node {ranks.local_size()}: this machine has {torch.cuda.device_count()} GPUs; start "
             "one process a GPU, or use --device cpu"
         )
+    if capture is None:
+        capture = where.type == "cuda" and ranks.size() == 1 and not deterministic
     recorder = _cuda_graphs(where) if capture else None
     if precision != "auto":
         return Compute(where, precision, precision, recorder, compiles)

@@ -67,11 +67,15 @@ class CudaGraphs:
         return returned, graph.replay
 
 
-class Replay(Generic[P, R]):
-    """A function whose calls with inputs of the same shapes are replayed, or compiled, or both, once they come again.
+MOST = 2
+"""Recordings of a function: of a full batch and of an epoch's last one. Each holds the memory of a step."""
 
-    That is done for the shapes that come twice first: those of a full batch. Others, such as an epoch's last batch, are
-    always run as they are. Where the device refuses to record, that is said once, and nothing is recorded.
+
+class Replay(Generic[P, R]):
+    """A function whose calls with inputs of the same shapes are recorded when they come again, and then replayed.
+
+    Where it is compiled, which takes long, that is for the shapes that come twice first, those of a full batch. Where
+    the device refuses to record, that is said once, and nothing is recorded any more.
 
     Args:
         function: Of nested tuples of tensors, None and hashable values that stay the same, to tensors in tuples or
@@ -92,9 +96,8 @@ class Replay(Generic[P, R]):
     ) -> None:
         self._function, self._recorder, self._what, self._compiled = function, recorder, what, compiled
         self._met: set[Hashable] = set()
-        self._often: Hashable = None
-        self._warm = compiled is None
-        self._recording: _Recording | None = None
+        self._compiled_for: Hashable = None
+        self._recordings: dict[Hashable, _Recording] = {}
 
     @property
     def records(self) -> bool:
@@ -111,20 +114,20 @@ class Replay(Generic[P, R]):
             return self._function(*args, **kwargs)
         leaves, structure = pytree.tree_flatten((args, kwargs))
         key = (str(structure), *(_shape(leaf) for leaf in leaves))
-        if self._often is None and key in self._met:
-            self._often = key
-        self._met.add(key)
-        if self._often != key:
+        if key not in self._met:
+            self._met.add(key)
             return self.plainly(*args, **kwargs)
-        often = self._compiled or self._function
-        if not self._warm:  # the first call compiles, which is not to be recorded
-            self._warm = True
-            return self._compile(often, *args, **kwargs)
-        if self._recorder is not None and self._recording is None:
-            self._record(self._recorder, often, key, leaves, structure)
-        if self._recording is None:
-            return self._run(often, *args, **kwargs)
-        returned: R = self._recording.replay(leaves)
+        function = self._function
+        if self._compiled is not None and self._compiled_for is None:  # the call that compiles is not to be recorded
+            self._compiled_for = key
+            return self._compile(self._compiled, *args, **kwargs)
+        if self._compiled is not None and self._compiled_for == key:
+            function = self._compiled
+        if self._recorder is not None and key not in self._recordings and len(self._recordings) < MOST:
+            self._record(self._recorder, function, key, leaves, structure)
+        if key not in self._recordings:
+            return self._run(function, *args, **kwargs)
+        returned: R = self._recordings[key].replay(leaves)
         return returned
 
     def _run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -157,7 +160,7 @@ class Replay(Generic[P, R]):
             reason = " ".join(str(error).split())[:200]
             warn(f"capture_steps: {self._what} is not recorded but launched operator by operator ({reason})")
         else:
-            self._recording = _Recording(inputs, outputs, work)
+            self._recordings[key] = _Recording(inputs, outputs, work)
 
 
 class _Recording:

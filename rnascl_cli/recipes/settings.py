@@ -341,10 +341,10 @@ class Recipe(Settings):
         default=False,
         description="on a GPU: only operators that give the same bits every time, slower; see --deterministic",
     )
-    capture_steps: bool = Field(
-        default=False,
-        description="on a GPU: record the step of search, train and adv-finetune once as a CUDA graph and replay it, "
-        "which spares thousands of launches a step",
+    capture_steps: bool | None = Field(
+        default=None,
+        description="record the step of search, train and adv-finetune once as a CUDA graph and replay it, which "
+        "spares thousands of launches a step; null: on a GPU that one process has, unless deterministic",
     )
     compile_steps: bool = Field(
         default=False,

@@ -23,6 +23,12 @@ def test_what_is_reached() -> None:
     assert Measurement("x", "x", 1.0, 1).met is None
 
 
+def test_times_as_fast_is_better_when_higher_with_an_aim_or_without() -> None:
+    assert FASTER.higher_is_better
+    assert Measurement("step.small", "step", 3.0, 9, unit="x").higher_is_better
+    assert not SMALLER.higher_is_better
+
+
 def test_the_table() -> None:
     assert table([FASTER, SMALLER]).splitlines()[2:] == [
         "| step | 8.00x [7.50, 8.50] | at least 7.00x | met | 9 | 8 s / 1 s |",

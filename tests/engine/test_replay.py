@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.exc import Unsupported
 
 from rnascl_cli.engine.compute import resolve_compute
 from rnascl_cli.engine.optimise import build_optimiser, set_learning_rate
 from rnascl_cli.engine.replay import CudaGraphs, Replay
-from rnascl_cli.errors import UserError
+from rnascl_cli.errors import RunError, UserError
 from rnascl_cli.recipes import SGD, Adam
 from tests.engine.recording import Recording
 
@@ -38,7 +39,7 @@ def test_the_second_call_is_recorded_and_later_ones_replay_it() -> None:
     assert (recorder.plain, len(recorder.recorded), recorder.replays) == (1, 1, 4)
 
 
-def test_other_shapes_and_values_are_run_as_they_are() -> None:
+def test_two_shapes_are_recorded_and_others_run_as_they_are() -> None:
     python = []
 
     def function(x_B: Tensor, times: int) -> tuple[Tensor]:
@@ -46,9 +47,42 @@ def test_other_shapes_and_values_are_run_as_they_are() -> None:
         return (x_B.sum() * times,)
 
     replay = Replay(function, Recording(), what="it")
-    calls = [(3, 1), (3, 1), (2, 1), (2, 1), (3, 2), (3, 1)]
+    calls = [(3, 1), (3, 1), (2, 1), (2, 1), (3, 2), (3, 2), (3, 1), (2, 1)]
     assert [replay(torch.ones(n), t)[0].item() for n, t in calls] == [n * t for n, t in calls]
-    assert python == [3, 3, 2, 2, 3]
+    assert python == [3, 3, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("recorder", [None, Recording()])
+def test_only_the_shape_that_comes_twice_first_is_compiled(recorder: Recording | None) -> None:
+    ran = []
+
+    def plain(x_B: Tensor) -> tuple[Tensor]:
+        ran.append(("plain", len(x_B)))
+        return (x_B.sum(),)
+
+    def compiled(x_B: Tensor) -> tuple[Tensor]:
+        ran.append(("compiled", len(x_B)))
+        return (x_B.sum(),)
+
+    replay = Replay(plain, recorder, what="it", compiled=compiled)
+    sizes = [3, 2, 3, 2, 3, 3, 2]
+    assert [replay(torch.ones(size))[0].item() for size in sizes] == sizes
+    # Met, met, compiled, run or recorded; then the compiled one is run, or recorded once, and the other likewise.
+    assert ran[:5] == [("plain", 3), ("plain", 2), ("compiled", 3), ("plain", 2), ("compiled", 3)]
+    assert ran[5:] == ([("compiled", 3), ("plain", 2)] if recorder is None else [])
+
+
+def test_what_cannot_be_compiled_ends_the_run() -> None:
+    def refuses(x_B: Tensor) -> tuple[Tensor]:
+        raise Unsupported("no such thing")
+
+    def plain(x_B: Tensor) -> tuple[Tensor]:
+        return (x_B,)
+
+    replay = Replay(plain, None, what="the step of search", compiled=refuses)
+    replay(torch.ones(1))
+    with pytest.raises(RunError, match=r"compile_steps: the step of search cannot be compiled here \(no such thing"):
+        replay(torch.ones(1))
 
 
 def test_without_a_recorder_it_is_the_function() -> None:
