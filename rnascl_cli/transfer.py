@@ -9,9 +9,10 @@ from torch import Tensor
 def sent(values: Tensor, device: torch.device) -> Tensor:
     """Return the values on ``device``; what lies there already is returned as it is.
 
-    From ordinary memory of the CPU a copy to a GPU waits until everything queued before it is done. Page-locked
-    memory is read whenever its turn comes, and torch does not give it to anybody else before.
+    From ordinary memory of the CPU, or from rows that do not lie one behind the other, a copy to a GPU waits until
+    everything queued before it is done. Page-locked memory is read whenever its turn comes, and torch does not give it
+    to anybody else before.
     """
     if device.type == "cuda" and values.device.type == "cpu":
-        values = values.pin_memory()
-    return values.to(device, non_blocking=True)
+        return values.contiguous().pin_memory().to(device, non_blocking=True)
+    return values.to(device)

@@ -114,7 +114,7 @@ def resolve_compute(
 
     Raises:
         UserError: CUDA was asked for and is not there, or is needed to record steps, or there are more processes than
-            GPUs on this machine.
+            GPUs on this machine, or steps can be neither recorded nor compiled as asked for.
     """
     if deterministic:
         make_deterministic()
@@ -131,6 +131,8 @@ def resolve_compute(
     if capture is None:
         capture = where.type == "cuda" and ranks.size() == 1 and not deterministic
     recorder = _cuda_graphs(where) if capture else None
+    if compiles:
+        _check_can_compile(deterministic=deterministic)
     if precision != "auto":
         return Compute(where, precision, precision, recorder, compiles)
     if where.type == "cuda":
@@ -145,6 +147,16 @@ def _cuda_graphs(where: torch.device) -> Recorder:
     if ranks.size() > 1:
         raise UserError("recipe key 'capture_steps': steps that several processes share are not recorded; leave it out")
     return CudaGraphs()
+
+
+def _check_can_compile(*, deterministic: bool) -> None:
+    if ranks.size() > 1:
+        raise UserError("recipe key 'compile_steps': steps that several processes share are not compiled; leave it out")
+    if deterministic:
+        raise UserError(
+            "recipe key 'compile_steps': kernels are compiled after a few steps, and a run that is resumed has other "
+            "last digits; leave it out, or deterministic"
+        )
 
 
 def make_deterministic() -> None:

@@ -93,8 +93,8 @@ class DeviceViews:
         if self._behind is not None:
             away_B = cells_B[torch.from_numpy(~self._here[cells_B.numpy()])]
             if len(away_B):
-                self._keep(away_B, self._sent(self._behind.read(self._cells_behind(away_B))))
-        return self._values.index_select(0, self._sent(cells_B))
+                self._keep(away_B, sent(self._behind.read(self._cells_behind(away_B)), self._device))
+        return self._values.index_select(0, sent(cells_B, self._device))
 
     def put(self, cells_B: Tensor, values_B: Tensor) -> None:
         """Keep values that lie on the device."""
@@ -111,20 +111,19 @@ class DeviceViews:
         if self._behind is None:
             return
         for cells_B in self._fresh:
-            self._behind.put(self._cells_behind(cells_B), self._values.index_select(0, self._sent(cells_B)).cpu())
+            self._behind.put(
+                self._cells_behind(cells_B), self._values.index_select(0, sent(cells_B, self._device)).cpu()
+            )
         self._fresh.clear()
         self._behind.settle()
 
     def _keep(self, cells_B: Tensor, values_B: Tensor) -> None:
-        self._values.index_copy_(0, self._sent(cells_B), values_B)
+        self._values.index_copy_(0, sent(cells_B, self._device), values_B)
         self._here[cells_B.numpy()] = True
 
     def _cells_behind(self, cells_B: Tensor) -> Tensor:
         rows_B = torch.from_numpy(self._row_behind[(cells_B // self._views).numpy()])
         return torch.where(rows_B < 0, -1, rows_B * self._views + cells_B % self._views)
-
-    def _sent(self, numbers_B: Tensor) -> Tensor:
-        return sent(numbers_B, self._device)
 
 
 def free_memory(device: torch.device) -> int:

@@ -67,15 +67,12 @@ class CudaGraphs:
         return returned, graph.replay
 
 
-MOST = 2
-"""Recordings of a function: of a full batch and of an epoch's last one. Each holds the memory of a step."""
-
-
 class Replay(Generic[P, R]):
-    """A function whose calls with inputs of the same shapes are recorded when they come again, and then replayed.
+    """A function whose calls with inputs of the same shapes are replayed, or compiled, or both, once they come again.
 
-    Where it is compiled, which takes long, that is for the shapes that come twice first, those of a full batch. Where
-    the device refuses to record, that is said once, and nothing is recorded any more.
+    That is done for the shapes that come twice first, as a rule those of a full batch; others, such as an epoch's last
+    batch, are always run as they are, for a recording holds the memory of a whole call. Where the device refuses to
+    record, that is said once, and nothing is recorded.
 
     Args:
         function: Of nested tuples of tensors, None and hashable values that stay the same, to tensors in tuples or
@@ -96,8 +93,9 @@ class Replay(Generic[P, R]):
     ) -> None:
         self._function, self._recorder, self._what, self._compiled = function, recorder, what, compiled
         self._met: set[Hashable] = set()
-        self._compiled_for: Hashable = None
-        self._recordings: dict[Hashable, _Recording] = {}
+        self._often: Hashable = None
+        self._warm = compiled is None
+        self._recording: _Recording | None = None
 
     @property
     def records(self) -> bool:
@@ -114,21 +112,25 @@ class Replay(Generic[P, R]):
             return self._function(*args, **kwargs)
         leaves, structure = pytree.tree_flatten((args, kwargs))
         key = (str(structure), *(_shape(leaf) for leaf in leaves))
-        if key not in self._met:
-            self._met.add(key)
+        if not self._comes_often(key):
             return self.plainly(*args, **kwargs)
-        function = self._function
-        if self._compiled is not None and self._compiled_for is None:  # the call that compiles is not to be recorded
-            self._compiled_for = key
-            return self._compile(self._compiled, *args, **kwargs)
-        if self._compiled is not None and self._compiled_for == key:
-            function = self._compiled
-        if self._recorder is not None and key not in self._recordings and len(self._recordings) < MOST:
-            self._record(self._recorder, function, key, leaves, structure)
-        if key not in self._recordings:
+        function = self._compiled or self._function
+        if not self._warm:  # the call that compiles is not to be recorded
+            self._warm = True
+            return self._compile(function, *args, **kwargs)
+        if self._recorder is not None and self._recording is None:
+            self._record(self._recorder, function, leaves, structure)
+        if self._recording is None:
             return self._run(function, *args, **kwargs)
-        returned: R = self._recordings[key].replay(leaves)
+        returned: R = self._recording.replay(leaves)
         return returned
+
+    def _comes_often(self, key: Hashable) -> bool:
+        """Return whether these are the shapes that came twice first."""
+        if self._often is None and key in self._met:
+            self._often = key
+        self._met.add(key)
+        return self._often == key
 
     def _run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         if self._recorder is None:
@@ -137,19 +139,20 @@ class Replay(Generic[P, R]):
         return returned
 
     def _compile(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        from torch._dynamo.exc import TorchDynamoException  # seconds, which only those pay who compile
+        # Read here, as it takes seconds, which only those are to pay who compile.
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
         try:
             with warnings.catch_warnings(action="ignore"):  # of what torch looks at, and could do otherwise
                 return self._run(function, *args, **kwargs)
-        except TorchDynamoException as error:
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             reason = " ".join(str(error).split())[:200]
             raise RunError(
                 f"compile_steps: {self._what} cannot be compiled here ({reason}); leave the key out"
             ) from None
 
     def _record(
-        self, recorder: Recorder, function: Callable[P, R], key: Hashable, leaves: list[Any], structure: pytree.TreeSpec
+        self, recorder: Recorder, function: Callable[P, R], leaves: list[Any], structure: pytree.TreeSpec
     ) -> None:
         inputs = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(inputs, structure)
@@ -160,7 +163,7 @@ class Replay(Generic[P, R]):
             reason = " ".join(str(error).split())[:200]
             warn(f"capture_steps: {self._what} is not recorded but launched operator by operator ({reason})")
         else:
-            self._recordings[key] = _Recording(inputs, outputs, work)
+            self._recording = _Recording(inputs, outputs, work)
 
 
 class _Recording:

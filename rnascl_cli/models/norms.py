@@ -44,7 +44,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         running = (self.running_mean, self.running_var) if track or not self.training else (None, None)
         if shared:
             return _shared_batch_norm(input, *running, weight, bias, self.momentum, self.eps)
-        return F.batch_norm(input, *running, weight, bias, self.training, self.momentum, self.eps)
+        own = self.training or self.running_mean is None
+        return F.batch_norm(input, *running, weight, bias, own, self.momentum, self.eps)
 
 
 def over_all_ranks(model: nn.Module) -> nn.Module:
@@ -56,7 +57,9 @@ def over_all_ranks(model: nn.Module) -> nn.Module:
     for name, module in model.named_modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = BatchNorm2d
-        elif isinstance(module, _BatchNorm) and not isinstance(module, BatchNorm2d) and ranks.size() > 1:
+        if ranks.size() == 1 or not isinstance(module, _BatchNorm):
+            continue
+        if not isinstance(module, BatchNorm2d) or module.momentum is None:
             raise UserError(
                 f"torchrun: layer {name} is a {type(module).__name__}, whose statistics several processes cannot take "
                 "together; train this network in one process"

@@ -343,13 +343,15 @@ class Recipe(Settings):
     )
     capture_steps: bool | None = Field(
         default=None,
-        description="record the step of search, train and adv-finetune once as a CUDA graph and replay it, which "
-        "spares thousands of launches a step; null: on a GPU that one process has, unless deterministic",
+        description="record the step of search, train and adv-finetune as a CUDA graph and replay it, which spares "
+        "thousands of launches a step and needs about twice a step's memory; null: on a GPU that one process has, "
+        "unless deterministic",
     )
     compile_steps: bool = Field(
         default=False,
         description="fuse the operators of the step of search, train and adv-finetune by torch.compile, which takes a "
-        "minute or so at first: for long runs on a GPU, together with capture_steps",
+        "minute or two at first: for long runs on a GPU, together with capture_steps. A run that is resumed then has "
+        "other last digits. Not for a robust search, rival losses, or several processes",
     )
     checkpoint_minutes: float | None = Field(
         default=10.0,

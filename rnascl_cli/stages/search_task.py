@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rnascl_cli.console import warn
 from rnascl_cli.data import Batch, Data, ImageSet, Share
 from rnascl_cli.distill.attention import attention_loss, pairwise_distances
 from rnascl_cli.distill.choices import Choices, Sample
@@ -104,8 +105,10 @@ class SearchTask:
         self._pressure = pressure.to(compute.device)
         self._levels = None if levels is None else levels.to(compute.device)
         self._macs = ExpectedCost(supernet.space, **sizes, measure="macs").to(compute.device)
-        # Looking for perturbed images takes gradients of its own, which torch.compile does not follow.
         objective = None if settings.robust is not None else compute.compiled(self._objective)
+        if compute.compiles and objective is None:
+            # It takes gradients of its own, which torch.compile does not follow.
+            warn("compile_steps: a robust search looks for images within its step, which is not compiled")
         self._learn = Replay(
             partial(self._learn_from, self._objective),
             compute.step_recorder,
@@ -127,7 +130,7 @@ class SearchTask:
         }
         self._smallest_part = smallest_part(supernet.space, data.input_size)
         self._temperature = settings.gumbel.temperature
-        self._tau = torch.tensor(self._temperature, device=compute.device)
+        self._tau = torch.tensor(self._temperature, device=compute.device)  # the same, where steps read it
         self._noise = torch.Generator()
         self._inspection = Inspection()
 

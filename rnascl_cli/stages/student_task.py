@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from rnascl_cli.attacks.gradient import Model
+from rnascl_cli.console import warn
 from rnascl_cli.data import Batch, ImageSet, Share
 from rnascl_cli.distill.objectives import add_up, cross_entropy
 from rnascl_cli.engine.averaging import averaging
@@ -81,12 +82,17 @@ class StudentTask:
         parameters = [parameter for module in learning.values() for parameter in module.parameters()]
         # A rival draws negatives and looks up its own memory within the step.
         alone = compute if apprentice.rival is None else replace(compute, step_recorder=None, compiles=False)
+        if compute.compiles and not alone.compiles:
+            warn("compile_steps: a step with a rival loss is not compiled")
         objective, attacked = alone.compiled(self._objective), alone.compiled(self._attacked)
+        compiled = None
+        if objective is not None and attacked is not None:
+            compiled = partial(self._learn_from, objective, attacked)
         self._learn = Replay(
             partial(self._learn_from, self._objective, self._attacked),
             alone.step_recorder,
             what=f"the step of {self.stage}",
-            compiled=objective and attacked and partial(self._learn_from, objective, attacked),
+            compiled=compiled,
         )
         recorded_on = compute.device if self._learn.records else None
         optimiser = build_optimiser(parameters, settings.optimiser, recorded_on=recorded_on)

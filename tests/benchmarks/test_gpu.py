@@ -28,6 +28,7 @@ def test_epochs_are_timed_but_for_the_first(tmp_path: Path) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("how", HOW.values())
 def test_an_epoch_on_a_gpu(how: How) -> None:
+    torch.compiler.reset()
     with scratch() as folder:
         work = workload(folder, space="S3", teacher="r8", side=8, images=80, batch_size=16)
         assert (

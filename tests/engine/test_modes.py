@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rnascl_cli import ranks
+from rnascl_cli.engine import compute
 from rnascl_cli.engine.compute import Compute, peak_memory_bytes, resolve_compute
 from rnascl_cli.engine.evaluate import accuracy
 from rnascl_cli.engine.modes import evaluating, fixed_statistics, frozen
 from rnascl_cli.engine.seeds import generator
 from rnascl_cli.errors import UserError
+from tests.engine.recording import Recording
 from tests.engine.toy import CPU, image_set
 
 pytestmark = pytest.mark.unit
@@ -111,6 +114,31 @@ def test_autocast_follows_the_precision() -> None:
         assert layer(x).dtype == torch.float32
     with mixed.teacher_autocast():
         assert layer(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("there", "ranks_", "deterministic", "recorded"),
+    [(True, 1, False, True), (False, 1, False, False), (True, 2, False, False), (True, 1, True, False)],
+)
+def test_steps_are_recorded_where_one_process_has_a_gpu(
+    there: bool, ranks_: int, deterministic: bool, recorded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(compute, "CudaGraphs", Recording)
+    monkeypatch.setattr(compute, "make_deterministic", lambda: None)
+    monkeypatch.setattr(ranks, "size", lambda: ranks_)
+    found = resolve_compute("auto", "fp32", deterministic=deterministic, capture=None)
+    assert (found.step_recorder is not None) == recorded
+
+
+def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compute, "make_deterministic", lambda: None)
+    with pytest.raises(UserError, match=r"compile_steps.*resumed"):
+        resolve_compute("cpu", "fp32", deterministic=True, compiles=True)
+    monkeypatch.setattr(ranks, "size", lambda: 2)
+    with pytest.raises(UserError, match=r"compile_steps.*several processes"):
+        resolve_compute("cpu", "fp32", compiles=True)
 
 
 def test_cuda_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,8 +65,7 @@ def test_a_recorded_search_is_the_search(
         done(*common, "--set", f"capture_steps={capture}", "--out", tmp_path / capture)
         found.append(read_document(tmp_path / capture / "search.json", SearchDocument))
     plain, recorded = found
-    # A full batch's and the last one's, of the step and of the teacher's pass.
-    assert len(recorder.recorded) == (4 if "teacher_cache.mode=off" in own else 2)
+    assert len(recorder.recorded) == (2 if "teacher_cache.mode=off" in own else 1)
     assert recorder.replays >= REPLAYED
     for one, other in zip(plain.width_logits, recorded.width_logits, strict=True):
         same(one, other)
