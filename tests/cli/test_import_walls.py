@@ -18,7 +18,7 @@ LAYERS = [
     {"cli"},
     {"stages"},
     {"models", "distill", "attacks", "data", "engine", "reporting"},
-    {"spaces", "artifacts", "recipes", "units", "errors", "console", "cache", "ranks"},
+    {"spaces", "artifacts", "recipes", "units", "errors", "console", "cache", "ranks", "transfer"},
 ]
 HEIGHT = {part: -depth for depth, parts in enumerate(LAYERS) for part in parts}
 LIGHT = {"cli", *LAYERS[-1]}

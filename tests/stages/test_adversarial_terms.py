@@ -126,8 +126,9 @@ def test_the_student_is_attacked_in_eval_mode_and_left_as_it_was(
     task, student, x_BCHW, y_B = fine_tuning("pgd-at", provenance)
     seen: list[tuple[bool, bool]] = []
 
-    def noted(model: nn.Module, x_BCHW: Tensor, *_: Any, **__: Any) -> Tensor:
-        seen.append((model.training, any(parameter.requires_grad for parameter in model.parameters())))
+    def noted(model: Any, x_BCHW: Tensor, *_: Any, **__: Any) -> Tensor:
+        assert torch.equal(model(x_BCHW), student(x_BCHW))
+        seen.append((student.training, any(parameter.requires_grad for parameter in student.parameters())))
         return x_BCHW
 
     monkeypatch.setattr(robust_step, "perturb", noted)
