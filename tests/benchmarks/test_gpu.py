@@ -31,14 +31,8 @@ def test_an_epoch_on_a_gpu(how: How) -> None:
     torch.compiler.reset()
     with scratch() as folder:
         work = workload(folder, space="S3", teacher="r8", side=8, images=80, batch_size=16)
-        assert (
-            len(
-                epoch_seconds(
-                    work, resolve_compute("cuda", "auto", capture=how.capture, compiles=how.compiles), epochs=1
-                )
-            )
-            == 1
-        )
+        compute = resolve_compute("cuda", "auto", capture=how.capture, compiles=how.compiles)
+        assert len(epoch_seconds(work, compute, epochs=1)) == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -20,6 +20,7 @@ from rnascl_cli.engine.compute import Compute
 from rnascl_cli.stages import planning
 from tests.command import done
 from tests.engine.toy import CPU
+from tests.stages.searches import assert_same_search
 
 pytestmark = pytest.mark.pipeline
 
@@ -58,12 +59,7 @@ def test_a_compiled_search_is_the_search(compiles: list[Any], tiny_teacher: Path
     assert len(compiles) == 3  # the teacher's pass, and both steps' objective
     assert not any("_Energy" in name for names in compiles for name in names)
     plain, compiled = found
-    for one, other in zip(plain.width_logits, compiled.width_logits, strict=True):
-        close(one, other)
-    close(plain.tutor_logits, compiled.tutor_logits)
-    for before, after in zip(plain.history, compiled.history, strict=True):
-        names = sorted(set(before) - {"seconds", "images_per_second", "peak_memory_bytes"})
-        close([before[name] for name in names], [after[name] for name in names])
+    assert_same_search(plain, compiled, close)
 
 
 @pytest.mark.parametrize("method", [None, "trades", "pgd-at"])

@@ -16,6 +16,7 @@ from rnascl_cli.stages import planning
 from tests.command import done, refused
 from tests.engine.recording import Recording
 from tests.engine.toy import CPU
+from tests.stages.searches import assert_same_search
 
 pytestmark = pytest.mark.pipeline
 
@@ -67,12 +68,7 @@ def test_a_recorded_search_is_the_search(
     plain, recorded = found
     assert len(recorder.recorded) == (2 if "teacher_cache.mode=off" in own else 1)
     assert recorder.replays >= REPLAYED
-    for one, other in zip(plain.width_logits, recorded.width_logits, strict=True):
-        same(one, other)
-    same(plain.tutor_logits, recorded.tutor_logits)
-    for before, after in zip(plain.history, recorded.history, strict=True):
-        names = sorted(set(before) - {"seconds", "images_per_second", "peak_memory_bytes"})
-        same([before[name] for name in names], [after[name] for name in names])
+    assert_same_search(plain, recorded, same)
 
 
 @pytest.mark.parametrize(
