@@ -33,7 +33,7 @@ def command(
     max_params: options.MaxParams = None,
     pareto: Annotated[
         int | None,
-        typer.Option("--pareto", metavar="N", min=2, help="Derive N networks over the range of MACs from one search."),
+        typer.Option("--pareto", metavar="N", help="Derive N networks (2 to 100) over the range of MACs."),
     ] = None,
     data: options.Data = None,
     limit_train: options.LimitTrain = None,

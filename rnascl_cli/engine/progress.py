@@ -108,7 +108,7 @@ def byte_progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
 def say_epoch(stage: str, entry: dict[str, Any], epochs: int) -> None:
     """Print one epoch's metrics as a line, with the time left at this pace."""
     shown = (
-        *("loss", "ce", "kl", "attention", "distill", "adversarial"),
+        *("loss", "ce", "kl", "attention", "distill", "adversarial", "weighted_kl", "clean_kl"),
         *("train_accuracy", "train_robust_accuracy", "holdout_accuracy", "holdout_robust_accuracy"),
         "n_f",
         "expected_macs",

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from rnascl_cli.errors import UserError
 from rnascl_cli.spaces.chain import Step, best_chain
 from rnascl_cli.spaces.cost import Cost, block_costs, classifier_cost, final_side, network_cost, stem_cost
-from rnascl_cli.spaces.tables import SearchSpace
+from rnascl_cli.spaces.tables import SPACES, SearchSpace
 
 GAIN_BITS = 64  # gains are scaled up until whole prices for a unit of cost are fine enough
 
@@ -121,10 +121,21 @@ class Networks:
         """
         for name, limit, least, what in zip(where, budget, reversed(self.smallest), ("MACs", "params"), strict=True):
             if limit is not None and limit < least:
+                other = self._space_that_keeps(budget)
                 raise UserError(
                     f"{name}: {limit:,} {what} are fewer than the {least:,} of the smallest network of space "
-                    f"{self.space.name}; ask for {least:,} or more, or take a smaller space"
+                    f"{self.space.name}; ask for {least:,} or more{f', or take space {other}' if other else ''}"
                 )
+
+    def _space_that_keeps(self, budget: Budget) -> str | None:
+        """Return the largest space for images of this kind that has a network within the budget."""
+        smallest = {
+            name: network_cost(space, space.smallest, **self._sizes)
+            for name, space in SPACES.items()
+            if space.input_size == self.space.input_size
+        }
+        kept = [name for name, cost in smallest.items() if budget.keeps(cost)]
+        return max(kept, key=lambda name: smallest[name].macs, default=None)
 
     def best(self, logits: Logits, budget: Budget = Budget()) -> Found:
         """Return the most likely network that keeps the budget.

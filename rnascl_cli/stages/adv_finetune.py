@@ -18,6 +18,7 @@ from rnascl_cli.errors import UserError
 from rnascl_cli.models.files import load_student, save_student
 from rnascl_cli.recipes import Recipe
 from rnascl_cli.stages.planning import training_compute, training_provenance
+from rnascl_cli.stages.same_images import check_held_out_are_unseen, warn_of_changed_images
 from rnascl_cli.stages.schooling import school
 from rnascl_cli.stages.student_task import StudentTask
 from rnascl_cli.stages.train import check_fits
@@ -71,7 +72,10 @@ def adv_finetune(source: Path, recipe: Recipe, run: RunDirectory) -> AdvFinetune
     if architecture != before.architecture:
         raise UserError(f"{source}: {before.kind}.json and {STUDENT} name different architectures; make the run again")
     data = load_data(recipe.data, seed=recipe.seed)
-    check_fits(recipe, architecture, data, before=before.provenance.data)
+    check_fits(recipe, architecture, data)
+    warn_of_changed_images(recipe, data, before=before.provenance)
+    chooses = f"--select {settings.stop.on}" if settings.stop else None
+    check_held_out_are_unseen(recipe, data, before=before.provenance, chooses=chooses)
     inputs = {STUDENT: before.student_sha256, f"{before.kind}.json": sha256_file(source / f"{before.kind}.json")}
 
     history, teacher, end = school(

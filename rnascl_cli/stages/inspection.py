@@ -14,9 +14,16 @@ from torch import Tensor
 from rnascl_cli.console import warn
 from rnascl_cli.engine.place import faulty
 from rnascl_cli.errors import RunError
-from rnascl_cli.recipes import PerturbationSettings
+from rnascl_cli.recipes import PerturbationSettings, RobustMethod, RobustSettings
 from rnascl_cli.stages.teaching import Lesson
 
+OWN_SETTINGS: dict[RobustMethod, tuple[str, ...]] = {
+    "trades": ("beta",),
+    "mart": ("mart_lambda",),
+    "ard": ("ard_alpha", "ard_temperature"),
+    "rslad": ("rslad_share",),
+}
+"""What only one method of adversarial training reads."""
 SAME = 1e-6  # of the largest logit: a spread over the batch below this is rounding
 
 
@@ -103,3 +110,12 @@ def warn_without_perturbation(stage: str, perturbation: PerturbationSettings, *,
     """Say when the settings leave the training images as they are."""
     if perturbation.eps == 0:
         warn(f"{stage}: perturbation.eps is 0, so no image is perturbed; '{term}' is a loss on clean images")
+
+
+def warn_of_idle_settings(stage: str, settings: RobustSettings) -> None:
+    """Say which settings are not the default's, and have no effect as they are another method's."""
+    for method, names in OWN_SETTINGS.items():
+        for name in names:
+            if method != settings.method and getattr(settings, name) != type(settings).model_fields[name].default:
+                instead = f"--method is {settings.method}" if settings.method else "there is no --method"
+                warn(f"{stage}: {name} is a setting of {method}, and {instead}; it has no effect")

@@ -17,7 +17,7 @@ from rnascl_cli.models.student import Student
 from rnascl_cli.recipes import Recipe, StudentSettings, TrainSettings
 from rnascl_cli.stages.apprentice import Apprentice, apprenticeship, check_student_layers, paradigm_teacher
 from rnascl_cli.stages.choosing import require_holdout
-from rnascl_cli.stages.inspection import warn_without_perturbation
+from rnascl_cli.stages.inspection import warn_of_idle_settings, warn_without_perturbation
 from rnascl_cli.stages.planning import plan_training
 from rnascl_cli.stages.rivalry import find_guide, rivalry
 from rnascl_cli.stages.robust_step import needs_teacher
@@ -85,6 +85,7 @@ def school(
         recipe.teacher, paradigm, derived, data=data, attention=attention, kl=settings.kl, method=method
     )
     check_student_layers(student, derived, paradigm=paradigm, attention=attention)
+    warn_of_idle_settings(stage, settings)
     if settings.method is not None:
         warn_without_perturbation(stage, settings.perturbation, term="adversarial")
     run.create()

@@ -23,7 +23,7 @@ from rnascl_cli.models.taps import recording_maps, tappable_layers
 from rnascl_cli.recipes import Recipe, SearchSettings
 from rnascl_cli.spaces import SearchSpace, space_named
 from rnascl_cli.stages.budgeting import asked_budget, conclude, refuse_impossible
-from rnascl_cli.stages.inspection import warn_without_perturbation
+from rnascl_cli.stages.inspection import warn_of_idle_settings, warn_without_perturbation
 from rnascl_cli.stages.planning import plan_training, training_compute, training_provenance
 from rnascl_cli.stages.robust_step import needs_teacher
 from rnascl_cli.stages.search_task import SearchTask, smallest_part, split_batch
@@ -64,6 +64,7 @@ def search(recipe: Recipe, run: RunDirectory) -> SearchDocument:
         method=needs_teacher(settings.robust),
     )
     if settings.robust is not None:
+        warn_of_idle_settings("search", settings.robust)
         warn_without_perturbation("search", settings.robust.perturbation, term="adversarial")
 
     torch.manual_seed(recipe.seed)

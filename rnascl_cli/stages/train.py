@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from rnascl_cli.artifacts.documents import Architecture, DataReference, DerivedDocument, TrainDocument
+from rnascl_cli.artifacts.documents import Architecture, DerivedDocument, TrainDocument
 from rnascl_cli.artifacts.store import STUDENT, write_document
-from rnascl_cli.console import warn
 from rnascl_cli.data import Data, load_data
 from rnascl_cli.engine.evaluate import accuracy
 from rnascl_cli.engine.run_directory import RunDirectory
@@ -18,6 +17,7 @@ from rnascl_cli.models.files import build_student, checked_architecture, save_st
 from rnascl_cli.recipes import Recipe
 from rnascl_cli.stages.planning import training_compute, training_provenance
 from rnascl_cli.stages.rivalry import training_paradigm
+from rnascl_cli.stages.same_images import warn_of_changed_images
 from rnascl_cli.stages.schooling import school
 from rnascl_cli.stages.student_task import StudentTask
 
@@ -42,7 +42,8 @@ def train(derived: DerivedDocument, recipe: Recipe, run: RunDirectory) -> TrainD
     architecture = checked_architecture(derived.architecture, where="derived document")
     compute = training_compute(recipe)
     data = load_data(recipe.data, seed=recipe.seed)
-    check_fits(recipe, architecture, data, before=derived.provenance.data)
+    check_fits(recipe, architecture, data)
+    warn_of_changed_images(recipe, data, before=derived.provenance)
 
     torch.manual_seed(recipe.seed)
     student = build_student(architecture, mean=data.mean, std=data.std)
@@ -87,10 +88,8 @@ def train(derived: DerivedDocument, recipe: Recipe, run: RunDirectory) -> TrainD
     return document
 
 
-def check_fits(recipe: Recipe, architecture: Architecture, data: Data, *, before: DataReference | None) -> None:
+def check_fits(recipe: Recipe, architecture: Architecture, data: Data) -> None:
     """Refuse a recipe of another space, and data with other classes or image size, than the network's.
-
-    Says so where the same data set holds other images than it did ``before``.
 
     Raises:
         UserError: They differ.
@@ -110,10 +109,6 @@ def check_fits(recipe: Recipe, architecture: Architecture, data: Data, *, before
             f"--data {data.spec}: images are {data.input_size} pixels wide, the network's {architecture.input_size}; "
             "give the data of the search"
         )
-    now = data.reference()
-    same_set = before is not None and before.model_copy(update={"fingerprint": now.fingerprint}) == now
-    if before is not None and same_set and before.fingerprint != now.fingerprint:
-        warn(f"--data {data.spec}: the images have changed since the artifact given was made")
 
 
 class TrainTask(StudentTask):

@@ -32,6 +32,7 @@ CASES: list[tuple[tuple[str, ...], tuple[str, str], str]] = [
     (SEARCH, ("--precision", "fp8"), "--precision fp8: one of auto, fp32, bf16"),
     (SEARCH, ("--batch-size", "1"), "--batch-size 1: should be greater than or equal to 2"),
     (SEARCH, ("--seed", "4294967296"), "--seed 4294967296: should be less than 4294967296"),
+    (SEARCH, ("--pareto", "1"), "--pareto 1: should be greater than or equal to 2"),
     (SEARCH, ("--pareto", "1000"), "--pareto 1000: should be less than or equal to 100"),
     (SEARCH, ("--max-macs", "abc"), "--max-macs: 'abc' is not a number; write 8M, 0.2M, 900k or 8e6"),
     (TRAIN, ("--select", "foo"), "--select foo: one of last, robust, clean"),
@@ -68,7 +69,7 @@ def test_an_option_is_named_with_its_value_and_what_it_may_be(
 @pytest.mark.parametrize(
     ("command", "given"),
     [
-        (SEARCH, ("--pareto", "0")),
+        (SEARCH, ("--pareto", "few")),
         (SEARCH, ("--epochs", "many")),
         (TRAIN, ("--patience", "-1")),
     ],

@@ -258,7 +258,21 @@ def test_a_budget_below_the_smallest_network_is_refused(budget: Budget, message:
     with pytest.raises(UserError) as error:
         Networks(SPACES["S3"], num_classes=10).check(budget)
     assert str(error.value).startswith(message)
-    assert str(error.value).endswith("or more, or take a smaller space")
+    assert str(error.value).endswith("or more")  # there is no smaller space
+
+
+@pytest.mark.parametrize(
+    ("space", "budget", "other"),
+    [
+        ("S5", Budget(8_000_000, 200_000), "S3"),
+        ("L", Budget(300_000_000), "M"),
+        ("L", Budget(300_000_000, 300_000), "S7"),
+        ("I", Budget(120_000_000), "IS"),
+    ],
+)
+def test_a_space_that_keeps_the_budget_is_named(space: str, budget: Budget, other: str) -> None:
+    with pytest.raises(UserError, match=f"or more, or take space {other}$"):
+        Networks(SPACES[space], num_classes=10).check(budget)
 
 
 @pytest.mark.parametrize("space", EVERY, ids=lambda space: space.name)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from rnascl_cli import load
-from rnascl_cli.artifacts.documents import AdvFinetuneDocument, TrainDocument
+from rnascl_cli.artifacts.documents import TrainDocument
+from rnascl_cli.artifacts.runs import student_document
 from rnascl_cli.artifacts.store import read_document
 from rnascl_cli.data import ImageSet, load_data
 from rnascl_cli.engine.averaging import averaging
@@ -30,6 +31,14 @@ from tests.engine.toy import CPU, Stopped, ToyTask, image_set, stop_at, toy_plan
 HELD_OUT = ("--set", "data.holdout=0.25")
 # Robust and clean accuracy after each epoch: the most robust is epoch 2 of 5, the best clean one epoch 4.
 SCRIPT = [(0.2, 0.5), (0.6, 0.6), (0.5, 0.8), (0.4, 0.9), (0.3, 0.7)]
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory, searched: dict[str, Path]) -> Path:
+    """An epoch of training that leaves a quarter of the images out."""
+    path = tmp_path_factory.mktemp("held-out") / "run"
+    done("train", searched["standard"], "--epochs", 1, *FAST, *HELD_OUT, "--out", path)
+    return path
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, script: list[tuple[float, float]]) -> None:
@@ -186,9 +195,11 @@ def test_the_epoch_is_chosen_on_held_out_images(
 
 
 @pytest.mark.pipeline
+@pytest.mark.parametrize("stage", ["train", "adv-finetune"])
 def test_the_test_images_are_looked_at_once_after_the_choice(
-    trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    searched: dict[str, Path], held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
+    source = searched["standard"] if stage == "train" else held_out
     looked: list[int] = []
     pixels = ImageSet.pixels
 
@@ -199,11 +210,12 @@ def test_the_test_images_are_looked_at_once_after_the_choice(
     options = ["--method", "fast-at", "--select", "robust", "--average", "swa", "--epochs", 2, *HELD_OUT, *FAST]
     with monkeypatch.context() as patch:
         patch.setattr(ImageSet, "pixels", noted)
-        done("adv-finetune", trained["standard"], *options, "--out", tmp_path / "run")
+        done(stage, source, *options, "--out", tmp_path / "run")
     data = load_data(DataSettings(spec="digits", limit_train=40, limit_test=20, holdout=0.25), seed=3)
     assert {len(data.train), len(data.holdout), len(data.test)} == set(looked) == {30, 10, 20}
     assert looked.index(20) == len(looked) - 1  # one batch, the last thing of all
-    document = read_document(tmp_path / "run" / "adv-finetune.json", AdvFinetuneDocument)
+    document = student_document(tmp_path / "run")
+    assert document is not None
     assert document.best_epoch in (1, 2)
     assert document.average == ("swa" if document.best_epoch == 2 else None)  # it begins with the second
     assert document.validation is not None
@@ -264,3 +276,26 @@ def test_what_cannot_be_chosen(searched: dict[str, Path], trained: dict[str, Pat
             line = refused(command, source, *FAST, option, "best", "--out", tmp_path / "run")
             assert f"{option} best: one of {words}" in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [
+        (("--seed", 4), "seed 4 (3 before)"),
+        (("--set", "data.holdout=0.5"), "data.holdout 0.5 (0.25 before)"),
+        (("--limit-train", 39), "data.limit_train 39 (40 before)"),
+    ],
+    ids=["seed", "holdout", "limit"],
+)
+def test_no_epoch_is_chosen_by_images_that_the_student_was_trained_on(
+    held_out: Path, tmp_path: Path, options: tuple[object, ...], cause: str
+) -> None:
+    arguments = ["adv-finetune", held_out, "--method", "fast-at", "--epochs", 1, *FAST, *options]
+    line = refused(*arguments, "--select", "robust", "--out", tmp_path / "run")
+    assert f"--select robust: with {cause} other images are held out than when the student was trained" in line
+    assert not (tmp_path / "run").exists()
+    # Where nothing is chosen, that is no reason to refuse.
+    said = done(*arguments, "--out", tmp_path / "run").err
+    assert f"data.holdout: with {cause} other images are held out" in said
+    assert "have changed" not in said

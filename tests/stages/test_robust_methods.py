@@ -19,7 +19,7 @@ from rnascl_cli.data import Share
 from rnascl_cli.engine.place import set_place
 from rnascl_cli.errors import RunError
 from rnascl_cli.recipes import PerturbationSettings, RobustSettings
-from rnascl_cli.stages.inspection import Inspection
+from rnascl_cli.stages.inspection import Inspection, warn_of_idle_settings
 from rnascl_cli.stages.perturbing import kl_from
 from rnascl_cli.stages.robust_step import RobustObjective
 from rnascl_cli.stages.student_task import StudentTask
@@ -167,7 +167,9 @@ def check(entry: dict[str, Any], method: str, paradigm: str) -> None:
 @pytest.mark.pipeline
 @pytest.mark.parametrize("method", ["mart", "ard", "rslad"])  # the others: test_adv_finetune.py
 def test_fine_tuning(trained: dict[str, Path], tmp_path: Path, method: str) -> None:
-    done("adv-finetune", trained["rnas-cl"], "--method", method, *SHORT, "--out", tmp_path / "run")
+    said = done("adv-finetune", trained["rnas-cl"], "--method", method, *SHORT, "--out", tmp_path / "run").err
+    shown = next(line for line in said.splitlines() if "adv-finetune epoch 1/1: loss" in line)
+    assert all(f", {term} " in shown for term in OWN[method])
     document = read_document(tmp_path / "run" / "adv-finetune.json", AdvFinetuneDocument)
     assert (document.method, document.paradigm, document.best_epoch) == (method, "rnas-cl", None)
     check(document.history[0], method, "rnas-cl")
@@ -248,3 +250,28 @@ def test_an_eps_of_zero_is_said(searched: dict[str, Path], tmp_path: Path) -> No
     outcome = done(*arguments, "--method", "pgd-at", "--out", tmp_path / "run")
     assert "warning: train: perturbation.eps is 0" in " ".join(outcome.err.split())
     assert "perturbation.eps" not in done(*arguments, "--out", tmp_path / "plain").err
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_what_another_methods_setting_is_said_to_do(method: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    warn_of_idle_settings("train", RobustSettings(method=method))
+    assert capsys.readouterr().err == ""
+    settings: dict[str, Any] = {
+        "beta": 1.0,
+        "mart_lambda": 1.0,
+        "ard_alpha": 0.5,
+        "ard_temperature": 2.0,
+        "rslad_share": 0.5,
+    }
+    warn_of_idle_settings("train", RobustSettings(method=method, **settings))
+    said = capsys.readouterr().err
+    own = {
+        "trades": {"beta"},
+        "mart": {"mart_lambda"},
+        "ard": {"ard_alpha", "ard_temperature"},
+        "rslad": {"rslad_share"},
+    }
+    assert {name for name in settings if f"train: {name} is a setting of" in said} == set(settings) - own.get(
+        method, set()
+    )
