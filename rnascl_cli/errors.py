@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -59,6 +60,19 @@ class Interrupted(BaseException):
         return 128 + self.signum
 
 
+@contextlib.contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Put a place (a file, a table in it) before what a :class:`UserError` of the body says.
+
+    Raises:
+        UserError: The body's, with the place.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
+
+
 LONGEST_LINE = 900
 
 
@@ -79,6 +93,11 @@ def printable(text: str) -> str:
         letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode("ascii")
         for letter in text
     )
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number of things, e.g. ``"1 step"``, ``"2 steps"``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -76,5 +76,6 @@ class StudyDocument(Record):
     steps: Count
     steps_done: Count
     failed: dict[str, str] = Field(default_factory=dict, description="steps that failed, and the last line of each")
+    not_begun: list[str] = Field(default_factory=list, description="steps that need one that failed")
     circumstances: Circumstances
     rows: list[StudyRow]

@@ -23,17 +23,10 @@ import torch
 from torch import Tensor
 
 from rnascl_cli.attacks.dropping import drop_broken
+from rnascl_cli.attacks.names import PARTS
 from rnascl_cli.attacks.problem import Note, Problem, Round
 from rnascl_cli.errors import UserError
 
-PARTS: dict[str, tuple[str, ...]] = {
-    "aa": ("apgd-ce", "apgd-t", "fab-t", "square"),
-    "aa-rand": ("apgd-ce", "apgd-dlr"),
-    "apgd-ce": ("apgd-ce",),
-    "apgd-t": ("apgd-t",),
-    "fab-t": ("fab-t",),
-    "square": ("square",),
-}
 TARGETS = 9
 SQUARE_SHARE = 0.002
 """AutoAttack's own flag: Square breaking more than this share of images after the white-box parts."""

@@ -8,7 +8,6 @@ Shape suffixes: B images, C channels, H height, W width.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,14 +15,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rnascl_cli.attacks.autoattack import PARTS, AutoAttack
+from rnascl_cli.attacks.autoattack import AutoAttack
 from rnascl_cli.attacks.gradient import LossB, cross_entropy, margin, projected_gradient
+from rnascl_cli.attacks.names import PARTS, checked_names, pgd_steps
 from rnascl_cli.attacks.problem import Attack, Norm, Note, Problem, Round
 from rnascl_cli.attacks.verdicts import right
-from rnascl_cli.errors import UserError, nearest
-
-LINF_ONLY = ("fgsm", "mi-fgsm", "cw")
-KNOWN = ("clean", "fgsm", "mi-fgsm", "pgd10", "pgd20", "pgd50", "cw", *PARTS)
 
 
 @dataclass(frozen=True)
@@ -155,20 +151,7 @@ def build_attacks(names: Sequence[str], *, options: Options, norm: Norm, paper_c
     Raises:
         UserError: A name is unknown or given twice, or the attack does not exist in this norm or protocol.
     """
-    names = [name.lower() for name in names]
-    if not names:
-        raise UserError(f"--attack: name at least one (known: {', '.join(KNOWN)}, and pgdN for any N)")
-    doubles = sorted({name for name in names if list(names).count(name) > 1})
-    if doubles:
-        raise UserError(f"--attack: {', '.join(doubles)} is given twice; name each attack once")
-    for name in names:
-        if norm != "Linf" and name in LINF_ONLY:
-            raise UserError(f"--attack {name}: exists for --norm Linf only; with {norm} use pgdN, apgd-ce, aa, ...")
-        if paper_code and name in PARTS:
-            raise UserError(
-                f"--attack {name}: AutoAttack works on pixels in [0, 1]; use --protocol pixel, or leave {name} out"
-            )
-    return [_build(name, options) for name in names]
+    return [_build(name, options) for name in checked_names(names, norm=norm, paper_code=paper_code)]
 
 
 def _build(name: str, options: Options) -> Attack:
@@ -182,10 +165,9 @@ def _build(name: str, options: Options) -> Attack:
         return AutoAttack(name)
     if name == "cw":
         return _with_random_starts(name, options.cw_steps, options, partial(margin, kappa=options.cw_kappa))
-    if match := re.fullmatch(r"pgd([1-9]\d{0,5})", name):
-        return _with_random_starts(name, int(match[1]), options, cross_entropy)
-    hint = nearest("pgd20" if name.startswith("pgd") else name, KNOWN)
-    raise UserError(f"--attack: unknown attack '{name}'{hint}; pgdN takes any number of steps N")
+    steps = pgd_steps(name)
+    assert steps is not None  # the names are checked
+    return _with_random_starts(name, steps, options, cross_entropy)
 
 
 def _with_random_starts(name: str, steps: int, options: Options, loss: Callable[[Tensor], LossB]) -> GradientAttack:

@@ -20,6 +20,7 @@ import typer
 
 from rnascl_cli import __version__, console, ranks
 from rnascl_cli.cli import adv_finetune, attack, cache, derive, quickstart, report, search, study, teacher, train
+from rnascl_cli.engine.following import end_with_parent
 from rnascl_cli.engine.interrupts import ending_at_once
 from rnascl_cli.engine.provenance import commanded_as
 from rnascl_cli.errors import Interrupted, RunError, UserError, one_line
@@ -68,6 +69,7 @@ def _root(
 
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
+    end_with_parent()
     warnings.showwarning = lambda message, *_, **__: console.warn(one_line(str(message)))  # a line like any other
     arguments = sys.argv[1:]
     together = ranks.started_together() and _is_shared(arguments)

@@ -9,9 +9,10 @@ import typer
 
 from rnascl_cli import console
 from rnascl_cli.cli import options
+from rnascl_cli.errors import UserError, counted, naming
 
 NAME = "study"
-EPILOG = "Example: rnascl study smoke --out runs/study"
+EPILOG = "Example: rnascl study smoke --teacher teacher.safetensors --out runs/study"
 
 
 def command(
@@ -41,25 +42,36 @@ def command(
 ) -> None:
     """Run a whole comparison, arm by arm and seed by seed, and tabulate it; the same command goes on with it."""
     from rnascl_cli.recipes.study import find_study, read_study
+    from rnascl_cli.stages.study_check import check_inputs, check_teacher
     from rnascl_cli.stages.study_plan import plan_study
 
     path = find_study(file)
     study = read_study(path)
-    steps = plan_study(study, data=data, teacher=teacher)
+    with naming(f"study {path}"):
+        steps = plan_study(study, data=data, teacher=teacher)
+        try:
+            check_teacher(study, teacher)
+        except UserError as error:
+            if not plan and not only:
+                raise
+            console.warn(f"study {path}: {error}")  # the teacher may be elsewhere, or the steps asked for need none
     folder = out or Path("runs") / f"study-{path.stem}"
     if plan:
         shown = steps.only(only) if only else steps.steps
         console.result("\n".join(step.typed(folder) for step in shown))
         return
-    from rnascl_cli.stages.study import end, run_study
+    from rnascl_cli.stages.study import end, has_ended, run_study
     from rnascl_cli.stages.study_results import check_into, tell_results
 
     if into is not None:
         check_into(into, path.stem)
+    if not has_ended(steps, folder):
+        with naming(f"study {path}"):
+            check_inputs(study, data=data, teacher=teacher)
     progress = run_study(steps, folder, jobs=jobs, minutes=minutes, only=only or ())
     document = tell_results(study, steps, progress, folder, source=path, into=into)
     if progress.minutes_up:
         console.warn(f"study: time is up at {document.steps_done} of {document.steps} steps; the same command goes on")
-    console.say(f"study: {len(document.rows)} students; wrote {folder}/study.md")
+    console.say(f"study: {counted(len(document.rows), 'student')}; wrote {folder}/study.md")
     console.result(document.model_dump_json(indent=2) if json else str(folder))
     end(progress, steps=document.steps)

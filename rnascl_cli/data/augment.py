@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rnascl_cli.recipes import DataSettings
+from rnascl_cli.recipes.data_spec import LARGEST_CIFAR_LIKE
 from rnascl_cli.transfer import sent
 
 
@@ -37,10 +38,6 @@ class Augment(Protocol):
     def apply(self, x_BCHW: Tensor, views_B: Tensor) -> Tensor:
         """Return the views of images in [0, 1]: same shape, same range."""
         ...
-
-
-LARGEST_CIFAR_LIKE = 64
-"""Images up to this many pixels a side are cropped after padding; larger ones get random resized crops."""
 
 
 @dataclass(frozen=True)

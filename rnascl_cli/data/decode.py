@@ -24,7 +24,6 @@ from rnascl_cli.data.augment import ResizedCrop
 from rnascl_cli.engine.progress import progress
 from rnascl_cli.errors import UserError
 
-CROPPED_SIDE = 224
 SHORT_SIDE = 256
 CHUNK = 256
 MEMORY_SHARE = 0.8

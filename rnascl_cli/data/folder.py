@@ -11,11 +11,19 @@ import torch
 from torch import Tensor
 
 from rnascl_cli.artifacts.store import sha256_bytes
-from rnascl_cli.data.augment import LARGEST_CIFAR_LIKE
-from rnascl_cli.data.decode import CROPPED_SIDE, Shape, extensions, image_size
+from rnascl_cli.data.decode import Shape, extensions, image_size
 from rnascl_cli.data.files import ImageFiles, Listed
 from rnascl_cli.data.source import Source, Split
-from rnascl_cli.errors import UserError, printable
+from rnascl_cli.errors import UserError
+from rnascl_cli.recipes.data_spec import (
+    CROPPED_SIDE,
+    FOLDERS,
+    LARGEST_CIFAR_LIKE,
+    few,
+    folder_classes,
+    is_photograph,
+    split_folders,
+)
 
 SMALLEST_SIDE = 8
 IMAGENET_SHA256 = "70002b0ff5de60a3a17a82dbfcff291931f96225ddf941ad2e182fc39e183d15"
@@ -31,13 +39,7 @@ def folder(root: Path) -> Source:
     Raises:
         UserError: The folder, a split, a class or its images are missing, or the splits' classes differ.
     """
-    train, test = _split_folders(root)
-    classes = _class_names(train or test)
-    if len(classes) < 2:
-        raise UserError(f"{train or test}: has {len(classes)} class folders; at least two are needed")
-    if train is not None and (names := _class_names(test)) != classes:
-        odd = sorted(set(names).symmetric_difference(classes))
-        raise UserError(f"{root}: {test.name}/ and train/ have different class folders ({_few(odd)})")
+    train, test, classes = folder_classes(root)
     return _source(root, train, test, classes, shape=None)
 
 
@@ -79,7 +81,7 @@ def _class_list(name: str, sha256: str) -> list[str]:
 
 def _photographs(root: Path, classes: list[str], what: str) -> Source:
     """Return the named classes out of an ImageNet folder; others in it are left alone."""
-    train, test = _split_folders(root, tests=("val", "test"))  # ILSVRC's own test/ has no labels
+    train, test = split_folders(root, tests=FOLDERS["imagenet"])
     for split in (train, test):
         missing = [] if split is None else [name for name in classes if not (split / name).is_dir()]
         if len(missing) == len(classes) and split is not None:
@@ -89,31 +91,10 @@ def _photographs(root: Path, classes: list[str], what: str) -> Source:
             )
         if missing:
             raise UserError(
-                f"{split}: {len(missing)} of {what}'s class folders are missing ({_few(missing)}); complete them, or "
+                f"{split}: {len(missing)} of {what}'s class folders are missing ({few(missing)}); complete them, or "
                 f"use --data folder:{root} for the classes that are there"
             )
     return _source(root, train, test, classes, shape=Shape(CROPPED_SIDE, resize=True))
-
-
-def _split_folders(root: Path, *, tests: tuple[str, str] = ("test", "val")) -> tuple[Path | None, Path]:
-    if not root.is_dir():
-        raise UserError(f"--data: no folder {root}; name one with train/ and {tests[0]}/ in it")
-    found = [root / name for name in tests if (root / name).is_dir()]
-    if not found:
-        raise UserError(
-            f"--data: {root} has no {tests[0]}/ or {tests[1]}/ folder; put the test images there, one folder a class"
-        )
-    train = root / "train"
-    return (train if train.is_dir() else None), found[0]
-
-
-def _class_names(split: Path) -> list[str]:
-    names = sorted(entry.name for entry in split.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        raise UserError(f"{split}: has no class folders; make one folder a class")
-    if odd := [name for name in names if printable(name) != name]:
-        raise UserError(f"{split}: the class folder '{odd[0]}' has no printable name; rename it")
-    return names
 
 
 def _source(root: Path, train: Path | None, test: Path, classes: list[str], *, shape: Shape | None) -> Source:
@@ -160,7 +141,7 @@ def _listed(entry: os.DirEntry[str], class_name: str) -> Listed:
 def _shape_of(first: Path) -> Shape:
     """Tell from the first image whether the set is one of small squares or of photographs."""
     width, height = image_size(first)
-    if max(width, height) > LARGEST_CIFAR_LIKE:
+    if is_photograph(width, height):
         return Shape(CROPPED_SIDE, resize=True)
     if width != height or width < SMALLEST_SIDE:
         raise UserError(
@@ -168,7 +149,3 @@ def _shape_of(first: Path) -> Shape:
             f"least {SMALLEST_SIDE}x{SMALLEST_SIDE}"
         )
     return Shape(width, resize=False)
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

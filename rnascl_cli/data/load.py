@@ -25,8 +25,9 @@ from rnascl_cli.data.statistics import Statistics, Triple, channel_statistics
 from rnascl_cli.data.stream import Feeder, StreamedSet, default_workers
 from rnascl_cli.data.subset import balanced_subset, holdout_mask
 from rnascl_cli.engine.seeds import generator
-from rnascl_cli.errors import UserError, nearest
+from rnascl_cli.errors import UserError
 from rnascl_cli.recipes import DataSettings
+from rnascl_cli.recipes.data_spec import no_training_images, parse_spec
 
 KEPT_BYTES = 2 * 2**30
 """Up to here a split of image files is decoded once and kept in memory; a larger one is streamed."""
@@ -134,7 +135,7 @@ def _load_data(settings: DataSettings, *, seed: int, training: bool) -> Data:
     if not training:
         train = holdout = test.select(torch.arange(0))
     elif source.train is None:
-        raise UserError(f"--data {settings.spec}: has no train/ folder, only test images; nothing to train on")
+        raise no_training_images(settings.spec)
     else:
         whole = subset(source.train, settings.limit_train, name="train")
         held_N = holdout_mask(whole.labels_N, settings.holdout, generator(seed, "data", "holdout"))
@@ -187,32 +188,19 @@ def _feeder(settings: DataSettings) -> Feeder:
 
 
 def _source(spec: str) -> Source:
-    name, _, folder_text = spec.partition(":")
-    if name not in SOURCES:
-        raise UserError(f"--data {spec}: unknown data set '{name}'{nearest(name, SOURCES)}")
+    name, folder_text = parse_spec(spec)
     return SOURCES[name](folder_text)
 
 
-def _digits(folder_text: str) -> Source:
-    if folder_text:
-        raise UserError(f"--data digits:{folder_text}: digits come with rnascl and take no folder; write --data digits")
-    return builtin.digits()
-
-
-def _needs_folder(name: str, read: Callable[[Path], Source]) -> Callable[[str], Source]:
-    def source(folder_text: str) -> Source:
-        if not folder_text:
-            raise UserError(f"--data {name}: a folder is needed; write --data {name}:DIR")
-        return read(Path(folder_text).expanduser())
-
-    return source
+def _in_folder(read: Callable[[Path], Source]) -> Callable[[str], Source]:
+    return lambda folder_text: read(Path(folder_text).expanduser())
 
 
 SOURCES: dict[str, Callable[[str], Source]] = {
-    "digits": _digits,
+    "digits": lambda _: builtin.digits(),
     "cifar10": functools.partial(builtin.cifar, "cifar10"),
     "cifar100": functools.partial(builtin.cifar, "cifar100"),
-    "folder": _needs_folder("folder", folder),
-    "imagenet": _needs_folder("imagenet", imagenet),
-    "imagenet100": _needs_folder("imagenet100", imagenet100),
+    "folder": _in_folder(folder),
+    "imagenet": _in_folder(imagenet),
+    "imagenet100": _in_folder(imagenet100),
 }

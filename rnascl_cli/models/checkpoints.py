@@ -12,19 +12,18 @@ from torch import Tensor, nn
 from rnascl_cli.artifacts.archives import refuse_bomb
 from rnascl_cli.artifacts.documents import TeacherReference
 from rnascl_cli.artifacts.store import read_weights, sha256_file, write_weights
-from rnascl_cli.cache import cache_dir
 from rnascl_cli.console import warn
-from rnascl_cli.errors import RunError, UserError, nearest
+from rnascl_cli.errors import RunError, UserError
 from rnascl_cli.models.normalise import Normalise
+from rnascl_cli.models.public_teachers import IDENTITY
+from rnascl_cli.models.teacher_files import PREFIX, SUFFIX, find_teacher
 from rnascl_cli.models.teachers import ARCHITECTURES, architecture_named, network_of, without_memory
 from rnascl_cli.models.teachers.dialects import Constants, Translation, translate, unwrap
 from rnascl_cli.models.teachers.imagenet import Normalised
 from rnascl_cli.models.teachers.inert import load_pickled
-from rnascl_cli.models.teachers.public import IDENTITY, PUBLIC
-from rnascl_cli.models.teachers.timm_models import PREFIX, tensors_sha256, timm_model
+from rnascl_cli.models.teachers.timm_models import tensors_sha256, timm_model
 
 PICKLED = (".pt", ".pth", ".ckpt", ".tar")
-SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,6 @@ class Checkpoint:
     translation: Translation
     constants: Constants | None
     header: dict[str, Any]
-
-
-def teachers_dir() -> Path:
-    """Return the teacher cache: ``teachers/`` in the cache folder. It need not exist yet."""
-    return cache_dir() / "teachers"
 
 
 WITHOUT_KL = "do without the KL term, which compares class by class (--paradigm icc, or kl.weight=0)"
@@ -118,54 +112,6 @@ def _read_timm(source: str, *, num_classes: int | None, otherwise: str) -> Teach
     reference = TeacherReference(source=source, path=name, architecture=name, sha256=sha256)
     header = {"source": f"timm {facts.name}, its pretrained weights"}
     return Teacher(module.eval().requires_grad_(False), reference, facts.num_classes, name, header)
-
-
-def find_teacher(source: str) -> Path:
-    """Return the file that a teacher's name or path means.
-
-    A name is looked up in the teacher cache as ``NAME.safetensors``, then as ``NAME-*.safetensors``.
-
-    Raises:
-        UserError: There is no such file, or a name means several.
-    """
-    path = Path(source).expanduser()
-    if source not in PUBLIC and path.is_file():
-        return path
-    if path.suffix or len(path.parts) != 1:
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise UserError(f"--teacher {source}: {what}; name a teacher file, timm:NAME, or one of {', '.join(PUBLIC)}")
-    folder = teachers_dir()
-    if (exact := folder / f"{source}{SUFFIX}").is_file():
-        return exact
-    found = sorted(item for item in cached_teachers() if item.name.startswith(f"{source}-"))
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UserError(
-            f"--teacher {source}: means several files in {folder} ({', '.join(item.stem for item in found)}); "
-            "name one of them"
-        )
-    if source in PUBLIC:
-        raise UserError(how_to_get(source))
-    known = [*PUBLIC, *(item.stem for item in cached_teachers())]
-    raise UserError(f"--teacher: no file and no cached teacher '{source}'{nearest(source, known)}")
-
-
-def cached_teachers() -> list[Path]:
-    """Return the files of the teacher cache, sorted by name."""
-    return sorted(teachers_dir().glob(f"*{SUFFIX}"))
-
-
-def how_to_get(name: str) -> str:
-    """Say, in one line, how to get one of the public teachers."""
-    public = PUBLIC[name]
-    return (
-        f"--teacher {name}: not in the teacher cache ({teachers_dir()}). Get it by 'rnascl teacher fetch {name}', or "
-        f"download RobustBench's {public.robustbench} (Google Drive id {public.gdrive_id}, {public.url}) and run "
-        f"'rnascl teacher import FILE --arch {public.architecture} --public {name} "
-        f"--out {teachers_dir() / name}{SUFFIX}', or train one: 'rnascl teacher train --arch {public.architecture} "
-        "--data SPEC --out FILE'"
-    )
 
 
 def read_checkpoint(path: Path, *, architecture: str | None = None) -> Checkpoint:

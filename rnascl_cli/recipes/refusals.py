@@ -43,7 +43,8 @@ def explain(item: Mapping[str, Any], options: Mapping[str, Option]) -> str:
     key, kind = ".".join(names), item["type"]
     # pydantic finds a wrong kind of a rival, optimiser or mean at the table: the key that says so lies in it.
     tag = item["ctx"]["discriminator"].strip("'") if kind in (NO_TAG, OTHER_TAG) else None
-    if option := options.get(f"{key}.{tag}" if tag else key):
+    option = options.get(f"{key}.{tag}" if tag else key)
+    if option is not None and kind != UNKNOWN:
         return _by_option(item, option)
     if kind == UNKNOWN:
         return f"unknown recipe key '{key}'{nearest(names[-1], known)}"

@@ -14,9 +14,9 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from rnascl_cli.artifacts.reading import MAX_RECIPE_BYTES, read_bounded
-from rnascl_cli.errors import UserError, nearest
+from rnascl_cli.errors import UserError, naming, nearest
 from rnascl_cli.recipes.base import Settings
-from rnascl_cli.recipes.layers import STUDIES, Layer, find_recipe, read_recipe_file, recipes_folder
+from rnascl_cli.recipes.layers import DEEPEST_KEY, STUDIES, Layer, find_recipe, read_recipe_file, recipes_folder
 
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
 Table = dict[str, Any]
@@ -35,6 +35,10 @@ class Arm(Settings):
     finetune: tuple[Slug, ...] | None = Field(
         default=None, description="which of the study's fine-tunings follow; null: all of them"
     )
+
+    def is_followed_by(self, finetuning: str) -> bool:
+        """Return whether the arm's student goes into the fine-tuning of this name."""
+        return self.finetune is None or finetuning in self.finetune
 
     @model_validator(mode="after")
     def _one_source(self) -> Arm:
@@ -161,16 +165,22 @@ def _explain(item: Any) -> str:
 
 
 def common_layers(study: Study) -> list[Layer]:
-    """Return what is under every run of the study, lowest first."""
-    layers: list[Layer] = [read_recipe_file(find_recipe(study.recipe))] if study.recipe else []
-    return [*layers, study.settings]
+    """Return what is under every run of the study, lowest first.
+
+    Raises:
+        UserError: Its recipe is not there, or cannot be read.
+    """
+    if study.recipe is None:
+        return [study.settings]
+    with naming("'recipe'"):
+        return [read_recipe_file(find_recipe(study.recipe)), study.settings]
 
 
 def flat(table: Table, under: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the settings of a table with their dotted keys, kinds of a choice before what belongs to them."""
     for key in sorted(table, key=lambda key: key not in ("name", "kind")):
         value = table[key]
-        if isinstance(value, dict):
+        if isinstance(value, dict) and under.count(".") <= DEEPEST_KEY:  # which is refused where it is resolved
             yield from flat(value, f"{under}{key}.")
         else:
             yield f"{under}{key}", value

@@ -50,6 +50,8 @@ def _setting(study: StudyDocument) -> str:
     }
     lines = [f"- {name}: {words}" for name, words in facts.items() if words]
     failed = [f"- **failed**: `{name}`: {words}" for name, words in study.failed.items()]
+    if study.not_begun:
+        failed.append(f"- **not begun** because of that: {', '.join(f'`{name}`' for name in study.not_begun)}")
     return "\n".join([f"**{study.title}**", "", *lines, *failed])
 
 

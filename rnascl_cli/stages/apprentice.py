@@ -25,6 +25,7 @@ from rnascl_cli.models.student import Student
 from rnascl_cli.models.taps import MapRecorder, recording_maps, tappable_layers
 from rnascl_cli.recipes import AttentionSettings, KLSettings, RobustMethod
 from rnascl_cli.stages.inspection import Inspection
+from rnascl_cli.stages.paradigms import no_tutors
 from rnascl_cli.stages.rivalry import RivalLoss
 from rnascl_cli.stages.teacher_outputs import KeptOutputs
 from rnascl_cli.stages.teaching import (
@@ -180,10 +181,7 @@ def paradigm_teacher(
         return teacher
     tutors = derived.tutors
     if tutors is None:
-        raise UserError(
-            f"paradigm '{paradigm}' needs a tutor map, and this network was searched as '{derived.paradigm}'; "
-            "search with --paradigm rnas-cl or icc, or train with --paradigm kl or standard"
-        )
+        raise no_tutors(paradigm, searched=derived.paradigm)
     if teacher.reference.sha256 != tutors.teacher.sha256:
         raise UserError(
             f"--teacher {source}: sha256 {teacher.reference.sha256[:12]}... is not that of the tutor map's teacher "

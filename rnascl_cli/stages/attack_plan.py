@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from torch import nn
@@ -19,10 +18,10 @@ from rnascl_cli.engine.run_directory import JOURNAL
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.normalise import Normalise
 from rnascl_cli.recipes import AttackSettings, Recipe
+from rnascl_cli.stages.attack_sizes import audit_epsilon, epsilons_of
 from rnascl_cli.stages.attack_target import ATTACK_JSON, Target, check_fit
-from rnascl_cli.units import Epsilon, parse_epsilon
+from rnascl_cli.units import Epsilon
 
-CUSTOMARY_EPS = {"Linf": 8 / 255, "L2": 0.5}
 BATCH = {"cuda": 250, "cpu": 50}
 """Images a batch. A CPU is fastest with what stays in its caches, and an interruption costs less."""
 
@@ -102,8 +101,8 @@ def plan(target: Target, recipe: Recipe, directory: Path, *, audit: bool = False
     if settings.capture == "on" and compute.device.type != "cuda":
         raise UserError("attack.capture=on: graphs are captured on a GPU only; leave it at auto")
     attacks = _attacks(settings)
-    epsilons = _epsilons(settings)
-    audit_eps = _audit_eps(settings, epsilons) if audit else None
+    epsilons = epsilons_of(settings)
+    audit_eps = audit_epsilon(settings, epsilons) if audit else None
     _domain(target.loaded.module, settings, target)
     data = load_data(recipe.data, seed=recipe.seed, training=False)
     check_fit(target, data)
@@ -125,27 +124,6 @@ def _attacks(settings: AttackSettings) -> list[Attack]:
     return build_attacks(
         settings.attacks, options=options, norm=settings.norm, paper_code=settings.protocol == "paper-code"
     )
-
-
-def _epsilons(settings: AttackSettings) -> list[Epsilon]:
-    epsilons = sorted((parse_epsilon(text, norm=settings.norm) for text in settings.eps), key=lambda eps: eps.value)
-    if not epsilons:
-        raise UserError("--eps: name at least one, e.g. 8/255")
-    for smaller, larger in pairwise(epsilons):
-        if smaller.value == larger.value:
-            raise UserError(f"--eps: {smaller.text} and {larger.text} are the same; name each once")
-    return epsilons
-
-
-def _audit_eps(settings: AttackSettings, epsilons: Sequence[Epsilon]) -> Epsilon:
-    """Return the eps nearest to the customary one: at much larger ones no model is left with any accuracy."""
-    if settings.protocol != "pixel":
-        raise UserError("--audit: works on pixels; use --protocol pixel")
-    above_zero = [eps for eps in epsilons if eps.value > 0]
-    if not above_zero:
-        raise UserError("--audit: needs an --eps above 0, e.g. 8/255")
-    customary = CUSTOMARY_EPS[settings.norm]
-    return min(above_zero, key=lambda eps: abs(eps.value - customary))
 
 
 def _domain(model: nn.Module, settings: AttackSettings, target: Target) -> Domain:

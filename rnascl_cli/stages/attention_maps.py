@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from rnascl_cli.artifacts.documents import TeacherReference, TutorMap
 from rnascl_cli.artifacts.store import STUDENT, sha256_file
-from rnascl_cli.data.decode import CROPPED_SIDE, Shape, decode, image_size
+from rnascl_cli.data.decode import Shape, decode, image_size
 from rnascl_cli.distill.attention import tutor_distances, unit_maps
 from rnascl_cli.engine.progress import long_progress
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.checkpoints import read_teacher
 from rnascl_cli.models.files import load_student
 from rnascl_cli.models.taps import Tap, recording_maps
-from rnascl_cli.models.teachers.timm_models import PREFIX
+from rnascl_cli.models.teacher_files import PREFIX
+from rnascl_cli.recipes.data_spec import CROPPED_SIDE
 from rnascl_cli.reporting.lineage import Model
 from rnascl_cli.reporting.map_plots import LayerMap, MapSet, Rival
 from rnascl_cli.stages.teaching import uses_tutors

@@ -16,8 +16,8 @@ from rnascl_cli.engine.averaging import WeightAverage
 from rnascl_cli.engine.compute import Compute
 from rnascl_cli.engine.evaluate import accuracy
 from rnascl_cli.engine.seeds import generator
-from rnascl_cli.errors import UserError
 from rnascl_cli.recipes import StopSettings
+from rnascl_cli.stages.paradigms import no_holdout
 from rnascl_cli.stages.teacher_measuring import robust_accuracy
 
 Measure = Literal["robust", "clean"]
@@ -144,4 +144,4 @@ def require_holdout(data: Data, *, who: str) -> None:
         UserError: None is.
     """
     if not len(data.holdout):
-        raise UserError(f"data.holdout: {who} chooses its epoch on held-out training images; set it above 0")
+        raise no_holdout(who)

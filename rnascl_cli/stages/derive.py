@@ -16,6 +16,7 @@ from rnascl_cli.artifacts.documents import (
     BudgetRecord,
     DerivedDocument,
     FrontPoint,
+    Paradigm,
     SearchDocument,
     TutorMap,
     TutorOrigin,
@@ -148,10 +149,7 @@ def _choose(found: SearchDocument, tutors: str, *, where: str) -> _Chosen | None
     """Return who teaches whom; None where the search had no tutors."""
     if not found.tutor_logits:
         if tutors != "searched":
-            raise UserError(
-                f"--tutors {tutors}: {where} is a search with paradigm '{found.paradigm}', which has no tutors; "
-                "search with --paradigm rnas-cl or icc"
-            )
+            raise untutored(tutors, paradigm=found.paradigm, where=where)
         return None
     students, teachers = len(found.student_layers), len(found.teacher_layers)
     if tutors == "searched":
@@ -162,12 +160,34 @@ def _choose(found: SearchDocument, tutors: str, *, where: str) -> _Chosen | None
         return _Chosen(same_depth_tutors(students, teachers), "same-depth", {})
     if tutors == "last-layer":
         return _Chosen(last_layer_tutors(students, teachers), "last-layer", {})
-    return _by_hand(Path(tutors), found)
+    file = find_map(tutors)
+    assert file is not None  # all that have a name are above
+    return _by_hand(file, found)
+
+
+def untutored(tutors: str, *, paradigm: Paradigm, where: str) -> UserError:
+    """Return the refusal of a tutor map for a search (``where``) whose paradigm has no tutors."""
+    return UserError(
+        f"--tutors {tutors}: {where} is a search with paradigm '{paradigm}', which has no tutors; "
+        "search with --paradigm rnas-cl or icc"
+    )
+
+
+def find_map(tutors: str) -> Path | None:
+    """Return the file of a tutor map written by hand; None for a map that has a name.
+
+    Raises:
+        UserError: There is neither such a name nor such a file.
+    """
+    if tutors in TUTORS:
+        return None
+    file = Path(tutors)
+    if not file.is_file():
+        raise UserError(f"--tutors {file}: no such file, and no map of that name{nearest(str(file), TUTORS)}")
+    return file
 
 
 def _by_hand(file: Path, found: SearchDocument) -> _Chosen:
-    if not file.is_file():
-        raise UserError(f"--tutors {file}: no such file, and no map of that name{nearest(str(file), TUTORS)}")
     try:
         text = read_bounded(file, MAX_DOCUMENT_BYTES, what="tutor map")
     except OSError as error:

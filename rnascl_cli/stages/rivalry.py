@@ -45,6 +45,7 @@ from rnascl_cli.models.student import Student
 from rnascl_cli.recipes import AT, CRD, KD, PKT, RKD, SP, VID, Distillation, Recipe, TrainSettings
 from rnascl_cli.spaces import space_named
 from rnascl_cli.stages.inspection import constant
+from rnascl_cli.stages.paradigms import trained_paradigm, wanted_guide
 from rnascl_cli.stages.teacher_outputs import keep_outputs
 from rnascl_cli.stages.teaching import TeacherOnDuty, on_duty, refuse_changed_teacher
 
@@ -72,24 +73,12 @@ class Guide:
 
 
 def training_paradigm(settings: TrainSettings, derived: DerivedDocument) -> Paradigm:
-    """Return the paradigm of a training: beside a rival loss ``standard``, as the rival stands for all teacher terms.
+    """Return the paradigm of a training of this network; see :func:`~rnascl_cli.stages.paradigms.trained_paradigm`.
 
     Raises:
         UserError: A rival loss is asked for beside a paradigm with teacher terms, or on perturbed images.
     """
-    if settings.distill is None:
-        return settings.paradigm or derived.paradigm
-    if settings.method is not None:
-        raise UserError(
-            f"--distill {settings.distill.name}: compares clean images, as it was published; leave out --method "
-            f"{settings.method} (recipe key train.method) and run adv-finetune after it"
-        )
-    if settings.paradigm not in (None, "standard"):
-        raise UserError(
-            f"--distill {settings.distill.name}: takes the place of the paradigm's teacher terms; leave out either it "
-            f"(recipe key train.distill) or --paradigm {settings.paradigm} (recipe key train.paradigm)"
-        )
-    return "standard"
+    return trained_paradigm(settings, searched=derived.paradigm)
 
 
 def find_guide(source: str | None, settings: Distillation, derived: DerivedDocument, *, data: Data) -> Guide:
@@ -106,8 +95,7 @@ def find_guide(source: str | None, settings: Distillation, derived: DerivedDocum
             compare, or lacks the features; or ``crd`` has images of one class only.
     """
     name = settings.name
-    if source is None:
-        raise UserError(f"--distill {name}: needs a teacher, and the derived document names none; give --teacher")
+    source = wanted_guide(source, settings)
     teacher = read_teacher(source)
     if name == "kd" and teacher.num_classes != data.num_classes:
         raise UserError(

@@ -1,7 +1,8 @@
 """The study: run every step that is not done yet, then tell what was measured.
 
 Each step is a command of its own in a process of its own: one that fails takes nothing with it, and what a step left
-on disk is what a person typing the command would have got. The same command goes on with a study that was stopped.
+on disk is what a person typing the command would have got. The same command goes on with a study that was stopped, or
+killed: its steps then write their checkpoints and end, and where they do not, they are waited for.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rnascl_cli.console import say, warn
+from rnascl_cli.engine.following import ending_with_this_process
 from rnascl_cli.engine.interrupts import finishing_steps
-from rnascl_cli.engine.lock import lock_directory
+from rnascl_cli.engine.lock import lock_directory, refuse_if_in_use
 from rnascl_cli.engine.run_directory import JOURNAL, has_checkpoint, occupied
-from rnascl_cli.errors import Interrupted, RunError, UserError
+from rnascl_cli.errors import Interrupted, RunError, UserError, counted
 from rnascl_cli.stages.study_plan import Step, StudyPlan
 from rnascl_cli.stages.study_record import STEPS, StudyRecord
 
@@ -33,12 +35,14 @@ class Progress:
     Attributes:
         done: Names of the steps that have ended well.
         failed: Those that have not, with the last line that each said.
+        not_begun: Those that were never begun because something that they need has failed.
         minutes_up: Whether the time given ran out before the last step was begun.
         stopped: The signal that ended the study; None where none did.
     """
 
     done: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
+    not_begun: list[str] = field(default_factory=list)
     minutes_up: bool = False
     stopped: int | None = None
 
@@ -70,12 +74,27 @@ def run_study(
     kept, stale = record.kept(plan)
     record.write()
     progress = Progress(done=kept)
-    say(f"study: {len(kept)} of {len(plan.steps)} steps are done already" if kept else "study: begun")
+    say(f"study: {len(kept)} of {counted(len(plan.steps), 'step')} done already" if kept else "study: begun")
     if stale:
-        say(f"study: {len(stale)} steps are made again, as what they were made from has been, e.g. {min(stale)}")
+        say(f"study: {_made_again(stale)}")
     _Runner(steps, out, progress, record, stale=stale, jobs=jobs, minutes=minutes).run()
     lock.release()
     return progress
+
+
+def has_ended(plan: StudyPlan, out: Path) -> bool:
+    """Return whether nothing is left to be done in a study's folder, so that neither images nor a teacher are needed.
+
+    Raises:
+        UserError: As :func:`run_study`.
+    """
+    return (out / STEPS).is_file() and len(StudyRecord(out, plan).kept(plan)[0]) == len(plan.steps)
+
+
+def _made_again(stale: set[str]) -> str:
+    if len(stale) == 1:
+        return f"1 step is made again, as what it was made from has been: {min(stale)}"
+    return f"{len(stale)} steps are made again, as what they were made from has been, e.g. {min(stale)}"
 
 
 def _claim(out: Path) -> None:
@@ -87,6 +106,16 @@ def _claim(out: Path) -> None:
         (out / LOGS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}") from None
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A step at work: its process, when it began, and where in the log its own words begin."""
+
+    step: Step
+    process: subprocess.Popen[bytes]
+    began: float
+    said_from: int
 
 
 class _Runner:
@@ -106,10 +135,12 @@ class _Runner:
         self.out, self.progress, self.record, self.stale, self.jobs = out, progress, record, stale, jobs
         self.waiting = [step for step in steps if step.name not in progress.done]
         self.total = len(self.waiting) + len(progress.done)
-        self.running: dict[str, tuple[Step, subprocess.Popen[bytes], float]] = {}
+        self.running: dict[str, _Running] = {}
+        self.held: set[str] = set()
+        self.told_of: set[str] = set()
         self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
         threads = max(1, (os.cpu_count() or 1) // jobs)
-        self.environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+        self.environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **ending_with_this_process()}
 
     def run(self) -> None:
         with finishing_steps() as stop:
@@ -118,7 +149,7 @@ class _Runner:
                     self._stop(stop.signum)
                     break
                 self._begin()
-                if not self.running:
+                if not self.running and not self.held:
                     break
                 time.sleep(POLL_SECONDS)
                 self._collect()
@@ -128,25 +159,36 @@ class _Runner:
         if self.deadline is not None and time.monotonic() > self.deadline:
             self.progress.minutes_up = bool(self.waiting)
             self.waiting.clear()
-        lost = [step for step in self.waiting if any(need in self.progress.failed for need in step.needs)]
-        for step in lost:
-            self.waiting.remove(step)
-            self.progress.failed[step.name] = "not begun: what it needs has failed"
+        self.held.clear()
         while len(self.running) < self.jobs:
-            ready = next((step for step in self.waiting if self.progress.done.issuperset(step.needs)), None)
+            able = [step for step in self.waiting if self.progress.done.issuperset(step.needs)]
+            ready = next((step for step in able if not self._is_held(step)), None)
             if ready is None:
                 return
             self.waiting.remove(ready)
-            self.running[ready.name] = (ready, self._start(ready), time.monotonic())
+            self.running[ready.name] = self._start(ready)
 
-    def _start(self, step: Step) -> subprocess.Popen[bytes]:
+    def _is_held(self, step: Step) -> bool:
+        """Return whether another process writes where the step would: one that an earlier study, now killed, began."""
+        try:
+            refuse_if_in_use(self.out / step.name)
+        except UserError:
+            self.held.add(step.name)
+            if step.name not in self.told_of:
+                self.told_of.add(step.name)
+                say(f"study: {step.name}: an earlier process is still writing there; waiting for it to end")
+            return True
+        return False
+
+    def _start(self, step: Step) -> _Running:
         command = step.command(self.out)
         if step.resumable:
             command += ["--force"] if step.name in self.stale else _going_on(self.out / step.name)
         self.record.begin(step)
         with self._log(step).open("ab") as log:
+            said_from = log.tell()
             # In a session of its own: Ctrl-C reaches it once, from here, and not from the terminal as well.
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "rnascl_cli", *command],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -154,19 +196,30 @@ class _Runner:
                 env=self.environment,
                 start_new_session=True,
             )
+        return _Running(step, process, time.monotonic(), said_from)
 
     def _collect(self) -> None:
-        for name, (step, process, began) in list(self.running.items()):
-            code = process.poll()
+        for name, running in list(self.running.items()):
+            code = running.process.poll()
             if code is None:
                 continue
             del self.running[name]
-            if code == 0 and (self.out / step.result).is_file():
+            if code == 0 and (self.out / running.step.result).is_file():
                 self.progress.done.add(name)
-                say(f"study: {len(self.progress.done)}/{self.total} {name} ({time.monotonic() - began:.0f} s)")
+                say(f"study: {len(self.progress.done)}/{self.total} {name} ({time.monotonic() - running.began:.0f} s)")
             else:
-                self.progress.failed[name] = self._last_words(step)
+                self.progress.failed[name] = self._last_words(running)
                 warn(f"study: {name}: failed with exit code {code}: {self.progress.failed[name]}")
+                self._give_up_what_needs(name)
+
+    def _give_up_what_needs(self, failed: str) -> None:
+        """Take out of the waiting steps all that need one that has failed, directly or through others."""
+        lost = {failed}
+        for step in list(self.waiting):  # what a step needs stands before it
+            if lost.intersection(step.needs):
+                lost.add(step.name)
+                self.waiting.remove(step)
+                self.progress.not_begun.append(step.name)
 
     def _stop(self, signum: int) -> None:
         """Pass the signal on and wait for the checkpoints; pass a second one on as well, and wait no longer."""
@@ -177,16 +230,18 @@ class _Runner:
             self._pass_on(again.signum)
 
     def _pass_on(self, signum: int) -> None:
-        for _, process, _ in self.running.values():
-            process.send_signal(signum)
-        for _, process, _ in self.running.values():
-            process.wait()
+        for running in self.running.values():
+            running.process.send_signal(signum)
+        for running in self.running.values():
+            running.process.wait()
 
     def _log(self, step: Step) -> Path:
         return self.out / LOGS / (step.name.removesuffix(".json").replace("/", "-") + ".log")
 
-    def _last_words(self, step: Step) -> str:
-        lines = self._log(step).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    def _last_words(self, running: _Running) -> str:
+        """Return the last line that this process said; before it stand those of earlier ones."""
+        said = self._log(running.step).read_bytes()[running.said_from :]
+        lines = said.decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "it said nothing"
 
 
@@ -202,11 +257,13 @@ def end(progress: Progress, *, steps: int) -> None:
 
     Raises:
         Interrupted: It was stopped.
-        RunError: There are failed steps; the first is told, and how many there are.
+        RunError: There are failed steps; the first is told, how many there are, and how many more that has cost.
     """
     if progress.stopped is not None:
         done = f"{len(progress.done)} of {steps} steps done"
         raise Interrupted(progress.stopped, f"study: stopped with {done}; the same command goes on")
     if progress.failed:
         name, words = next(iter(progress.failed.items()))
-        raise RunError(f"study: {len(progress.failed)} steps failed; {name}: {words}")
+        failed, lost = len(progress.failed), len(progress.not_begun)
+        cost = f", and {lost} more could not be begun because of {'it' if failed == 1 else 'them'}" if lost else ""
+        raise RunError(f"study: {counted(failed, 'step')} failed{cost}; {name}: {words}")

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
 from rnascl_cli.errors import UserError
-from rnascl_cli.recipes import Layer, Recipe, resolve
-from rnascl_cli.recipes.study import Arm, Finetuning, Measurement, Study, common_layers, flat, repeated
+from rnascl_cli.recipes.study import Arm, Finetuning, Measurement, Study, flat, repeated
 from rnascl_cli.reporting.study_results import Place
-from rnascl_cli.spaces import space_named
+from rnascl_cli.stages.study_check import check_settings
 
 Stage = Literal["search", "derive", "train", "adv-finetune", "attack"]
 TABLES: dict[Stage, str] = {
@@ -100,35 +99,10 @@ def plan_study(study: Study, *, data: str | None = None, teacher: str | None = N
         teacher: ``--teacher`` of every run, likewise.
 
     Raises:
-        UserError: A space that does not exist, or a setting that no recipe has, with the arm or table it stands in.
+        UserError: As :func:`~rnascl_cli.stages.study_check.check_settings`, or two steps would have one name.
     """
-    check_settings(study)
+    check_settings(study, data=data)
     return _Planner(study, data, teacher).plan()
-
-
-def check_settings(study: Study) -> None:
-    """Resolve the recipe of every run of the study once.
-
-    Raises:
-        UserError: As :func:`plan_study`.
-    """
-    for space in study.spaces:
-        space_named(space)
-    common = common_layers(study)
-    _checked(common, "settings")
-    for arm in study.arm:
-        _checked([*common, {"search": arm.search, "train": arm.train}], f"arm '{arm.name}'")
-    for finetuning in study.finetuning:
-        _checked([*common, {"adv_finetune": finetuning.settings}], f"finetuning '{finetuning.name}'")
-    for measurement in study.measurement:
-        _checked([*common, {"attack": measurement.settings}], f"measurement '{measurement.name}'")
-
-
-def _checked(layers: Iterable[Layer], where: str) -> Recipe:
-    try:
-        return resolve(list(layers))
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
 
 
 class _Planner:
@@ -165,7 +139,7 @@ class _Planner:
         self._stage("train", trained, [derived], seed=seed, own=arm.train, needs=(derived,))
         self._measure(Place(space, seed, arm.name, "train", trained, {}))
         for finetuning in self.study.finetuning:
-            if arm.finetune is None or finetuning.name in arm.finetune:
+            if arm.is_followed_by(finetuning.name):
                 self._finetune(finetuning, arm, space, seed, trained)
 
     def _finetune(self, finetuning: Finetuning, arm: Arm, space: str, seed: int, trained: str) -> None:

@@ -44,6 +44,7 @@ def tell_results(
         steps=len(plan.steps),
         steps_done=len(progress.done),
         failed=progress.failed,
+        not_begun=progress.not_begun,
         circumstances=circumstances,
         rows=rows,
     )

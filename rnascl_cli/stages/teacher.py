@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from rnascl_cli import __version__, ranks
 from rnascl_cli.console import warn
 from rnascl_cli.data import Batch, Data, ImageSet, load_data
-from rnascl_cli.data.augment import LARGEST_CIFAR_LIKE
 from rnascl_cli.distill.objectives import add_up
 from rnascl_cli.distill.robust_objectives import hardened_terms, trades_terms
 from rnascl_cli.engine.averaging import averaging
@@ -33,10 +32,12 @@ from rnascl_cli.engine.optimise import build_optimiser, descend
 from rnascl_cli.engine.run_directory import CHECKPOINT, RunDirectory, clear_left_behind
 from rnascl_cli.engine.seeds import generator
 from rnascl_cli.errors import UserError
-from rnascl_cli.models.checkpoints import SUFFIX, Teacher, read_teacher, write_teacher
+from rnascl_cli.models.checkpoints import Teacher, read_teacher, write_teacher
 from rnascl_cli.models.norms import over_all_ranks
+from rnascl_cli.models.teacher_files import SUFFIX
 from rnascl_cli.models.teachers import TeacherArchitecture, architecture_named, build_teacher
 from rnascl_cli.recipes import Recipe, StopSettings, TeacherTrainSettings
+from rnascl_cli.recipes.data_spec import LARGEST_CIFAR_LIKE
 from rnascl_cli.stages.choosing import Best, Validation, require_holdout
 from rnascl_cli.stages.inspection import warn_without_perturbation
 from rnascl_cli.stages.perturbing import perturb, starting_offset

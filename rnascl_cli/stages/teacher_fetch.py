@@ -23,9 +23,9 @@ from rnascl_cli.engine.download import (
 )
 from rnascl_cli.engine.download.addresses import FORMS, Drive
 from rnascl_cli.errors import RunError, UserError, nearest
-from rnascl_cli.models.checkpoints import SUFFIX
+from rnascl_cli.models.public_teachers import PUBLIC
+from rnascl_cli.models.teacher_files import SUFFIX
 from rnascl_cli.models.teachers.dialects import Constants
-from rnascl_cli.models.teachers.public import PUBLIC
 from rnascl_cli.recipes import SELF_TEST_IMAGES
 from rnascl_cli.stages.teacher import check_out
 from rnascl_cli.stages.teacher_library import Imported, default_file, import_teacher

@@ -12,19 +12,12 @@ from rnascl_cli.console import warn
 from rnascl_cli.data import Data
 from rnascl_cli.engine.compute import resolve_compute
 from rnascl_cli.errors import UserError, nearest
-from rnascl_cli.models.checkpoints import (
-    SUFFIX,
-    Checkpoint,
-    assemble,
-    default_constants,
-    read_checkpoint,
-    teachers_dir,
-    write_teacher,
-)
+from rnascl_cli.models.checkpoints import Checkpoint, assemble, default_constants, read_checkpoint, write_teacher
+from rnascl_cli.models.public_teachers import IDENTITY, PUBLIC, PublicTeacher
 from rnascl_cli.models.seeing import check_sees
+from rnascl_cli.models.teacher_files import SUFFIX, teachers_dir
 from rnascl_cli.models.teachers import architecture_named
 from rnascl_cli.models.teachers.dialects import Constants
-from rnascl_cli.models.teachers.public import IDENTITY, PUBLIC, PublicTeacher
 from rnascl_cli.recipes import SELF_TEST_IMAGES
 from rnascl_cli.stages.teacher import check_out, check_size
 from rnascl_cli.stages.teacher_measuring import Measured

@@ -16,20 +16,13 @@ from rnascl_cli.artifacts.documents import AttackDocument
 from rnascl_cli.artifacts.store import read_document, read_header, sha256_file
 from rnascl_cli.console import warn
 from rnascl_cli.errors import UserError
-from rnascl_cli.models.checkpoints import (
-    SUFFIX,
-    Teacher,
-    cached_teachers,
-    find_teacher,
-    read_checkpoint,
-    read_teacher,
-    teachers_dir,
-)
+from rnascl_cli.models.checkpoints import Teacher, read_checkpoint, read_teacher
 from rnascl_cli.models.normalise import Normalise
+from rnascl_cli.models.public_teachers import PUBLIC
 from rnascl_cli.models.taps import tappable_layers
+from rnascl_cli.models.teacher_files import PREFIX, SUFFIX, cached_teachers, find_teacher, teachers_dir
 from rnascl_cli.models.teachers import TeacherArchitecture, architecture_named, without_memory
-from rnascl_cli.models.teachers.public import PUBLIC
-from rnascl_cli.models.teachers.timm_models import PREFIX, timm_model
+from rnascl_cli.models.teachers.timm_models import timm_model
 from rnascl_cli.recipes import Recipe
 from rnascl_cli.stages.attack import attack
 from rnascl_cli.stages.attack_plan import plan

@@ -17,9 +17,9 @@ from rnascl_cli.data.builtin import cifar_is_here
 from rnascl_cli.engine.compute import Compute
 from rnascl_cli.engine.evaluate import accuracy
 from rnascl_cli.models.normalise import Normalise
+from rnascl_cli.models.public_teachers import IDENTITY, PUBLIC
 from rnascl_cli.models.teachers import architecture_named
 from rnascl_cli.models.teachers.dialects import Constants
-from rnascl_cli.models.teachers.public import IDENTITY, PUBLIC
 from rnascl_cli.recipes import SELF_TEST_IMAGES, DataSettings
 from rnascl_cli.stages.teacher_measuring import Measured, measure
 from rnascl_cli.units import parse_epsilon

@@ -25,6 +25,7 @@ from rnascl_cli.models.checkpoints import Teacher, read_teacher
 from rnascl_cli.models.seeing import check_sees
 from rnascl_cli.models.taps import MapRecorder, Tap, recording_maps, tappable_layers
 from rnascl_cli.recipes import AttentionSettings, KLSettings, RobustMethod
+from rnascl_cli.stages.paradigms import wanted_teacher
 from rnascl_cli.stages.teacher_outputs import KeptOutputs, Outputs, map_dtype
 
 
@@ -61,12 +62,9 @@ def require_teacher(
         UserError: A teacher is needed and none is named, it cannot be read or cannot see such images, or logits of
             different numbers of classes would be compared.
     """
-    if paradigm == "standard" and method is None:
-        return None
-    if source is None and method is not None:
-        raise UserError(f"--teacher: method '{method}' learns from a teacher's logits; name one or use another method")
+    source = wanted_teacher(source, paradigm, method=method)
     if source is None:
-        raise UserError(f"--teacher: paradigm '{paradigm}' needs a teacher; name one or use --paradigm standard")
+        return None
     if method is not None:
         otherwise = f"use another method than {method}, which compares class by class"
         teacher = read_teacher(source, num_classes=num_classes, otherwise=otherwise)

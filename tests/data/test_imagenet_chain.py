@@ -16,8 +16,8 @@ from rnascl_cli.artifacts.documents import AdvFinetuneDocument, AttackDocument, 
 from rnascl_cli.artifacts.store import read_document
 from rnascl_cli.data.folder import imagenet100_classes, imagenet_classes
 from rnascl_cli.models.checkpoints import write_teacher
+from rnascl_cli.models.public_teachers import IMAGENET_MEAN, IMAGENET_STD
 from rnascl_cli.models.teachers import build_teacher
-from rnascl_cli.models.teachers.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from rnascl_cli.spaces import SPACES
 from tests.command import done, refused
 from tests.photographs import write_photographs

@@ -15,8 +15,8 @@ from rnascl_cli.attacks.catalogue import Options, build_attacks
 from rnascl_cli.distill.gumbel import temperature_at
 from rnascl_cli.engine.optimise import learning_rate
 from rnascl_cli.engine.run_directory import RunDirectory
+from rnascl_cli.models.public_teachers import PUBLIC
 from rnascl_cli.models.teachers import architecture_named
-from rnascl_cli.models.teachers.public import PUBLIC
 from rnascl_cli.recipes import SGD, CosineSchedule, Recipe, StepSchedule, find_recipe, read_recipe_file, resolve
 from rnascl_cli.recipes import recipes_folder as folder
 from rnascl_cli.recipes.layers import STUDIES

@@ -23,6 +23,7 @@ from rnascl_cli.recipes.study import Study
 from rnascl_cli.stages.study import end, run_study
 from rnascl_cli.stages.study_plan import StudyPlan, plan_study
 from rnascl_cli.stages.study_record import STEPS, StudyRecord
+from rnascl_cli.stages.study_results import tell_results
 from tests.command import done, refused
 
 SCRIPT = """#!/bin/sh
@@ -34,7 +35,7 @@ for word; do
   [ "$previous" = --out ] && out=$word
   previous=$word
 done
-case "$out" in *"${FAIL:-nothing}"*) echo "it broke" >&2; exit 1;; esac
+case "$out" in *"${FAIL:-nothing}"*) echo "${WORDS-it broke}" >&2; exit 1;; esac
 case $stage in
   derive) mkdir -p "$(dirname "$out")"; echo {} > "$out";;
   *) mkdir -p "$out"; echo {} > "$out/$stage.json";;
@@ -49,6 +50,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     script.write_text(SCRIPT, encoding="utf-8")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr("rnascl_cli.stages.study.POLL_SECONDS", 0.01)
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
     return tmp_path / "calls"
 
@@ -137,7 +139,7 @@ def test_the_same_call_goes_on(plan: StudyPlan, calls: Path, tmp_path: Path) -> 
 
 @pytest.mark.unit
 def test_what_was_made_from_something_that_is_made_anew_is_made_anew_too(
-    plan: StudyPlan, calls: Path, tmp_path: Path
+    plan: StudyPlan, calls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     run_study(plan, out)
@@ -148,6 +150,11 @@ def test_what_was_made_from_something_that_is_made_anew_is_made_anew_too(
     below = [step.name for step in plan.steps if step.name.startswith(("s3/seed4/rnas-cl", "s3/seed4/random"))]
     assert {line.split(" ")[0] for line in again} == set(below)
     assert all(line.endswith("--force") for line in again[1:])
+    assert f"{len(below) - 1} steps are made again, as what they were made from has been" in capsys.readouterr().err
+    shutil.rmtree(out / "s3/seed4/rnas-cl/train")
+    run_study(plan, out)
+    said = "1 step is made again, as what it was made from has been: s3/seed4/rnas-cl/train-pgd"
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.unit
@@ -226,11 +233,51 @@ def test_a_failure_costs_what_needs_it_and_no_more(
     monkeypatch.setenv("FAIL", "s3/seed4/rnas-cl/search")
     progress = run_study(plan, tmp_path / "out", jobs=2)
     assert progress.failed["s3/seed4/rnas-cl/search"] == "it broke"
+    assert set(progress.failed) == {"s3/seed4/rnas-cl/search"}
     lost = {step.name for step in plan.steps if step.name.startswith(("s3/seed4/rnas-cl", "s3/seed4/random"))}
-    assert set(progress.failed) == lost
+    assert set(progress.not_begun) == lost - set(progress.failed), "what needs it through others, too"
     assert len(progress.done) == len(plan.steps) - len(lost)
-    with pytest.raises(RunError, match="it broke"):
+    said = f"study: 1 step failed, and {len(lost) - 1} more could not be begun because of it; {min(progress.failed)}"
+    with pytest.raises(RunError, match=f"{said}: it broke"):
         end(progress, steps=len(plan.steps))
+
+
+@pytest.mark.unit
+def test_what_failed_and_what_that_cost_is_told_apart(
+    plan: StudyPlan, calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAIL", "s3/seed4/standard/derived")
+    out, only = tmp_path / "out", ["s3/seed4/standard/*"]
+    progress = run_study(plan, out, only=only)
+    document = tell_results(study(), plan, progress, out, source=calls)
+    assert document.failed == {"s3/seed4/standard/derived.json": "it broke"}
+    below = [step.name for step in plan.only(only)][2:]
+    assert document.not_begun == below
+    page = (out / "study.md").read_text(encoding="utf-8")
+    assert "**failed**: `s3/seed4/standard/derived.json`: it broke" in page
+    assert f"**not begun** because of that: {', '.join(f'`{name}`' for name in below)}" in page
+
+
+@pytest.mark.unit
+def test_several_failures_are_counted_one_by_one(
+    plan: StudyPlan, calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAIL", "-aa")
+    progress = run_study(plan, tmp_path / "out")
+    assert len(progress.failed) == 8
+    with pytest.raises(RunError, match="study: 8 steps failed; s3/seed4/standard/trades-aa: it broke"):
+        end(progress, steps=len(plan.steps))
+
+
+@pytest.mark.unit
+def test_a_step_that_says_nothing_gets_no_words_of_an_earlier_one(
+    plan: StudyPlan, calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = "s3/seed4/standard/search"
+    monkeypatch.setenv("FAIL", step)
+    assert run_study(plan, tmp_path / "out", only=[step]).failed == {step: "it broke"}
+    monkeypatch.setenv("WORDS", "")
+    assert run_study(plan, tmp_path / "out", only=[step]).failed == {step: "it said nothing"}
 
 
 @pytest.mark.unit
@@ -252,18 +299,21 @@ def test_a_folder_of_other_things_is_refused(plan: StudyPlan, tmp_path: Path) ->
         run_study(plan, tmp_path / "out")
 
 
+SMOKE = ("study", "smoke", "--teacher", "t.safetensors")
+
+
 @pytest.mark.unit
 def test_bad_usage(tmp_path: Path) -> None:
     assert "no study of that name" in refused("study", "nothing")
     page = tmp_path / "page.md"
     page.write_text("no marks", encoding="utf-8")
-    assert "study smoke: begin" in refused("study", "smoke", "--into", page, "--out", tmp_path / "out")
+    assert "study smoke: begin" in refused(*SMOKE, "--into", page, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.unit
 def test_the_plan_is_shown_without_running_it(tmp_path: Path) -> None:
-    outcome = done("study", "smoke", "--plan", "--teacher", "t.safetensors", "--out", tmp_path / "out")
+    outcome = done(*SMOKE, "--plan", "--out", tmp_path / "out")
     assert len(outcome.out.splitlines()) == len(plan_study(study_of("smoke")).steps)
     assert not (tmp_path / "out").exists()
 

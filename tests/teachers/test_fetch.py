@@ -19,7 +19,7 @@ from rnascl_cli.artifacts.store import read_header
 from rnascl_cli.cli.app import run
 from rnascl_cli.engine.download import Patience, addresses
 from rnascl_cli.models.checkpoints import read_teacher, write_teacher
-from rnascl_cli.models.teachers.public import PUBLIC
+from rnascl_cli.models.public_teachers import PUBLIC
 from rnascl_cli.stages import teacher_fetch
 from tests.teachers.conftest import images, random_teacher
 from tests.teachers.downloading import SCAN

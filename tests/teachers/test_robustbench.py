@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.checkpoints import read_teacher
+from rnascl_cli.models.public_teachers import PUBLIC
 from rnascl_cli.models.teachers import ARCHITECTURES, TeacherArchitecture
-from rnascl_cli.models.teachers.public import PUBLIC
 from rnascl_cli.models.teachers.wide_resnet import WideResNet
 from rnascl_cli.stages.teacher_library import import_teacher
 from tests.teachers.conftest import images, shake

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from rnascl_cli.data import Data, load_data
 from rnascl_cli.models.checkpoints import read_teacher
+from rnascl_cli.models.public_teachers import PUBLIC
 from rnascl_cli.models.teachers import build_teacher
-from rnascl_cli.models.teachers.public import PUBLIC
 from rnascl_cli.recipes import DataSettings
 from rnascl_cli.stages import teacher_self_test
 from rnascl_cli.stages.teacher_measuring import Measured

@@ -11,9 +11,11 @@ from torch import nn
 
 from rnascl_cli.errors import UserError, nearest
 from rnascl_cli.models.normalise import Normalise
-from rnascl_cli.models.teachers.imagenet import IMAGENET_MEAN, IMAGENET_STD, Normalised, torchvision_resnet
+from rnascl_cli.models.public_teachers import IMAGENET_MEAN, IMAGENET_STD
+from rnascl_cli.models.teacher_files import PREFIX
+from rnascl_cli.models.teachers.imagenet import Normalised, torchvision_resnet
 from rnascl_cli.models.teachers.resnet import BasicBlock, Bottleneck, CifarResNet
-from rnascl_cli.models.teachers.timm_models import PREFIX, timm_model
+from rnascl_cli.models.teachers.timm_models import timm_model
 from rnascl_cli.models.teachers.wide_resnet import WideResNet
 
 __all__ = [

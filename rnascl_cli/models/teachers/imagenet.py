@@ -11,9 +11,6 @@ from torch import Tensor, nn
 
 from rnascl_cli.models.normalise import Normalise
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 class Normalised(nn.Module):
     """Any classifier behind a normalisation layer; its tensors keep their public names under ``network``."""

@@ -20,9 +20,9 @@ from torch import nn
 
 from rnascl_cli.console import say
 from rnascl_cli.errors import UserError
+from rnascl_cli.models.teacher_files import PREFIX
 from rnascl_cli.models.teachers.imagenet import Normalised
 
-PREFIX = "timm:"
 Constants = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 

@@ -1,15 +1,18 @@
-"""The public robust checkpoints that the paper's teachers are: where they are, and what is published of them."""
+"""The public robust checkpoints that the paper's teachers are: where they are, and what is published of them.
+
+No tensors here, so that a teacher's name is understood without torch.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rnascl_cli.models.teachers.imagenet import IMAGENET_MEAN, IMAGENET_STD
-
 Constants = tuple[tuple[float, float, float], tuple[float, float, float]]
 # The authors' own files of Salman et al. 2020, in the dialect of MadryLab's robustness: repository and commit.
 SALMAN = "hf:madrylab/robust-imagenet-models@3f04ac96136001cfe402022100728124cbe3fac5"
 IDENTITY: Constants = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 
 
