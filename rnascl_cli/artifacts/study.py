@@ -50,6 +50,23 @@ class StudyRow(Record):
     attacks: dict[str, Attacked]
 
 
+class SearchRow(Record):
+    """A search of the study, and the network that it ended in."""
+
+    space: str
+    seed: Count
+    arm: str
+    run: str = Field(description="its run directory below the study's")
+    epochs: Count
+    seconds: float = Field(ge=0.0)
+    width_entropy: Fraction = Field(
+        description="of softmax(v) after the last epoch, over the log of the choices' number"
+    )
+    tutor_entropy: Fraction | None = Field(description="likewise; null where the search has no tutors")
+    macs: int = Field(description="of the derived network")
+    smallest_macs: int = Field(description="of the smallest network of the space")
+
+
 class Circumstances(Record):
     """What the numbers depend on besides the study's file; lists where not all runs agree."""
 
@@ -78,4 +95,5 @@ class StudyDocument(Record):
     failed: dict[str, str] = Field(default_factory=dict, description="steps that failed, and the last line of each")
     not_begun: list[str] = Field(default_factory=list, description="steps that need one that failed")
     circumstances: Circumstances
+    searches: list[SearchRow] = Field(default_factory=list)
     rows: list[StudyRow]

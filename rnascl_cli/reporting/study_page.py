@@ -28,6 +28,7 @@ def study_markdown(study: StudyDocument) -> str:
             rows = [row for row in study.rows if (row.stage, row.space) == (stage, space)]
             if rows:
                 parts.append(_section(study, space, stage, rows))
+    parts.append(_searches(study))
     parts.append(_audits(study.rows))
     parts.append(_every_run(study))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -168,6 +169,27 @@ def _published(space: str, *, finetuned: bool) -> Iterator[str]:
 def _numbers(row: PublishedRow, table: PublishedTable) -> str:
     shown = {name: "clean" if name == "clean" else attack_name(name) for name in table.measures}
     return ", ".join(f"{shown[name]} {row.measures[name]:g}" for name in table.measures if name in row.measures)
+
+
+def _searches(study: StudyDocument) -> str:
+    """Return how far each search decided, and how near the smallest network it ended."""
+    headings = ["search", "epochs", "seconds", "entropy of widths", "of tutors", "MACs (M)", "above the smallest (%)"]
+    body = [
+        [
+            f"`{row.run}`",
+            str(row.epochs),
+            f"{row.seconds:.0f}",
+            f"{row.width_entropy:.2f}",
+            NOTHING if row.tutor_entropy is None else f"{row.tutor_entropy:.2f}",
+            f"{row.macs / 1e6:.2f}",
+            f"{100 * (row.macs / row.smallest_macs - 1):.2f}",
+        ]
+        for row in study.searches
+    ]
+    if not body:
+        return ""
+    about = "Entropy after the last epoch, over that of equal chances: 1 is undecided, 0 decided."
+    return f"### The searches\n\n{about}\n\n" + markdown_table(headings, body, numeric_from=1)
 
 
 def _audits(rows: Sequence[StudyRow]) -> str:

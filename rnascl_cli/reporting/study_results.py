@@ -7,10 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from rnascl_cli.artifacts.documents import AdvFinetuneDocument, AttackDocument, Document, Provenance, TrainDocument
+from rnascl_cli.artifacts.documents import (
+    AdvFinetuneDocument,
+    AttackDocument,
+    DerivedDocument,
+    Document,
+    Provenance,
+    SearchDocument,
+    TrainDocument,
+)
 from rnascl_cli.artifacts.store import read_document
-from rnascl_cli.artifacts.study import Attacked, Circumstances, Measured, StudyRow
+from rnascl_cli.artifacts.study import Attacked, Circumstances, Measured, SearchRow, StudyRow
 from rnascl_cli.reporting.tables import short_spec, wilson
+from rnascl_cli.spaces import Networks, space_named
 
 D = TypeVar("D", bound=Document)
 
@@ -81,6 +90,43 @@ def read_rows(out: Path, places: Iterable[Place], *, done: Container[str]) -> tu
             )
         )
     return rows, _circumstances([document.provenance for document in documents])
+
+
+def read_searches(out: Path, runs: Iterable[str], *, done: Container[str]) -> list[SearchRow]:
+    """Return a row for every search whose network has been derived.
+
+    Args:
+        out: The study's folder.
+        runs: The searches' run directories below it, ``SPACE/SEED/ARM/search``.
+        done: As in :func:`read_rows`.
+
+    Raises:
+        UserError: A document cannot be read.
+    """
+    rows = []
+    for run in runs:
+        beside = f"{run.rpartition('/')[0]}/derived.json"
+        if run not in done or beside not in done:
+            continue
+        search = read_document(out / run / "search.json", SearchDocument)
+        derived = read_document(out / beside, DerivedDocument)
+        sizes = {"num_classes": search.num_classes, "input_size": search.input_size}
+        last = search.history[-1]
+        rows.append(
+            SearchRow(
+                space=search.space,
+                seed=search.provenance.seed,
+                arm=run.split("/")[-2],
+                run=run,
+                epochs=len(search.history),
+                seconds=sum(entry["seconds"] for entry in search.history),
+                width_entropy=last["width_entropy"],
+                tutor_entropy=last.get("tutor_entropy"),
+                macs=derived.architecture.macs,
+                smallest_macs=Networks(space_named(search.space), **sizes).smallest.macs,
+            )
+        )
+    return rows
 
 
 def _read(path: Path, kind: type[D]) -> D | None:

@@ -10,7 +10,7 @@ from rnascl_cli.engine.provenance import running_command
 from rnascl_cli.errors import UserError
 from rnascl_cli.recipes.study import Study
 from rnascl_cli.reporting.study_page import between_marks, study_markdown
-from rnascl_cli.reporting.study_results import read_rows
+from rnascl_cli.reporting.study_results import read_rows, read_searches
 from rnascl_cli.stages.study import Progress
 from rnascl_cli.stages.study_plan import StudyPlan
 
@@ -46,6 +46,7 @@ def tell_results(
         failed=progress.failed,
         not_begun=progress.not_begun,
         circumstances=circumstances,
+        searches=read_searches(out, [step.name for step in plan.steps if step.stage == "search"], done=progress.done),
         rows=rows,
     )
     write_text(out / DOCUMENT, document.model_dump_json(indent=2) + "\n")

@@ -384,11 +384,17 @@ settings = { attacks = ["fgsm"], eps = ["8/255"] }
         attacked = json.loads((out / f"s3/seed{seed}/{arm}/train-fgsm/attack.json").read_text(encoding="utf-8"))
         assert row["clean_accuracy"] == trained["clean_accuracy"]
         assert row["attacks"]["fgsm"]["results"][0]["accuracy"] == attacked["results"][0]["accuracy"]
+    (searched,) = document["searches"]
+    told = json.loads((out / searched["run"] / "search.json").read_text(encoding="utf-8"))["history"][-1]
+    assert (searched["arm"], searched["run"]) == ("standard", "s3/seed0/standard/search")
+    assert (searched["width_entropy"], searched["tutor_entropy"]) == (told["width_entropy"], None)
+    assert searched["macs"] == rows["standard", 0]["macs"] >= searched["smallest_macs"] == 4_743_304
     # The same network, seed and settings: whatever the numbers are, the differences are none.
     text = page.read_text(encoding="utf-8")
     assert text.startswith("before\n<!-- study tiny: begin -->\n\n**Tiny**")
     assert text.endswith("<!-- study tiny: end -->\nafter\n")
     assert "| `same-network` | ±0.0 | ±0.0 |" in text
+    assert f"| `s3/seed0/standard/search` | 1 | {searched['seconds']:.0f} | {told['width_entropy']:.2f} | – |" in text
     assert "Standard-S3 (Table 2): clean 89.92, PGD-20 17.69" in text
 
 
