@@ -26,9 +26,10 @@ from rnascl_cli.models.teachers import build_teacher
 from rnascl_cli.recipes import Recipe
 from rnascl_cli.recipes.settings import AttentionSettings, SearchSettings
 from rnascl_cli.spaces import SearchSpace, space_named
+from rnascl_cli.stages.paradigms import uses_tutors
 from rnascl_cli.stages.search_task import SearchTask
 from rnascl_cli.stages.teacher_outputs import keep_outputs
-from rnascl_cli.stages.teaching import on_duty, uses_tutors
+from rnascl_cli.stages.teaching import on_duty
 
 CLASSES = 10
 

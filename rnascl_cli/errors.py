@@ -95,6 +95,18 @@ def printable(text: str) -> str:
     )
 
 
+def expanded(path: str, *, option: str) -> Path:
+    """Return a path that was typed, with ``~`` and ``~user`` as the folders they mean.
+
+    Raises:
+        UserError: There is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{option}: {path[:80]}: no such user, or no home folder; write the whole path") from None
+
+
 def counted(number: int, what: str) -> str:
     """Return a number of things, e.g. ``"1 step"``, ``"2 steps"``."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -231,6 +231,9 @@ class AdvFinetuneDocument(Schooled):
     method: str
     paradigm: Paradigm
     distill: Rival | None = Field(default=None, description="the rival loss of the training that it started from")
+    holdout_seen: bool = Field(
+        default=False, description="the student may have been trained before on images that are held out here"
+    )
     architecture: Architecture
     student_sha256: Sha256
     clean_accuracy: Fraction

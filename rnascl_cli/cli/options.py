@@ -15,7 +15,7 @@ import typer
 
 from rnascl_cli.artifacts.documents import Provenance
 from rnascl_cli.cli.naming import options_of
-from rnascl_cli.errors import UserError
+from rnascl_cli.errors import UserError, expanded
 from rnascl_cli.recipes import Layer, Recipe, find_recipe, parse_setting, read_recipe_file, resolve
 from rnascl_cli.units import parse_count
 
@@ -178,7 +178,7 @@ def _refuse_download_into(spec: str) -> None:
         UserError: ``spec`` is of that kind.
     """
     name, _, folder = spec.partition(":")
-    if name in DOWNLOADED and folder and not (Path(folder).expanduser() / DOWNLOADED[name]).is_dir():
+    if name in DOWNLOADED and folder and not (expanded(folder, option="--data") / DOWNLOADED[name]).is_dir():
         raise UserError(
             f"--data {spec}: the artifact given names that folder, and it holds no {name}; "
             f"give --data {name}:DIR, or --data {spec} to download there"

@@ -42,7 +42,7 @@ def command(
 ) -> None:
     """Run a whole comparison, arm by arm and seed by seed, and tabulate it; the same command goes on with it."""
     from rnascl_cli.recipes.study import find_study, read_study
-    from rnascl_cli.stages.study_check import check_inputs, check_teacher
+    from rnascl_cli.stages.study_check import check_images, check_teacher, check_teacher_file
     from rnascl_cli.stages.study_plan import plan_study
 
     path = find_study(file)
@@ -56,18 +56,20 @@ def command(
                 raise
             console.warn(f"study {path}: {error}")  # the teacher may be elsewhere, or the steps asked for need none
     folder = out or Path("runs") / f"study-{path.stem}"
+    asked = steps.only(only) if only else steps.steps
     if plan:
-        shown = steps.only(only) if only else steps.steps
-        console.result("\n".join(step.typed(folder) for step in shown))
+        console.result("\n".join(step.typed(folder) for step in asked))
         return
     from rnascl_cli.stages.study import end, has_ended, run_study
     from rnascl_cli.stages.study_results import check_into, tell_results
 
     if into is not None:
         check_into(into, path.stem)
-    if not has_ended(steps, folder):
+    if not has_ended(steps, asked, folder):
         with naming(f"study {path}"):
-            check_inputs(study, data=data, teacher=teacher)
+            check_images(study, data=data)
+            if not only:  # the steps asked for may need none
+                check_teacher_file(study, teacher=teacher)
     progress = run_study(steps, folder, jobs=jobs, minutes=minutes, only=only or ())
     document = tell_results(study, steps, progress, folder, source=path, into=into)
     if progress.minutes_up:

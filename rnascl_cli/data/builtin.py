@@ -14,7 +14,7 @@ from rnascl_cli.cache import cache_dir
 from rnascl_cli.console import say
 from rnascl_cli.data.source import Source, Split
 from rnascl_cli.data.subset import holdout_mask
-from rnascl_cli.errors import UserError
+from rnascl_cli.errors import UserError, expanded
 
 DIGITS_TEST_SHARE = 0.2
 DIGITS_SPLIT_SEED = 0  # the set has no published split; this one is the same for every run and seed
@@ -55,7 +55,7 @@ def cifar(name: Literal["cifar10", "cifar100"], folder: str) -> Source:
     """
     from torchvision import datasets
 
-    root = Path(folder).expanduser() if folder else cache_dir() / "data"
+    root = expanded(folder, option="--data") if folder else cache_dir() / "data"
     kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
     try:
         parts = [_cifar_part(kind, name, root, train=train) for train in (True, False)]

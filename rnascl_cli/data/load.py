@@ -25,7 +25,7 @@ from rnascl_cli.data.statistics import Statistics, Triple, channel_statistics
 from rnascl_cli.data.stream import Feeder, StreamedSet, default_workers
 from rnascl_cli.data.subset import balanced_subset, holdout_mask
 from rnascl_cli.engine.seeds import generator
-from rnascl_cli.errors import UserError
+from rnascl_cli.errors import UserError, expanded
 from rnascl_cli.recipes import DataSettings
 from rnascl_cli.recipes.data_spec import no_training_images, parse_spec
 
@@ -193,7 +193,7 @@ def _source(spec: str) -> Source:
 
 
 def _in_folder(read: Callable[[Path], Source]) -> Callable[[str], Source]:
-    return lambda folder_text: read(Path(folder_text).expanduser())
+    return lambda folder_text: read(expanded(folder_text, option="--data"))
 
 
 SOURCES: dict[str, Callable[[str], Source]] = {

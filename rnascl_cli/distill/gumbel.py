@@ -54,7 +54,7 @@ def mean_entropy(probabilities: list[Tensor]) -> float:
     if not rows:
         return 0.0
     shares = [float(torch.special.entr(row.double()).sum()) / math.log(len(row)) for row in rows]
-    return sum(shares) / len(shares)
+    return min(sum(shares) / len(shares), 1.0)  # equal chances, rounded, would give a little more
 
 
 def mean_largest(weights: list[Tensor]) -> float:

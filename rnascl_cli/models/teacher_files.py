@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rnascl_cli.cache import cache_dir
-from rnascl_cli.errors import UserError, nearest
+from rnascl_cli.errors import UserError, expanded, nearest
 from rnascl_cli.models.public_teachers import PUBLIC
 
 SUFFIX = ".safetensors"
@@ -26,7 +26,7 @@ def find_teacher(source: str) -> Path:
     Raises:
         UserError: There is no such file, or a name means several.
     """
-    path = Path(source).expanduser()
+    path = expanded(source, option="--teacher")
     if source not in PUBLIC and path.is_file():
         return path
     if path.suffix or len(path.parts) != 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from rnascl_cli.errors import UserError, nearest, printable
+from rnascl_cli.errors import UserError, expanded, nearest, printable
 
 CROPPED_SIDE = 224
 """What photographs are cropped to, pixels."""
@@ -57,7 +57,7 @@ def check_there(spec: str) -> None:
     """
     name, folder = parse_spec(spec)
     if name in FOLDERS:
-        root = Path(folder).expanduser()
+        root = expanded(folder, option="--data")
         train, _ = split_folders(root, tests=FOLDERS[name])
         if train is None:
             raise no_training_images(spec)
@@ -75,11 +75,12 @@ def images_of(spec: str) -> Images | None:
 
     Of a folder, the names of its class folders and the size of one image are looked at.
     """
-    name, folder = parse_spec(spec)
-    if name in FIXED:
+    name, _, folder = spec.partition(":")
+    if name in FIXED:  # imagenet's folder may still be missing, as in the recipes, where only a plan is wanted
         return FIXED[name]
+    parse_spec(spec)
     try:
-        train, test, classes = folder_classes(Path(folder).expanduser())
+        train, test, classes = folder_classes(expanded(folder, option="--data"))
         side = _side((train or test) / classes[0])
     except (UserError, OSError):  # told by whoever needs the folder
         return None

@@ -120,13 +120,18 @@ def read_searches(out: Path, runs: Iterable[str], *, done: Container[str]) -> li
                 run=run,
                 epochs=len(search.history),
                 seconds=sum(entry["seconds"] for entry in search.history),
-                width_entropy=last["width_entropy"],
-                tutor_entropy=last.get("tutor_entropy"),
+                width_entropy=_share(last["width_entropy"]),
+                tutor_entropy=None if last.get("tutor_entropy") is None else _share(last["tutor_entropy"]),
                 macs=derived.architecture.macs,
                 smallest_macs=Networks(space_named(search.space), **sizes).smallest.macs,
             )
         )
     return rows
+
+
+def _share(recorded: float) -> float:
+    """Return a share as searches of earlier versions recorded it, which may be rounded to beyond 0 or 1."""
+    return min(max(recorded, 0.0), 1.0)
 
 
 def _read(path: Path, kind: type[D]) -> D | None:

@@ -18,7 +18,7 @@ from rnascl_cli.errors import UserError
 from rnascl_cli.models.files import load_student, save_student
 from rnascl_cli.recipes import Recipe
 from rnascl_cli.stages.planning import training_compute, training_provenance
-from rnascl_cli.stages.same_images import check_held_out_are_unseen, warn_of_changed_images
+from rnascl_cli.stages.same_images import may_have_seen_held_out, warn_of_changed_images
 from rnascl_cli.stages.schooling import school
 from rnascl_cli.stages.student_task import StudentTask
 from rnascl_cli.stages.train import check_fits
@@ -75,7 +75,7 @@ def adv_finetune(source: Path, recipe: Recipe, run: RunDirectory) -> AdvFinetune
     check_fits(recipe, architecture, data)
     warn_of_changed_images(recipe, data, before=before.provenance)
     chooses = f"--select {settings.stop.on}" if settings.stop else None
-    check_held_out_are_unseen(recipe, data, before=before.provenance, chooses=chooses)
+    seen = may_have_seen_held_out(recipe, data, before=before, chooses=chooses)
     inputs = {STUDENT: before.student_sha256, f"{before.kind}.json": sha256_file(source / f"{before.kind}.json")}
 
     history, teacher, end = school(
@@ -105,6 +105,7 @@ def adv_finetune(source: Path, recipe: Recipe, run: RunDirectory) -> AdvFinetune
         method=settings.method,
         paradigm=paradigm,
         distill=before.distill,
+        holdout_seen=seen,
         architecture=architecture,
         student_sha256=save_student(run.path / STUDENT, student, architecture),
         clean_accuracy=accuracy(student, data.test, compute=compute),

@@ -25,7 +25,7 @@ from rnascl_cli.models.student import Student
 from rnascl_cli.models.taps import MapRecorder, recording_maps, tappable_layers
 from rnascl_cli.recipes import AttentionSettings, KLSettings, RobustMethod
 from rnascl_cli.stages.inspection import Inspection
-from rnascl_cli.stages.paradigms import no_tutors
+from rnascl_cli.stages.paradigms import no_tutors, other_tap, uses_kl, uses_tutors
 from rnascl_cli.stages.rivalry import RivalLoss
 from rnascl_cli.stages.teacher_outputs import KeptOutputs
 from rnascl_cli.stages.teaching import (
@@ -34,8 +34,6 @@ from rnascl_cli.stages.teaching import (
     on_duty,
     refuse_changed_teacher,
     require_teacher,
-    uses_kl,
-    uses_tutors,
 )
 
 
@@ -188,10 +186,7 @@ def paradigm_teacher(
             f"({tutors.teacher.sha256[:12]}..., {tutors.teacher.architecture}); give the teacher of the search"
         )
     if list(tappable_layers(teacher.module, attention.tap)) != tutors.teacher_layers:
-        raise UserError(
-            f"--teacher {source}: its {attention.tap} layers are not those of the tutor map; "
-            "set attention.tap as in the search"
-        )
+        raise other_tap(f"--teacher {source}", attention.tap)
     return teacher
 
 

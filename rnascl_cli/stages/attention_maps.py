@@ -25,7 +25,7 @@ from rnascl_cli.models.teacher_files import PREFIX
 from rnascl_cli.recipes.data_spec import CROPPED_SIDE
 from rnascl_cli.reporting.lineage import Model
 from rnascl_cli.reporting.map_plots import LayerMap, MapSet, Rival
-from rnascl_cli.stages.teaching import uses_tutors
+from rnascl_cli.stages.paradigms import uses_tutors
 
 SHOWN = 7
 SMALLEST_SIDE = 16

@@ -5,9 +5,24 @@ The stages ask as they begin; a study asks of all its steps before the first one
 
 from __future__ import annotations
 
-from rnascl_cli.artifacts.documents import Paradigm
+from rnascl_cli.artifacts.documents import TUTORED, Paradigm
 from rnascl_cli.errors import UserError
-from rnascl_cli.recipes import Distillation, RobustMethod, TrainSettings
+from rnascl_cli.recipes import TAUGHT_METHODS, Distillation, KLSettings, RobustMethod, RobustSettings, TrainSettings
+
+
+def uses_kl(paradigm: Paradigm, kl: KLSettings) -> bool:
+    """Return whether there is a KL term: the paradigm has it (section 4.3), and its weight is not zero."""
+    return paradigm in ("kl", "rnas-cl") and kl.weight > 0
+
+
+def uses_tutors(paradigm: Paradigm) -> bool:
+    """Return whether the paradigm has the attention term (section 4.3)."""
+    return paradigm in TUTORED
+
+
+def needs_teacher(settings: RobustSettings | None) -> RobustMethod | None:
+    """Return the method of a table if its targets are a teacher's logits."""
+    return settings.method if settings is not None and settings.method in TAUGHT_METHODS else None
 
 
 def trained_paradigm(settings: TrainSettings, *, searched: Paradigm) -> Paradigm:
@@ -78,6 +93,11 @@ def no_tutors(paradigm: Paradigm, *, searched: Paradigm) -> UserError:
         f"paradigm '{paradigm}' needs a tutor map, and this network was searched as '{searched}'; "
         "search with --paradigm rnas-cl or icc, or train with --paradigm kl or standard"
     )
+
+
+def other_tap(layers: str, tap: str) -> UserError:
+    """Return the refusal of layers (``tap`` says of which kind) that are not those of the tutor map."""
+    return UserError(f"{layers}: its {tap} layers are not those of the tutor map; set attention.tap as in the search")
 
 
 def no_holdout(who: str) -> UserError:

@@ -135,11 +135,6 @@ def robust_objective(settings: RobustSettings | None, *, statistics: Statistics)
     return RobustObjective(settings, statistics=statistics)
 
 
-def needs_teacher(settings: RobustSettings | None) -> RobustMethod | None:
-    """Return the method of a table if its targets are a teacher's logits."""
-    return settings.method if settings is not None and settings.method in TAUGHT_METHODS else None
-
-
 def own_stream(noise: torch.Generator) -> torch.Generator:
     """Return a generator of its own for one step's starting points, seeded from ``noise``.
 

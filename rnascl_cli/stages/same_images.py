@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rnascl_cli.artifacts.documents import Provenance
+from rnascl_cli.artifacts.documents import AdvFinetuneDocument, Provenance, TrainDocument
 from rnascl_cli.console import warn
 from rnascl_cli.data import Data
 from rnascl_cli.errors import UserError
@@ -18,29 +18,35 @@ def warn_of_changed_images(recipe: Recipe, data: Data, *, before: Provenance) ->
         warn(f"--data {data.spec}: the images have changed since the artifact given was made")
 
 
-def check_held_out_are_unseen(recipe: Recipe, data: Data, *, before: Provenance, chooses: str | None) -> None:
-    """Say so where images are held out that a student was trained on, and refuse to choose an epoch by them.
+def may_have_seen_held_out(
+    recipe: Recipe, data: Data, *, before: TrainDocument | AdvFinetuneDocument, chooses: str | None
+) -> bool:
+    """Return whether images are held out that a student may have been trained on; say so where they are.
+
+    Images of the same classes are taken for the same set, as one folder has many names.
 
     Args:
         recipe: Of the run that goes on with the student.
         data: Its images.
-        before: Of the run that trained the student.
+        before: What the run left that trained the student.
         chooses: What chooses an epoch on the held-out images, e.g. ``"--select robust"``; None if nothing does.
 
     Raises:
-        UserError: The choice would be by images that the student knows.
+        UserError: They are, and the choice would be by them.
     """
-    if before.data is None or before.data.spec != data.spec or not len(data.holdout):
-        return
-    if not (differences := drawn_otherwise(recipe, before)):
-        return
-    cause = (
-        f"with {' and '.join(differences)} other images are held out than when the student was trained, so that it "
-        "may have been trained on them"
-    )
+    was = before.provenance.data
+    if was is None or was.classes != data.classes or not len(data.holdout):
+        return False
+    if differences := drawn_otherwise(recipe, before.provenance):
+        cause = f"with {' and '.join(differences)} other images are held out than when the student was trained"
+    elif isinstance(before, AdvFinetuneDocument) and before.holdout_seen:
+        cause = "the fine-tuning before this one held out other images than the training before it"
+    else:
+        return False
     if chooses:
-        raise UserError(f"{chooses}: {cause}; draw them as before")
-    warn(f"data.holdout: {cause}: holdout_accuracy is none on unseen images")
+        raise UserError(f"{chooses}: {cause}, so that it may have been trained on them; draw them as the training did")
+    warn(f"data.holdout: {cause}, so that it may have been trained on them: holdout_accuracy is none on unseen images")
+    return True
 
 
 def drawn_otherwise(recipe: Recipe, before: Provenance) -> list[str]:
@@ -50,15 +56,11 @@ def drawn_otherwise(recipe: Recipe, before: Provenance) -> list[str]:
     found = [
         f"data.{name} {_said(value)} ({_said(was[name])} before)"
         for name, value in now.items()
-        if _differs(was, name, value)
+        if name in was and was[name] != value
     ]
     if recipe.seed != before.seed:
         found.insert(0, f"seed {recipe.seed} ({before.seed} before)")
     return found
-
-
-def _differs(was: dict[str, object], name: str, value: object) -> bool:
-    return name in was and was[name] != value
 
 
 def _said(value: object) -> str:

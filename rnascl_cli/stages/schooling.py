@@ -18,13 +18,12 @@ from rnascl_cli.recipes import Recipe, StudentSettings, TrainSettings
 from rnascl_cli.stages.apprentice import Apprentice, apprenticeship, check_student_layers, paradigm_teacher
 from rnascl_cli.stages.choosing import require_holdout
 from rnascl_cli.stages.inspection import warn_of_idle_settings, warn_without_perturbation
+from rnascl_cli.stages.paradigms import needs_teacher, uses_tutors
 from rnascl_cli.stages.planning import plan_training
 from rnascl_cli.stages.rivalry import find_guide, rivalry
-from rnascl_cli.stages.robust_step import needs_teacher
 from rnascl_cli.stages.sharing import check_can_be_shared
 from rnascl_cli.stages.student_task import StudentTask
 from rnascl_cli.stages.teacher_outputs import keep_outputs
-from rnascl_cli.stages.teaching import uses_tutors
 
 
 class Schooling(NamedTuple):

@@ -24,8 +24,8 @@ from rnascl_cli.recipes import Recipe, SearchSettings
 from rnascl_cli.spaces import SearchSpace, space_named
 from rnascl_cli.stages.budgeting import asked_budget, conclude, refuse_impossible
 from rnascl_cli.stages.inspection import warn_of_idle_settings, warn_without_perturbation
+from rnascl_cli.stages.paradigms import needs_teacher, uses_tutors
 from rnascl_cli.stages.planning import plan_training, training_compute, training_provenance
-from rnascl_cli.stages.robust_step import needs_teacher
 from rnascl_cli.stages.search_task import SearchTask, smallest_part, split_batch
 from rnascl_cli.stages.sharing import check_can_be_shared
 from rnascl_cli.stages.teacher_outputs import keep_outputs
@@ -33,7 +33,6 @@ from rnascl_cli.stages.teaching import (
     on_duty,
     require_teacher,
     tutor_layers,
-    uses_tutors,
 )
 
 

@@ -37,12 +37,11 @@ from rnascl_cli.recipes import SearchSettings
 from rnascl_cli.spaces import SearchSpace, final_side
 from rnascl_cli.stages.budgeting import steering
 from rnascl_cli.stages.inspection import Inspection
-from rnascl_cli.stages.robust_step import needs_teacher
+from rnascl_cli.stages.paradigms import needs_teacher, uses_kl
 from rnascl_cli.stages.search_images import Chance, Mixture, Part, SearchImages
 from rnascl_cli.stages.teaching import (
     Lesson,
     TeacherOnDuty,
-    uses_kl,
 )
 
 

@@ -82,13 +82,13 @@ def run_study(
     return progress
 
 
-def has_ended(plan: StudyPlan, out: Path) -> bool:
-    """Return whether nothing is left to be done in a study's folder, so that neither images nor a teacher are needed.
+def has_ended(plan: StudyPlan, steps: Sequence[Step], out: Path) -> bool:
+    """Return whether none of some steps is left to be done in a study's folder, so that no images are needed.
 
     Raises:
         UserError: As :func:`run_study`.
     """
-    return (out / STEPS).is_file() and len(StudyRecord(out, plan).kept(plan)[0]) == len(plan.steps)
+    return (out / STEPS).is_file() and StudyRecord(out, plan).kept(plan)[0].issuperset(step.name for step in steps)
 
 
 def _made_again(stale: set[str]) -> str:
@@ -172,18 +172,18 @@ class _Runner:
         """Return whether another process writes where the step would: one that an earlier study, now killed, began."""
         try:
             refuse_if_in_use(self.out / step.name)
-        except UserError:
+        except UserError as error:
             self.held.add(step.name)
             if step.name not in self.told_of:
                 self.told_of.add(step.name)
-                say(f"study: {step.name}: an earlier process is still writing there; waiting for it to end")
+                say(f"study: waiting for another process to end: {error}")
             return True
         return False
 
     def _start(self, step: Step) -> _Running:
         command = step.command(self.out)
         if step.resumable:
-            command += ["--force"] if step.name in self.stale else _going_on(self.out / step.name)
+            command += ["--force"] if step.name in self.stale else going_on(self.out / step.name)
         self.record.begin(step)
         with self._log(step).open("ab") as log:
             said_from = log.tell()
@@ -245,9 +245,10 @@ class _Runner:
         return lines[-1] if lines else "it said nothing"
 
 
-def _going_on(run: Path) -> list[str]:
+def going_on(run: Path) -> list[str]:
     """Return the option for a run directory in which an interrupted step has left something."""
-    if has_checkpoint(run) or (run / JOURNAL).is_file():
+    # An attack that is there was ended meanwhile by a process that this study waited for: it is left as it is.
+    if has_checkpoint(run) or (run / JOURNAL).is_file() or (run / "attack.json").is_file():
         return ["--resume"]
     return ["--force"] if run.is_dir() and any(run.iterdir()) else []
 

@@ -5,20 +5,30 @@ No tensors here, as with the plan. What only images, a teacher's weights or a de
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from rnascl_cli.artifacts.documents import TUTORED, Paradigm
+from rnascl_cli.artifacts.documents import Paradigm
 from rnascl_cli.attacks.names import checked_names
 from rnascl_cli.errors import UserError, naming
 from rnascl_cli.models.teacher_files import PREFIX, find_teacher
-from rnascl_cli.recipes import TAUGHT_METHODS, Layer, Option, Recipe, RobustMethod, StudentSettings, resolve
+from rnascl_cli.recipes import Layer, Option, Recipe, StudentSettings, resolve
 from rnascl_cli.recipes.data_spec import Images, check_there, images_of
 from rnascl_cli.recipes.study import Arm, Finetuning, Measurement, Study, common_layers, flat
 from rnascl_cli.spaces import Budget, Networks, space_named
 from rnascl_cli.stages.attack_sizes import audit_epsilon, epsilons_of
 from rnascl_cli.stages.derive import find_map, untutored
-from rnascl_cli.stages.paradigms import no_holdout, no_tutors, trained_paradigm, wanted_guide, wanted_teacher
+from rnascl_cli.stages.paradigms import (
+    needs_teacher,
+    no_holdout,
+    no_tutors,
+    other_tap,
+    trained_paradigm,
+    uses_tutors,
+    wanted_guide,
+    wanted_teacher,
+)
 
 LIMITS = ("recipe key 'search.max_macs'", "recipe key 'search.max_params'")
 
@@ -63,7 +73,7 @@ def check_settings(study: Study, *, data: str | None = None) -> None:
     common = _common(study, data)
     base = _resolved(common, {}, "settings")
     _check_space_key(study, common)
-    with naming("recipe key 'data.spec'"):
+    with naming("recipe key 'data.spec'") if data is None else contextlib.nullcontext():
         images = images_of(base.data.spec)
     routes = _routes(study, common)
     for route in routes:
@@ -99,40 +109,55 @@ def check_teacher(study: Study, teacher: str | None) -> None:
     for route in routes:
         search, train = route.recipe.search, route.recipe.train
         if route.arm.network_of is None:
-            method = None if search.robust is None else search.robust.method
             with naming(f"arm '{route.arm.name}', table 'search'"):
-                wanted_teacher(source, search.paradigm, method=_taught(method))
+                wanted_teacher(source, search.paradigm, method=needs_teacher(search.robust))
         with naming(f"arm '{route.arm.name}', table 'train'"):
             if train.distill is not None:
                 wanted_guide(source, train.distill)
-            wanted_teacher(source, route.paradigm, method=_taught(train.method))
+            wanted_teacher(source, route.paradigm, method=needs_teacher(train))
     for finetuning, recipe, followed in _finetunings(study, common, routes):
         settings = recipe.adv_finetune
         for route in followed:
             with naming(f"finetuning '{finetuning.name}' of arm '{route.arm.name}'"):
-                wanted_teacher(source, settings.paradigm or route.paradigm, method=_taught(settings.method))
+                wanted_teacher(source, settings.paradigm or route.paradigm, method=needs_teacher(settings))
 
 
-def check_inputs(study: Study, *, data: str | None, teacher: str | None) -> None:
-    """Refuse images and a teacher that are not on this machine; neither is read.
-
-    What is downloaded (CIFAR, timm's teachers) need not be there yet.
+def check_images(study: Study, *, data: str | None) -> None:
+    """Refuse images that are not on this machine; none is read. CIFAR is downloaded, and need not be there yet.
 
     Args:
         study: As checked by :func:`check_settings`.
         data: ``--data`` of every run, over what the study says.
-        teacher: ``--teacher``, likewise; looked for even where no step needs one.
 
     Raises:
-        UserError: The folder of the images, a split of it or the teacher's file is not there.
+        UserError: Their folder, or a split of it, is not there.
     """
-    base = _resolved(_common(study, data), {}, "settings")
-    source = teacher or base.teacher
-    try:
-        check_there(base.data.spec)
-        if source is not None and not source.startswith(PREFIX):
+    with _readable():
+        check_there(_resolved(_common(study, data), {}, "settings").data.spec)
+
+
+def check_teacher_file(study: Study, *, teacher: str | None) -> None:
+    """Refuse a teacher that is named and not on this machine, even where no step needs one; it is not read.
+
+    Args:
+        study: As checked by :func:`check_settings`.
+        teacher: ``--teacher``, over what the study says. timm's teachers are downloaded, and need not be there yet.
+
+    Raises:
+        UserError: Its file is not there.
+    """
+    source = teacher or _resolved(_common(study, None), {}, "settings").teacher
+    if source is not None and not source.startswith(PREFIX):
+        with _readable():
             find_teacher(source)
-    except OSError as error:  # a name too long, or a folder that may not be read
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """Name the place where the system refuses to look: a name too long, or a folder that may not be read."""
+    try:
+        yield
+    except OSError as error:
         raise UserError(f"{str(error.filename)[:80]}: {error.strerror}") from None
 
 
@@ -197,7 +222,7 @@ def _check_tutors(route: _Route) -> None:
     """Refuse a tutor map that there is not or that the search has no use for, and a training without its tutors."""
     tutors = route.arm.tutors
     with naming("'tutors'"):
-        if tutors != "searched" and route.searched not in TUTORED:
+        if tutors != "searched" and not uses_tutors(route.searched):
             search = "the arm's own" if route.arm.network_of is None else f"that of arm '{route.arm.network_of}'"
             raise untutored(tutors, paradigm=route.searched, where=search)
         try:
@@ -210,17 +235,14 @@ def _check_tutors(route: _Route) -> None:
 def _check_student(recipe: Recipe, settings: StudentSettings, table: str, paradigm: Paradigm, route: _Route) -> None:
     if settings.stop is not None and recipe.data.holdout == 0:
         raise no_holdout(f"recipe key '{table}.stop'")
-    if paradigm not in TUTORED:
+    if not uses_tutors(paradigm):
         return
-    if route.searched not in TUTORED:
+    if not uses_tutors(route.searched):
         with naming(f"recipe key '{table}.paradigm'"):
             raise no_tutors(paradigm, searched=route.searched)
-    tap, searched = settings.attention.tap, route.source.search.attention.tap
-    if tap != searched:
-        raise UserError(
-            f"recipe key '{table}.attention.tap': is {tap}, and the tutors were searched with {searched}; "
-            "set search.attention.tap alike"
-        )
+    tap = settings.attention.tap
+    if tap != route.source.search.attention.tap:
+        raise other_tap(f"recipe key '{table}.attention.tap': the teacher", tap)
 
 
 def _check_attack(measurement: Measurement, recipe: Recipe) -> None:
@@ -230,8 +252,3 @@ def _check_attack(measurement: Measurement, recipe: Recipe) -> None:
     epsilons = epsilons_of(settings, option="recipe key 'attack.eps'")
     if measurement.audit:
         audit_epsilon(settings, epsilons, option="'audit'")
-
-
-def _taught(method: RobustMethod | None) -> RobustMethod | None:
-    """Return the method if its targets are the teacher's logits."""
-    return method if method in TAUGHT_METHODS else None

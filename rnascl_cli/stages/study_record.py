@@ -87,7 +87,13 @@ class StudyRecord:
             if not begun:
                 continue
             before, now = self.entries.get(step.name), self.entry(step)
-            if before is None or (before.arguments, before.files) != (now.arguments, now.files):
+            # A file that is gone says nothing against what was made from it, but nothing more can be.
+            gone = (
+                {}
+                if before is None or not there
+                else {option: digest for option, digest in before.files.items() if option not in now.files}
+            )
+            if before is None or (before.arguments, before.files) != (now.arguments, now.files | gone):
                 raise UserError(
                     f"--out {self._out}: {step.name} was made with other settings than the study has now; "
                     "name another folder, or remove that one"

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rnascl_cli.artifacts.documents import TUTORED, DerivedDocument, Paradigm
+from rnascl_cli.artifacts.documents import DerivedDocument, Paradigm
 from rnascl_cli.artifacts.runs import refuse_changed
 from rnascl_cli.console import warn
 from rnascl_cli.data import Batch
@@ -25,18 +25,8 @@ from rnascl_cli.models.checkpoints import Teacher, read_teacher
 from rnascl_cli.models.seeing import check_sees
 from rnascl_cli.models.taps import MapRecorder, Tap, recording_maps, tappable_layers
 from rnascl_cli.recipes import AttentionSettings, KLSettings, RobustMethod
-from rnascl_cli.stages.paradigms import wanted_teacher
+from rnascl_cli.stages.paradigms import uses_kl, wanted_teacher
 from rnascl_cli.stages.teacher_outputs import KeptOutputs, Outputs, map_dtype
-
-
-def uses_kl(paradigm: Paradigm, kl: KLSettings) -> bool:
-    """Return whether there is a KL term: the paradigm has it (section 4.3), and its weight is not zero."""
-    return paradigm in ("kl", "rnas-cl") and kl.weight > 0
-
-
-def uses_tutors(paradigm: Paradigm) -> bool:
-    """Return whether the paradigm has the attention term (section 4.3)."""
-    return paradigm in TUTORED
 
 
 def require_teacher(

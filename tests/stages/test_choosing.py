@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rnascl_cli import load
-from rnascl_cli.artifacts.documents import TrainDocument
+from rnascl_cli.artifacts.documents import AdvFinetuneDocument, TrainDocument
 from rnascl_cli.artifacts.runs import student_document
 from rnascl_cli.artifacts.store import read_document
 from rnascl_cli.data import ImageSet, load_data
@@ -295,7 +295,26 @@ def test_no_epoch_is_chosen_by_images_that_the_student_was_trained_on(
     line = refused(*arguments, "--select", "robust", "--out", tmp_path / "run")
     assert f"--select robust: with {cause} other images are held out than when the student was trained" in line
     assert not (tmp_path / "run").exists()
-    # Where nothing is chosen, that is no reason to refuse.
+    # Where nothing is chosen, that is no reason to refuse; what was done is known to the next one.
     said = done(*arguments, "--out", tmp_path / "run").err
     assert f"data.holdout: with {cause} other images are held out" in said
     assert "have changed" not in said
+    assert read_document(tmp_path / "run" / "adv-finetune.json", AdvFinetuneDocument).holdout_seen
+    again = ["adv-finetune", tmp_path / "run", "--method", "fast-at", "--epochs", 1, *FAST]
+    line = refused(*again, "--select", "robust", "--out", tmp_path / "again")
+    assert "--select robust: the fine-tuning before this one held out other images than the training" in line
+
+
+@pytest.mark.pipeline
+def test_a_folder_by_another_name_holds_the_same_images(tiny_folder: Path, tmp_path: Path) -> None:
+    def folder(path: object) -> list[object]:
+        return ["--data", f"folder:{path}", "--batch-size", 12, "--device", "cpu", "--precision", "fp32"]
+
+    common = ("--paradigm", "standard", *folder(tiny_folder), "--epochs", 1)
+    done("search", "--space", "S3", *common, "--out", tmp_path / "s")
+    none = ("--set", "data.holdout=0")
+    done("train", tmp_path / "s", *folder(tiny_folder), *none, "--epochs", 1, "--out", tmp_path / "t")
+    (tmp_path / "link").symlink_to(tiny_folder)
+    arguments = ["adv-finetune", tmp_path / "t", "--method", "fast-at", "--epochs", 1, *HELD_OUT, "--select", "robust"]
+    line = refused(*arguments, *folder(tmp_path / "link"), "--out", tmp_path / "f")
+    assert "data.holdout 0.25 (0.0 before)" in line

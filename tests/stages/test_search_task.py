@@ -33,10 +33,10 @@ from rnascl_cli.recipes import (
     SearchSettings,
 )
 from rnascl_cli.spaces import SPACES, network_cost
-from rnascl_cli.stages.robust_step import needs_teacher
+from rnascl_cli.stages.paradigms import needs_teacher, uses_kl, uses_tutors
 from rnascl_cli.stages.search_images import Part
 from rnascl_cli.stages.search_task import SearchTask, split_batch
-from rnascl_cli.stages.teaching import Lesson, on_duty, uses_kl, uses_tutors
+from rnascl_cli.stages.teaching import Lesson, on_duty
 from tests.batches import as_batch, drawn_part
 from tests.engine.toy import CPU
 

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from rnascl_cli.errors import RunError, UserError
 from rnascl_cli.recipes.study import Study
+from rnascl_cli.reporting.study_results import read_searches
 from rnascl_cli.stages.study import end, run_study
 from rnascl_cli.stages.study_plan import StudyPlan, plan_study
 from rnascl_cli.stages.study_record import STEPS, StudyRecord
@@ -385,6 +386,14 @@ settings = { attacks = ["fgsm"], eps = ["8/255"] }
         assert row["clean_accuracy"] == trained["clean_accuracy"]
         assert row["attacks"]["fgsm"]["results"][0]["accuracy"] == attacked["results"][0]["accuracy"]
     (searched,) = document["searches"]
+    search = out / searched["run"] / "search.json"
+    whole = search.read_bytes()
+    rounded = json.loads(whole)
+    rounded["history"][-1] |= {"width_entropy": 1.00000001, "tutor_entropy": 1.00000001}
+    search.write_text(json.dumps(rounded), encoding="utf-8")
+    (found,) = read_searches(out, [searched["run"]], done={searched["run"], "s3/seed0/standard/derived.json"})
+    assert (found.width_entropy, found.tutor_entropy) == (1.0, 1.0), "as earlier versions recorded equal chances"
+    search.write_bytes(whole)
     told = json.loads((out / searched["run"] / "search.json").read_text(encoding="utf-8"))["history"][-1]
     assert (searched["arm"], searched["run"]) == ("standard", "s3/seed0/standard/search")
     assert (searched["width_entropy"], searched["tutor_entropy"]) == (told["width_entropy"], None)

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from rnascl_cli.data import load_data
-from rnascl_cli.errors import counted
+from rnascl_cli.errors import UserError, counted
 from rnascl_cli.recipes import DataSettings
 from rnascl_cli.recipes.data_spec import images_of
+from rnascl_cli.recipes.study import read_study
+from rnascl_cli.stages.study_plan import plan_study
+from rnascl_cli.stages.study_record import StudyRecord
 from tests.cli.test_import_walls import in_a_fresh_python
 from tests.command import done, files, refused
 
@@ -119,7 +122,7 @@ CASES: dict[str, tuple[str, str, str]] = {
     "layers of other tutors": (
         OWN,
         'train = { attention.tap = "norm" }',
-        "arm 'taught': recipe key 'train.attention.tap': is norm, and the tutors were searched with conv",
+        "arm 'taught': recipe key 'train.attention.tap': the teacher: its norm layers are not those of the tutor map",
     ),
     "rival and paradigm": (
         OWN,
@@ -268,6 +271,48 @@ def test_a_study_that_has_ended_is_told_again_without_its_images(world: Path, ti
     assert "1 student; wrote out/study.md" in done(*command).err
     shutil.rmtree("out/s3/seed0/a/train")
     assert "no folder images" in refused(*command)
+
+
+def test_a_part_that_needs_no_teacher_does_without_its_file(world: Path) -> None:
+    change('spec = "digits"', "limit_train = 40\n[settings.search]\nepochs = 1\nbatch_size = 16")
+    command = ("study", "s.toml", "--teacher", "gone.safetensors", "--out", "out", "--only", "*/plain/search")
+    done(*command)
+    assert (world / "out/s3/seed0/plain/search/search.json").is_file()
+
+
+def test_what_was_made_under_a_teacher_that_is_gone_is_kept(world: Path) -> None:
+    plan = plan_study(read_study(Path("s.toml")), teacher="t.safetensors")
+    search = next(step for step in plan.steps if "--teacher" in step.arguments)
+    out = world / "out"
+    (out / search.name).mkdir(parents=True)
+    record = StudyRecord(out, plan)
+    record.begin(search)
+    (out / search.result).write_text("{}", encoding="utf-8")
+    Path("t.safetensors").unlink()
+    assert StudyRecord(out, plan).kept(plan) == ({search.name}, set())
+    (out / search.result).unlink()
+    (out / search.name / "checkpoint.pt").write_bytes(b"x")
+    with pytest.raises(UserError, match="made with other settings"):  # it could not go on
+        StudyRecord(out, plan).kept(plan)
+
+
+def test_a_user_that_there_is_not(world: Path) -> None:
+    done("study", "s.toml", *TAUGHT, "--data", "folder:~nobody-here/x", "--plan")
+    assert "--data: ~nobody-here/x: no such user" in told(*TAUGHT, "--data", "folder:~nobody-here/x")
+    assert "--teacher: ~nobody-here/t.safetensors: no such user" in told("--teacher", "~nobody-here/t.safetensors")
+
+
+def test_a_plan_of_an_imagenet_recipe_needs_no_images(world: Path) -> None:
+    Path("s.toml").write_text(
+        'title = "t"\nspaces = ["I"]\nreference = "a"\nrecipe = "imagenet100/rnas-cl-i-r18"\n[[arm]]\nname = "a"\n',
+        encoding="utf-8",
+    )
+    done("study", "s.toml", "--plan")
+    assert "--data imagenet100: a folder is needed" in told(*TAUGHT)
+
+
+def test_a_set_that_there_is_not_is_told_of_the_option(world: Path) -> None:
+    assert told(*TAUGHT, "--data", "foo").startswith("--data foo: unknown data set")
 
 
 @pytest.mark.parametrize("spec", ["digits", "folder:images"])

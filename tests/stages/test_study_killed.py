@@ -16,8 +16,9 @@ import pytest
 
 from rnascl_cli.engine.following import VARIABLE
 from rnascl_cli.engine.lock import LOCK
+from rnascl_cli.engine.run_directory import JOURNAL
 from rnascl_cli.recipes.study import Study
-from rnascl_cli.stages.study import run_study
+from rnascl_cli.stages.study import going_on, run_study
 from rnascl_cli.stages.study_plan import plan_study
 from tests.command import done
 
@@ -141,7 +142,19 @@ def test_what_an_earlier_process_is_still_writing_is_waited_for(
     assert begun_while_held == [False]
     assert progress.done == {"s3/seed0/a/search"}
     said = capsys.readouterr().err
-    assert said.count("s3/seed0/a/search: an earlier process is still writing there; waiting for it to end") == 1
+    assert said.count("waiting for another process to end: ") == 1
+    assert str(holder.pid) in said
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("left", "option"),
+    [("attack.json", "--resume"), ("attack.journal", "--resume"), ("checkpoint.pt", "--resume"), ("else", "--force")],
+)
+def test_what_has_ended_or_begun_meanwhile_is_not_made_again(tmp_path: Path, left: str, option: str) -> None:
+    assert going_on(tmp_path) == []
+    (tmp_path / (JOURNAL if left == "attack.journal" else left)).write_bytes(b"x")
+    assert going_on(tmp_path) == [option]
 
 
 @on_linux
