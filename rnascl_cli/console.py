@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rnascl_cli import ranks
-from rnascl_cli.artifacts.documents import Document
-from rnascl_cli.artifacts.store import document_json
 from rnascl_cli.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from rnascl_cli.artifacts.documents import Document
 
     stderr: Console
 
@@ -60,9 +60,15 @@ def result(text: str) -> None:
     sys.stdout.flush()
 
 
+def _json(document: Document) -> str:
+    from rnascl_cli.artifacts.store import document_json  # it reads pydantic, which --help can do without
+
+    return document_json(document)
+
+
 def finish(document: Document, *, out: str, json: bool) -> None:
     """End a stage: the artifact on stdout with ``--json``, else the run directory, so that shells can pass it on."""
-    result(document_json(document) if json else out)
+    result(_json(document) if json else out)
 
 
 def finish_all(documents: Sequence[Document], *, out: Sequence[str], json: bool) -> None:
@@ -70,6 +76,6 @@ def finish_all(documents: Sequence[Document], *, out: Sequence[str], json: bool)
     if len(documents) == 1:
         finish(documents[0], out=out[0], json=json)
     elif json:
-        result("[\n" + ",\n".join(document_json(document).rstrip() for document in documents) + "\n]")
+        result("[\n" + ",\n".join(_json(document).rstrip() for document in documents) + "\n]")
     else:
         result("\n".join(out))

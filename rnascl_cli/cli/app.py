@@ -20,9 +20,9 @@ import typer
 
 from rnascl_cli import __version__, console, ranks
 from rnascl_cli.cli import adv_finetune, attack, cache, derive, quickstart, report, search, study, teacher, train
+from rnascl_cli.engine.command_line import commanded_as
 from rnascl_cli.engine.following import end_with_parent
 from rnascl_cli.engine.interrupts import ending_at_once
-from rnascl_cli.engine.provenance import commanded_as
 from rnascl_cli.errors import Interrupted, RunError, UserError, one_line
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rnascl_cli import console, ranks
-from rnascl_cli.artifacts.documents import AttackDocument
 from rnascl_cli.cli import options
 from rnascl_cli.errors import UserError
-from rnascl_cli.recipes import find_recipe, read_recipe_file
 
 if TYPE_CHECKING:
+    from rnascl_cli.artifacts.documents import AttackDocument
     from rnascl_cli.stages.attack_plan import Assault
 
 NAME = "attack"
@@ -124,6 +123,8 @@ def _carry_out(assaults: Sequence[Assault], *, resume: bool, json: bool) -> None
 
 def _names_data(recipe: str | None, settings: Sequence[str]) -> bool:
     """Return whether a recipe or a ``--set`` says which images to use."""
+    from rnascl_cli.recipes import find_recipe, read_recipe_file
+
     if any(text.replace(" ", "").startswith("data.spec=") for text in settings):
         return True
     table = read_recipe_file(find_recipe(recipe)).get("data") if recipe is not None else None

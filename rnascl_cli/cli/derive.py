@@ -8,11 +8,8 @@ from typing import Annotated
 import typer
 
 from rnascl_cli import console
-from rnascl_cli.artifacts.store import document_json, write_document
 from rnascl_cli.cli import options
 from rnascl_cli.errors import UserError
-from rnascl_cli.spaces import Budget
-from rnascl_cli.stages.derive import derive
 
 NAME = "derive"
 EPILOG = "Example: rnascl derive runs/s5 | rnascl train - --out runs/s5-train"
@@ -41,6 +38,10 @@ def command(
 
     The budget of the search is kept; --max-macs and --max-params put another limit in the place of the search's own.
     """
+    from rnascl_cli.artifacts.store import document_json, write_document
+    from rnascl_cli.spaces import Budget
+    from rnascl_cli.stages.derive import derive
+
     if out is not None and out.exists() and not force:
         raise UserError(f"--out {out}: already exists; use another name or --force")
     if out is not None and out.resolve() in (source.resolve(), (source / "search.json").resolve()):

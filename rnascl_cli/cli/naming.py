@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rnascl_cli.recipes import Layer, Option
+if TYPE_CHECKING:
+    from rnascl_cli.recipes import Layer, Option
 
 NAMES = {
     "data.spec": "--data",
@@ -31,6 +32,8 @@ def options_of(layer: Layer, stage: str | None) -> dict[str, Option]:
         layer: The options, as a layer of the recipe.
         stage: The running stage, in whose table most of them are.
     """
+    from rnascl_cli.recipes import Option
+
     options = {}
     for key, value in _leaves(layer):
         inside = key if stage is None else key.removeprefix(f"{stage}.")

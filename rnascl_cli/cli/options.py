@@ -1,6 +1,6 @@
 """The options that stages share, and how they become a recipe.
 
-No torch here, so that ``rnascl --help`` answers at once.
+Neither torch nor pydantic is read before a recipe is built, so that ``rnascl --help`` answers at once.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ import datetime
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from rnascl_cli.artifacts.documents import Provenance
 from rnascl_cli.cli.naming import options_of
 from rnascl_cli.errors import UserError, expanded
-from rnascl_cli.recipes import Layer, Recipe, find_recipe, parse_setting, read_recipe_file, resolve
-from rnascl_cli.units import parse_count
+
+if TYPE_CHECKING:
+    from rnascl_cli.artifacts.documents import Provenance
+    from rnascl_cli.recipes import Layer, Recipe
 
 NULL: Final = object()
 """What an option gives that takes a table away, as ``--set KEY=null`` does; None is an option that was not given."""
@@ -118,6 +119,8 @@ def build_recipe(
     Raises:
         UserError: Anything unknown or out of range.
     """
+    from rnascl_cli.recipes import find_recipe, parse_setting, read_recipe_file, resolve
+
     layers: list[Layer] = []
     if inherited is not None:
         layers.append(_from_artifact(inherited))
@@ -161,6 +164,8 @@ def choice(select: str | None, patience: int | None) -> object:
 
 def count(text: str | None, option: str) -> int | None:
     """Return what ``--max-macs`` or ``--max-params`` says; None where it was not given."""
+    from rnascl_cli.units import parse_count
+
     return None if text is None else parse_count(text, option=option)
 
 

@@ -13,7 +13,6 @@ import typer
 from rnascl_cli import console
 from rnascl_cli.cli import options
 from rnascl_cli.errors import UserError
-from rnascl_cli.recipes import SELF_TEST_IMAGES
 
 if TYPE_CHECKING:
     from rnascl_cli.recipes import Recipe
@@ -118,6 +117,7 @@ def import_command(
     constants = _constants(mean, std)
     recipe = _self_test_recipe(data, limit_test=limit_test, seed=seed, device=device)
     from rnascl_cli.data import load_data
+    from rnascl_cli.recipes import SELF_TEST_IMAGES
     from rnascl_cli.stages.teacher_library import default_file, import_teacher
 
     imported = import_teacher(
@@ -165,6 +165,7 @@ def fetch_command(
     constants = _constants(mean, std)
     recipe = _self_test_recipe(data, limit_test=limit_test, seed=seed, device=device)
     from rnascl_cli.data import load_data
+    from rnascl_cli.recipes import SELF_TEST_IMAGES
     from rnascl_cli.stages.teacher_fetch import fetch_teacher
 
     fetched = fetch_teacher(
@@ -308,6 +309,8 @@ def _trained_stem(recipe: Recipe) -> str:
 
 def _self_test_recipe(data: str | None, *, limit_test: int | None, seed: int | None, device: str | None) -> Recipe:
     """Return what the self-test at the end of an import needs to know."""
+    from rnascl_cli.recipes import SELF_TEST_IMAGES
+
     return options.build_recipe(
         None,
         recipe=None,

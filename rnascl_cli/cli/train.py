@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rnascl_cli import console, ranks
-from rnascl_cli.artifacts.documents import DerivedDocument
-from rnascl_cli.artifacts.reading import MAX_DOCUMENT_BYTES
-from rnascl_cli.artifacts.store import parse_document, read_document
 from rnascl_cli.cli import options
 from rnascl_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from rnascl_cli.artifacts.documents import DerivedDocument
 
 NAME = "train"
 EPILOG = "Example: rnascl derive runs/s5 | rnascl train - --out runs/s5-train"
@@ -104,6 +104,10 @@ def command(
 
 
 def _read(source: str) -> DerivedDocument:
+    from rnascl_cli.artifacts.documents import DerivedDocument
+    from rnascl_cli.artifacts.reading import MAX_DOCUMENT_BYTES
+    from rnascl_cli.artifacts.store import parse_document, read_document
+
     if source == "-":
         if sys.stdin.isatty():
             raise UserError("train -: nothing is piped in; write 'rnascl derive RUN | rnascl train -'")

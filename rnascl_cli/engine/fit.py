@@ -21,12 +21,12 @@ from rnascl_cli import ranks
 from rnascl_cli.data import Augment, Batch, ImageSet, Parts, batch_count, batches, undivided
 from rnascl_cli.engine.agreement import Agreement, Wish
 from rnascl_cli.engine.checkpoint import first_not_finite, read_newest, write_checkpoint
+from rnascl_cli.engine.command_line import command_to_resume
 from rnascl_cli.engine.compute import Compute, peak_memory_bytes
 from rnascl_cli.engine.interrupts import StopRequest, finishing_steps
 from rnascl_cli.engine.optimise import learning_rate, set_learning_rate
 from rnascl_cli.engine.place import faulty, set_place
 from rnascl_cli.engine.progress import progress, say_epoch
-from rnascl_cli.engine.provenance import command_to_resume
 from rnascl_cli.engine.run_directory import PREVIOUS, RunDirectory
 from rnascl_cli.engine.seeds import generator
 from rnascl_cli.engine.tally import Tally

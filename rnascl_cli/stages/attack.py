@@ -20,12 +20,13 @@ from rnascl_cli.attacks.gradient import Model
 from rnascl_cli.attacks.journal import Journal
 from rnascl_cli.attacks.masking import masking_signs
 from rnascl_cli.attacks.precision import exact_float32
+from rnascl_cli.engine.command_line import running_command, with_resume
 from rnascl_cli.engine.compute import Compute
 from rnascl_cli.engine.folding import folded
 from rnascl_cli.engine.lock import Lock, lock_directory
 from rnascl_cli.engine.modes import evaluating, frozen
 from rnascl_cli.engine.progress import long_progress
-from rnascl_cli.engine.provenance import make_provenance, running_command, with_resume
+from rnascl_cli.engine.provenance import make_provenance
 from rnascl_cli.engine.run_directory import JOURNAL, clear_left_behind
 from rnascl_cli.engine.seeds import generator
 from rnascl_cli.errors import Interrupted, UserError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rnascl_cli.artifacts.store import sha256_file, write_text
 from rnascl_cli.artifacts.study import StudyDocument
-from rnascl_cli.engine.provenance import running_command
+from rnascl_cli.engine.command_line import running_command
 from rnascl_cli.errors import UserError
 from rnascl_cli.recipes.study import Study
 from rnascl_cli.reporting.study_page import between_marks, study_markdown

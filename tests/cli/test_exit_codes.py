@@ -13,7 +13,6 @@ import pytest
 
 from rnascl_cli.cli import app
 from rnascl_cli.errors import RunError, UserError
-from rnascl_cli.stages import derive as stage
 from tests.command import done, files, rnascl
 from tests.conftest import FAST
 
@@ -24,7 +23,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(source: Path, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr("rnascl_cli.cli.derive.derive", fail)
+    monkeypatch.setattr("rnascl_cli.stages.derive.derive", fail)
 
 
 @pytest.mark.unit
@@ -65,14 +64,6 @@ def test_the_traceback_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert outcome.code == 1
     assert "Traceback (most recent call last)" in outcome.err
     assert outcome.err.endswith("rnascl: ZeroDivisionError: by zero\n")
-
-
-@pytest.mark.unit
-def test_derive_is_the_stage() -> None:
-    # The tests above patch this name; it must be the one that runs.
-    from rnascl_cli.cli import derive
-
-    assert vars(derive)["derive"] is stage.derive
 
 
 @pytest.mark.pipeline

@@ -183,7 +183,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> None:
         raise Laid(options)
 
     bare = SimpleNamespace(provenance=None)
-    monkeypatch.setattr(options, "resolve", stop)
+    monkeypatch.setattr("rnascl_cli.recipes.resolve", stop)
     monkeypatch.setattr(options, "count", lambda text, _: text)
     monkeypatch.setattr(train, "_read", lambda _: bare)
     monkeypatch.setattr("rnascl_cli.stages.adv_finetune.source_run", lambda _: (bare, None))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rnascl_cli.engine.provenance import with_resume
+from rnascl_cli.engine.command_line import with_resume
 from tests.command import rnascl
 from tests.conftest import FAST as SMALL
 from tests.reliability.conftest import Whole

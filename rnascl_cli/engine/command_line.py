@@ -1,0 +1,67 @@
+"""The command that is running, as one would type it: for provenance, and for going on with it.
+
+Nothing heavy is read here, as every command begins with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rnascl_cli import ranks
+
+if TYPE_CHECKING:
+    from rnascl_cli.engine.run_directory import RunDirectory
+
+_arguments: ContextVar[tuple[str, ...] | None] = ContextVar("arguments", default=None)
+
+
+@contextlib.contextmanager
+def commanded_as(arguments: Sequence[str]) -> Iterator[None]:
+    """Record ``rnascl ARGUMENTS`` as the command for the while, where one command runs others."""
+    token = _arguments.set(tuple(arguments))
+    try:
+        yield
+    finally:
+        _arguments.reset(token)
+
+
+def command_to_resume(run: RunDirectory) -> str:
+    """Return the running command as one would type it to go on: with ``--resume``, and ``--out`` where it had none."""
+    return with_resume(running_command(), out=run.out or run.path, derived=run.path / "derived.json")
+
+
+def with_resume(command: Sequence[str], *, out: Path | None, derived: Path | None = None) -> str:
+    """Return ``command`` with ``--resume``, quoted for a shell.
+
+    Args:
+        command: The words of the command.
+        out: What ``--out`` is to name, should the command not say it; None where it need not.
+        derived: What to read where the command read stdin, which cannot be read twice.
+    """
+    words = [word for word in command if word not in ("--force", "--resume")]
+    if derived is not None:
+        words = [str(derived) if word == "-" else word for word in words]
+    if out is not None and not any(word == "--out" or word.startswith("--out=") for word in words):
+        words += ["--out", str(out)]
+    return shlex.join([*_launcher(), *words[1:], "--resume"])
+
+
+def _launcher() -> list[str]:
+    """Return the words that start rnascl as it was started."""
+    if ranks.size() == 1:
+        return ["rnascl"]
+    machines = ranks.size() // ranks.local_size()
+    nodes = [f"--nnodes={machines}"] if machines > 1 else []
+    return ["torchrun", *nodes, f"--nproc-per-node={ranks.local_size()}", "-m", "rnascl_cli"]
+
+
+def running_command() -> list[str]:
+    """Return the words of the command that is running."""
+    given = _arguments.get()
+    return ["rnascl", *(sys.argv[1:] if given is None else given)]
