@@ -51,16 +51,14 @@ def may_have_seen_held_out(
 
 def drawn_otherwise(recipe: Recipe, before: Provenance) -> list[str]:
     """Return what is set otherwise than before, of all that decides which images are held out: words for a message."""
-    was = before.recipe.get("data", {})
-    now = {"limit_train": recipe.data.limit_train, "holdout": recipe.data.holdout}
-    found = [
-        f"data.{name} {_said(value)} ({_said(was[name])} before)"
-        for name, value in now.items()
-        if name in was and was[name] != value
-    ]
-    if recipe.seed != before.seed:
-        found.insert(0, f"seed {recipe.seed} ({before.seed} before)")
-    return found
+    holdout = before.recipe.get("data", {}).get("holdout", recipe.data.holdout)
+    limit = recipe.data.limit_train if before.data is None else before.data.limit_train
+    changes = {
+        "seed": (before.seed, recipe.seed),
+        "data.limit_train": (limit, recipe.data.limit_train),
+        "data.holdout": (holdout, recipe.data.holdout),
+    }
+    return [f"{key} {_said(now)} ({_said(was)} before)" for key, (was, now) in changes.items() if was != now]
 
 
 def _said(value: object) -> str:
