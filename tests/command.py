@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import io
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -57,3 +59,11 @@ def files(folder: Path) -> dict[str, tuple[str, int]]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def soon(there: Callable[[], bool], *, seconds: float = 60.0) -> bool:
+    """Wait for something to become so."""
+    deadline = time.monotonic() + seconds
+    while not there() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return there()

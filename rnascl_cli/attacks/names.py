@@ -38,21 +38,21 @@ def checked_names(names: Sequence[str], *, norm: str, paper_code: bool = False, 
     Raises:
         UserError: There are none, or a name is unknown or given twice, or does not exist in this norm or protocol.
     """
-    names = [name.lower() for name in names]
-    if not names:
+    lower = [name.lower() for name in names]
+    if not lower:
         raise UserError(f"{option}: name at least one (known: {', '.join(KNOWN)}, and pgdN for any N)")
-    doubles = sorted({name for name in names if names.count(name) > 1})
+    doubles = sorted({name for name in lower if lower.count(name) > 1})
     if doubles:
         raise UserError(f"{option}: {', '.join(doubles)} is given twice; name each attack once")
-    for name in names:
+    for name in lower:
         if norm != "Linf" and name in LINF_ONLY:
             raise UserError(f"{option} {name}: exists for --norm Linf only; with {norm} use pgdN, apgd-ce, aa, ...")
         if paper_code and name in PARTS:
             raise UserError(
                 f"{option} {name}: AutoAttack works on pixels in [0, 1]; use --protocol pixel, or leave {name} out"
             )
-    for name in names:
+    for name in lower:
         if name not in KNOWN and pgd_steps(name) is None:
             hint = nearest("pgd20" if name.startswith("pgd") else name, KNOWN)
             raise UserError(f"{option}: unknown attack '{name}'{hint}; pgdN takes any number of steps N")
-    return list(names)
+    return lower

@@ -65,11 +65,14 @@ def command(
 
     if into is not None:
         check_into(into, path.stem)
-    if not has_ended(steps, asked, folder):
+    try:
         with naming(f"study {path}"):
             check_images(study, data=data)
             if not only:  # the steps asked for may need none
                 check_teacher_file(study, teacher=teacher)
+    except UserError:
+        if not has_ended(steps, asked, folder):  # which reads every result, as the run does again
+            raise
     progress = run_study(steps, folder, jobs=jobs, minutes=minutes, only=only or ())
     document = tell_results(study, steps, progress, folder, source=path, into=into)
     if progress.minutes_up:

@@ -28,13 +28,7 @@ from rnascl_cli.stages.inspection import Inspection
 from rnascl_cli.stages.paradigms import no_tutors, other_tap, uses_kl, uses_tutors
 from rnascl_cli.stages.rivalry import RivalLoss
 from rnascl_cli.stages.teacher_outputs import KeptOutputs
-from rnascl_cli.stages.teaching import (
-    Lesson,
-    TeacherOnDuty,
-    on_duty,
-    refuse_changed_teacher,
-    require_teacher,
-)
+from rnascl_cli.stages.teaching import Lesson, TeacherOnDuty, on_duty, refuse_changed_teacher, require_teacher
 
 
 class Answer(NamedTuple):

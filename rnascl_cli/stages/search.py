@@ -29,11 +29,7 @@ from rnascl_cli.stages.planning import plan_training, training_compute, training
 from rnascl_cli.stages.search_task import SearchTask, smallest_part, split_batch
 from rnascl_cli.stages.sharing import check_can_be_shared
 from rnascl_cli.stages.teacher_outputs import keep_outputs
-from rnascl_cli.stages.teaching import (
-    on_duty,
-    require_teacher,
-    tutor_layers,
-)
+from rnascl_cli.stages.teaching import on_duty, require_teacher, tutor_layers
 
 
 def search(recipe: Recipe, run: RunDirectory) -> SearchDocument:

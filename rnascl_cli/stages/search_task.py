@@ -39,10 +39,7 @@ from rnascl_cli.stages.budgeting import steering
 from rnascl_cli.stages.inspection import Inspection
 from rnascl_cli.stages.paradigms import needs_teacher, uses_kl
 from rnascl_cli.stages.search_images import Chance, Mixture, Part, SearchImages
-from rnascl_cli.stages.teaching import (
-    Lesson,
-    TeacherOnDuty,
-)
+from rnascl_cli.stages.teaching import Lesson, TeacherOnDuty
 
 
 def split_batch(batch: int, weight_share: float) -> int:

@@ -6,14 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from rnascl_cli.cli import app
 from rnascl_cli.errors import RunError, UserError
-from tests.command import done, files, rnascl
+from tests.command import done, files, rnascl, soon
 from tests.conftest import FAST
 
 
@@ -109,9 +108,7 @@ def test_a_reader_that_has_gone(searched: dict[str, Path], tmp_path: Path) -> No
 def test_a_real_sigint(searched: dict[str, Path], tmp_path: Path) -> None:
     with started("train", searched["standard"], "--epochs", 10_000, *FAST, "--out", "run", cwd=tmp_path) as process:
         try:
-            deadline = time.monotonic() + 60
-            while not (tmp_path / "run" / "checkpoint.pt").exists() and time.monotonic() < deadline:
-                time.sleep(0.05)
+            soon((tmp_path / "run" / "checkpoint.pt").exists)
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=60)
         finally:

@@ -25,7 +25,7 @@ from rnascl_cli.stages.study import end, run_study
 from rnascl_cli.stages.study_plan import StudyPlan, plan_study
 from rnascl_cli.stages.study_record import STEPS, StudyRecord
 from rnascl_cli.stages.study_results import tell_results
-from tests.command import done, refused
+from tests.command import done, refused, soon
 
 SCRIPT = """#!/bin/sh
 # -m rnascl_cli STAGE ...: leaves what the stage leaves, unless FAIL names the place
@@ -355,9 +355,7 @@ settings = { attacks = ["fgsm"], eps = ["8/255"] }
     page.write_text("before\n<!-- study tiny: begin -->\nold\n<!-- study tiny: end -->\nafter\n", encoding="utf-8")
     command = ["-m", "rnascl_cli", "study", str(file), "--out", str(out)]
     process = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, env={**os.environ})
-    deadline = time.monotonic() + 60
-    while not (out / "s3/seed0/standard/search/search.json").is_file() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    soon((out / "s3/seed0/standard/search/search.json").is_file)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143, said
@@ -365,9 +363,7 @@ settings = { attacks = ["fgsm"], eps = ["8/255"] }
     assert (out / "study.md").is_file()
 
     process = subprocess.Popen([sys.executable, *command], stderr=subprocess.DEVNULL, env={**os.environ})
-    deadline = time.monotonic() + 60
-    while not _children(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    soon(lambda: bool(_children(process.pid)))
     (step,) = _children(process.pid)
     for _ in range(2):
         process.send_signal(signal.SIGTERM)

@@ -8,8 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +18,7 @@ from rnascl_cli.engine.run_directory import JOURNAL
 from rnascl_cli.recipes.study import Study
 from rnascl_cli.stages.study import going_on, run_study
 from rnascl_cli.stages.study_plan import plan_study
-from tests.command import done
+from tests.command import done, soon
 
 on_linux = pytest.mark.skipif(
     sys.platform != "linux", reason="the kernel tells children of their parent's end on Linux"
@@ -79,14 +77,6 @@ def lives(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return status.rpartition(")")[2].split()[0] != "Z"
-
-
-def soon(there: Callable[[], bool], *, seconds: float = 60.0) -> bool:
-    """Wait for something to become so."""
-    deadline = time.monotonic() + seconds
-    while not there() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return there()
 
 
 @on_linux
