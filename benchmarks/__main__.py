@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu, search_step, startup
+from benchmarks import gpu, precision, search_step, startup
 from benchmarks.results import Device, Measurement, compare, record_baseline, table, write_document, write_json
 from rnascl_cli.engine.compute import resolve_compute
 
@@ -27,6 +27,7 @@ GROUPS = {
     "counts": search_step.counts,
     "step": search_step.steps,
     "block": search_step.block,
+    "precision": precision.precision,
     "loading": search_step.loading,
     "startup": startup.startup,
 }

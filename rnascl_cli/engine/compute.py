@@ -19,6 +19,8 @@ from rnascl_cli.engine.replay import CudaGraphs, Recorder
 from rnascl_cli.errors import UserError
 
 DType = Literal["fp32", "bf16"]
+CPUINFO = Path("/proc/cpuinfo")
+"""What Linux says about its processors."""
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -101,9 +103,8 @@ def resolve_compute(
 ) -> Compute:
     """Choose device and precision.
 
-    ``auto`` takes CUDA where it is there. In precision, ``auto`` is bf16 for both networks on a GPU that has
-    it; on a CPU with bf16 instructions it is bf16 for the teacher only (training depthwise convolutions in
-    bf16 is slower there than in float32), and float32 elsewhere.
+    ``auto`` takes CUDA where it is there. In precision, ``auto`` is bf16 for both networks on a GPU or a CPU that has
+    instructions for it, and float32 elsewhere.
 
     Args:
         device: As in the recipe.
@@ -135,10 +136,9 @@ def resolve_compute(
         _check_can_compile(deterministic=deterministic)
     if precision != "auto":
         return Compute(where, precision, precision, recorder, compiles)
-    if where.type == "cuda":
-        both: DType = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-        return Compute(where, both, both, recorder, compiles)
-    return Compute(where, "fp32", "bf16" if _cpu_has_bf16() else "fp32", recorder, compiles)
+    has_bf16 = torch.cuda.is_bf16_supported() if where.type == "cuda" else _cpu_has_bf16()
+    both: DType = "bf16" if has_bf16 else "fp32"
+    return Compute(where, both, both, recorder, compiles)
 
 
 def _cuda_graphs(where: torch.device) -> Recorder:
@@ -189,7 +189,7 @@ def _autocast(device: torch.device, precision: DType) -> contextlib.AbstractCont
 
 def _cpu_has_bf16() -> bool:
     try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        flags = CPUINFO.read_text(encoding="utf-8")
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
@@ -197,7 +197,7 @@ def _cpu_has_bf16() -> bool:
 
 def _cpu_model() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -56,7 +56,11 @@ def folded(model: nn.Module, x_BCHW: Tensor) -> nn.Module | None:
 
 def _pairs(model: nn.Module, x_BCHW: Tensor) -> list[tuple[str, str]]:
     """Return the names of convolutions and of the BatchNorms that take exactly their output."""
-    convs: dict[nn.Module, str] = {module: name for name, module in model.named_modules() if type(module) is nn.Conv2d}
+    convs: dict[nn.Module, str] = {
+        module: name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward  # none that masks its weight
+    }
     norms: dict[nn.Module, str] = {
         module: name
         for name, module in model.named_modules()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rnascl_cli.models.convolutions import Conv2d
 from rnascl_cli.models.norms import BatchNorm2d
 from rnascl_cli.spaces.tables import EXPANSION
 
@@ -18,7 +19,7 @@ class ConvBN(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, *, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+        self.conv = Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
         self.bn = BatchNorm2d(c_out)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ class InvertedResidual(nn.Module):
         return x_BCHW + out if self.skip else out
 
 
-class MaskableConv2d(nn.Conv2d):
+class MaskableConv2d(Conv2d):
     """A convolution of the supernet.
 
     Attributes:

@@ -8,6 +8,7 @@ Shape suffixes: B images, C and O channels, H height, W width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
-CACHED_NUMBERS = 2**19
-"""How many float32 numbers (2 MB) are turned from bf16 at a time on a CPU, so that they stay in its cache."""
+CACHED_NUMBERS = 2**20
+"""How many float32 numbers (4 MB) are turned from bf16 at a time on a CPU, so that they stay in its cache."""
 
 
 def energy(activation_BCHW: Tensor, channel_mask_C11: Tensor | None = None) -> Tensor:
@@ -72,19 +73,25 @@ class _Energy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, activation_BCHW: Tensor, mask_C11: Tensor | None) -> Tensor:
         ctx.save_for_backward(activation_BCHW, mask_C11)
-        return _norm(activation_BCHW if mask_C11 is None else activation_BCHW * mask_C11).square_()
+        if not _copied_to_float32(activation_BCHW):
+            return _norm(activation_BCHW, mask_C11).square_()
+        return torch.cat([_norm(x, mask_C11) for _, x in _pieces_in_float32(activation_BCHW)]).square_()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope_B1HW: Tensor) -> tuple[Tensor, Tensor | None]:
         activation_BCHW, mask_C11 = ctx.saved_tensors
-        slope_BCHW = activation_BCHW * slope_B1HW.mul(2)
-        slope_C11 = None
-        if mask_C11 is not None:
-            if ctx.needs_input_grad[1]:
-                slope_C11 = (slope_BCHW * activation_BCHW).sum(dim=(0, 2, 3)).view_as(mask_C11) * mask_C11
-            slope_BCHW *= mask_C11.square()
-        return slope_BCHW.to(activation_BCHW.dtype), slope_C11
+        of_mask = mask_C11 is not None and ctx.needs_input_grad[1]
+        twice_B1HW = slope_B1HW.mul(2)
+        if not _copied_to_float32(activation_BCHW):
+            slope_BCHW, slope_C11 = _slopes(activation_BCHW, mask_C11, twice_B1HW, of_mask=of_mask)
+            return slope_BCHW.to(activation_BCHW.dtype), slope_C11
+        slope_BCHW, slopes_C11 = torch.empty_like(activation_BCHW), []
+        for rows, x in _pieces_in_float32(activation_BCHW):
+            slope_BCHW[rows], slope_C11 = _slopes(x, mask_C11, twice_B1HW[rows], of_mask=of_mask)
+            if slope_C11 is not None:
+                slopes_C11.append(slope_C11)
+        return slope_BCHW, torch.stack(slopes_C11).sum(dim=0) if slopes_C11 else None
 
 
 class _WidenedEnergy(torch.autograd.Function):
@@ -93,32 +100,59 @@ class _WidenedEnergy(torch.autograd.Function):
         masked_OC = (weight_OC11 if mask_O111 is None else weight_OC11 * mask_O111).flatten(1)
         gram_CC11 = (masked_OC.T @ masked_OC).view(*weight_OC11.shape[1:2] * 2, 1, 1)
         ctx.save_for_backward(x_BCHW, gram_CC11, masked_OC, weight_OC11, mask_O111)
-        return (F.conv2d(x_BCHW.float(), gram_CC11) * x_BCHW).sum(dim=1, keepdim=True)
+        x_BCHW = x_BCHW.float()
+        return (F.conv2d(x_BCHW, gram_CC11) * x_BCHW).sum(dim=1, keepdim=True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope_B1HW: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        x_BCHW, gram_CC11, masked_OC, weight_OC11, mask_O111 = ctx.saved_tensors
-        twice_B1HW = slope_B1HW.mul(2)
-        slope_x_BCHW = F.conv2d(x_BCHW.float(), gram_CC11) * twice_B1HW
+        given_BCHW, gram_CC11, masked_OC, weight_OC11, mask_O111 = ctx.saved_tensors
+        x_BCHW, twice_B1HW = given_BCHW.float(), slope_B1HW.mul(2)
+        slope_x_BCHW = F.conv2d(x_BCHW, gram_CC11).mul_(twice_B1HW)
         slope_weight = slope_mask = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             # d/dM of sum_n g_n |M x_n|^2 = 2 M sum_n g_n x_n x_n^T; the sum is a 1x1 convolution's weight gradient.
-            slope_gram_x = x_BCHW * twice_B1HW
-            outer_CC11 = conv2d_weight(x_BCHW.float(), gram_CC11.shape, slope_gram_x)  # type: ignore[no-untyped-call]
+            outer_CC11 = conv2d_weight(x_BCHW, gram_CC11.shape, x_BCHW * twice_B1HW)  # type: ignore[no-untyped-call]
             slope_masked = (masked_OC @ outer_CC11.flatten(1)).view_as(weight_OC11)
             if ctx.needs_input_grad[1]:
                 slope_weight = slope_masked if mask_O111 is None else slope_masked * mask_O111
             if ctx.needs_input_grad[2]:
                 slope_mask = (slope_masked * weight_OC11).sum(dim=1, keepdim=True)
-        return slope_x_BCHW.to(x_BCHW.dtype), slope_weight, slope_mask
+        return slope_x_BCHW.to(given_BCHW.dtype), slope_weight, slope_mask
 
 
-def _norm(x_BCHW: Tensor) -> Tensor:
-    """Return the norm over channels, accumulated in float32 whatever the precision."""
-    if x_BCHW.dtype == torch.float32 or x_BCHW.is_cuda:
-        norm: Tensor = torch.linalg.vector_norm(x_BCHW, dim=1, keepdim=True, dtype=torch.float32)
-        return norm
-    # A CPU makes a float32 copy first; a piece of it at a time need not travel to memory and back.
-    pieces = torch.split(x_BCHW, max(CACHED_NUMBERS // x_BCHW[0].numel(), 1))
-    return torch.cat([torch.linalg.vector_norm(piece, dim=1, keepdim=True, dtype=torch.float32) for piece in pieces])
+def _norm(x_BCHW: Tensor, mask_C11: Tensor | None) -> Tensor:
+    """Return the norm of m * x over channels, accumulated in float32 whatever the precision."""
+    masked_BCHW = x_BCHW if mask_C11 is None else x_BCHW * mask_C11
+    norm: Tensor = torch.linalg.vector_norm(masked_BCHW, dim=1, keepdim=True, dtype=torch.float32)
+    return norm
+
+
+def _slopes(
+    x_BCHW: Tensor, mask_C11: Tensor | None, twice_B1HW: Tensor, *, of_mask: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the slopes of sum_c (m_c x_c)^2 along x and, if wanted, along m, given twice those along the sum."""
+    slope_BCHW, slope_C11 = x_BCHW * twice_B1HW, None
+    if mask_C11 is not None:
+        if of_mask:
+            slope_C11 = (slope_BCHW * x_BCHW).sum(dim=(0, 2, 3)).view_as(mask_C11) * mask_C11
+        slope_BCHW *= mask_C11.square()
+    return slope_BCHW, slope_C11
+
+
+def _copied_to_float32(x_BCHW: Tensor) -> bool:
+    """Return whether operators that reduce ``x``, or multiply it by float32 numbers, first copy it to float32.
+
+    A CPU's do with bf16. A copy of a piece at a time need not travel to memory and back.
+    """
+    return x_BCHW.dtype != torch.float32 and x_BCHW.device.type == "cpu"
+
+
+def _pieces_in_float32(x_BCHW: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield some of the images in float32 and which they are, each time in the same memory."""
+    size = max(CACHED_NUMBERS // max(x_BCHW[0].numel(), 1), 1)
+    room = torch.empty_like(x_BCHW[:size], dtype=torch.float32)
+    for start in range(0, len(x_BCHW), size):
+        rows = slice(start, start + size)
+        piece = x_BCHW[rows]
+        yield rows, room[: len(piece)].copy_(piece)

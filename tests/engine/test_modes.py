@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -101,10 +103,22 @@ def test_precision_as_asked() -> None:
     assert resolve_compute("cpu", "fp32") == CPU
     assert resolve_compute("cpu", "fp32").precision == "fp32"
     assert resolve_compute("cpu", "bf16") == Compute(torch.device("cpu"), "bf16", "bf16")
+    assert resolve_compute("cpu", "auto").device_name.startswith("cpu (")
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [("avx2 avx512_bf16 fsrm", "bf16"), ("amx_bf16", "bf16"), ("avx512f", "fp32"), (None, "fp32")],
+)
+def test_precision_by_the_processor(
+    flags: str | None, precision: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"  # None: a system without one
+    if flags is not None:
+        cpuinfo.write_text(f"model name : Some CPU\nflags : fpu {flags}\n", encoding="utf-8")
+    monkeypatch.setattr(compute, "CPUINFO", cpuinfo)
     auto = resolve_compute("cpu", "auto")
-    assert auto.student == "fp32"
-    assert auto.precision in ("fp32", "fp32, teacher bf16")
-    assert auto.device_name.startswith("cpu (")
+    assert (auto.student, auto.teacher, auto.precision) == (precision, precision, precision)
 
 
 def test_autocast_follows_the_precision() -> None:

@@ -85,11 +85,28 @@ def test_maps_under_autocast_are_float32() -> None:
     torch.testing.assert_close(found, energy(layer(x_BCHW.float())))
 
 
-def test_a_bf16_energy_in_pieces_is_the_whole(monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:
-    activation_BCHW = torch.randn(5, 3, 4, 4, generator=generator).bfloat16()
-    whole = energy(activation_BCHW)
-    monkeypatch.setattr("rnascl_cli.models.energies.CACHED_NUMBERS", 2 * 48)
-    assert torch.equal(energy(activation_BCHW), whole)
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_bf16_energy_in_pieces_is_the_whole(
+    masked: bool, monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
+) -> None:
+    activation_BCHW = torch.randn(5, 3, 4, 4, generator=generator).bfloat16().requires_grad_(True)
+    mask_C11 = torch.tensor([1.0, 0.3, 0.0]).view(-1, 1, 1).requires_grad_(True) if masked else None
+    weights_B1HW = torch.randn(5, 1, 4, 4, generator=generator)
+
+    def map_and_slopes(activation_BCHW: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        map_B1HW = energy(activation_BCHW, mask_C11)
+        wanted = [activation_BCHW] if mask_C11 is None else [activation_BCHW, mask_C11]
+        return map_B1HW, *torch.autograd.grad((map_B1HW * weights_B1HW).sum(), wanted)
+
+    exact = map_and_slopes(activation_BCHW.detach().float().requires_grad_(True))
+    whole = map_and_slopes(activation_BCHW)
+    monkeypatch.setattr("rnascl_cli.models.energies.CACHED_NUMBERS", 2 * 48)  # two images, two, and one
+    pieces = map_and_slopes(activation_BCHW)
+    assert pieces[1].dtype == torch.bfloat16
+    for found in (whole, pieces):
+        torch.testing.assert_close(found[0], exact[0])
+        torch.testing.assert_close(found[1], exact[1].bfloat16())  # rounded once, at the end
+        torch.testing.assert_close(found[2:], exact[2:])
 
 
 def test_a_dead_layer_has_finite_slopes() -> None:

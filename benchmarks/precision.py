@@ -1,0 +1,87 @@
+"""What bf16 saves a student in training on a CPU, and what strided depthwise convolutions would cost it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from benchmarks.results import Measurement
+from benchmarks.timing import Times, interval, take_turns
+from rnascl_cli.engine.compute import Compute, resolve_compute
+from rnascl_cli.models.convolutions import Conv2d
+from rnascl_cli.models.student import Student
+from rnascl_cli.spaces import space_named
+
+SPACE, BATCH, CLASSES = "S5", 128, 10
+CHANNELS, SIDE = 96, 16
+"""Of the first strided depthwise convolution of the space's widest network."""
+FLOAT32 = Compute(torch.device("cpu"), "fp32", "fp32")
+BFLOAT16 = Compute(torch.device("cpu"), "bf16", "bf16")
+
+
+def precision(rounds: int) -> list[Measurement]:
+    """Time bf16 against float32; nothing where ``--precision auto`` is float32."""
+    if resolve_compute("cpu", "auto").student == "fp32":
+        return []
+    return [depthwise(rounds), training(rounds)]
+
+
+def depthwise(rounds: int) -> Measurement:
+    """Time a strided depthwise convolution in bf16, forward and backward, against ``nn.Conv2d``."""
+    sides = {
+        kind.__module__: _passes(kind(CHANNELS, CHANNELS, 3, 2, padding=1, groups=CHANNELS, bias=False))
+        for kind in (Conv2d, nn.Conv2d)
+    }
+    ours, theirs = sides
+    times = take_turns(sides, rounds=rounds, calls={ours: 20})
+    what = f"strided depthwise convolution in bf16 ({CHANNELS} channels, {SIDE}x{SIDE}), times as fast as nn.Conv2d"
+    return _faster(times, "precision.depthwise", what, theirs, ours, kept=False)  # milliseconds: too noisy to hold
+
+
+def training(rounds: int) -> Measurement:
+    """Time a step of training the space's widest network, cross-entropy alone, in bf16 against float32."""
+    sides = {"fp32": _training(FLOAT32), "bf16": _training(BFLOAT16)}
+    times = take_turns(sides, rounds=2 * rounds, calls=dict.fromkeys(sides, 4))
+    what = f"step of training in bf16, times as fast as in float32 ({SPACE}'s widest, batch {BATCH}, cross-entropy)"
+    return _faster(times, "precision.training", what, "fp32", "bf16")
+
+
+def _passes(layer: nn.Conv2d) -> Callable[[], object]:
+    x_BCHW = torch.rand(BATCH, CHANNELS, SIDE, SIDE, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    x_BCHW.requires_grad_(True)
+
+    def run() -> None:
+        with BFLOAT16.student_autocast():
+            y_BCHW = layer(x_BCHW)
+        y_BCHW.backward(y_BCHW.detach())
+
+    return run
+
+
+def _training(compute: Compute) -> Callable[[], object]:
+    torch.manual_seed(0)
+    space = space_named(SPACE)
+    student = Student(space, space.largest, num_classes=CLASSES)
+    student.to(memory_format=torch.channels_last)
+    optimiser = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, fused=True)
+    x_BCHW = torch.rand(BATCH, 3, 32, 32).to(memory_format=torch.channels_last)
+    y_B = torch.randint(0, CLASSES, (BATCH,))
+
+    def step() -> None:
+        with compute.student_autocast():
+            logits_BK = student(x_BCHW)
+        optimiser.zero_grad()
+        F.cross_entropy(logits_BK.float(), y_B).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+
+    return step
+
+
+def _faster(times: Times, name: str, what: str, slow: str, fast: str, *, kept: bool = True) -> Measurement:
+    value, low, high = interval(times, lambda median: median[slow] / median[fast])
+    seconds = " / ".join(f"{statistics.median(times[side]):.4g} s" for side in (slow, fast))
+    return Measurement(name, what, value, len(times[slow]), unit="x", low=low, high=high, note=seconds, kept=kept)
