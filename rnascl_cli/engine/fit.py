@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rnascl_cli import ranks
+from rnascl_cli.console import warn
 from rnascl_cli.data import Augment, Batch, ImageSet, Parts, batch_count, batches, undivided
 from rnascl_cli.engine.agreement import Agreement, Wish
 from rnascl_cli.engine.checkpoint import first_not_finite, read_newest, write_checkpoint
@@ -264,7 +265,13 @@ class _Loop:
                 f"{self.plan.stage}: '{name}' holds NaN or infinity after epoch {tally.epoch + 1}, step {tally.steps}; "
                 "lower the learning rate or use --precision fp32. The last checkpoint, if there is one, is kept"
             )
-        content = {"identity": _identity(self.plan), "history": self.history, "under_way": under_way, "state": state}
+        content = {
+            "identity": _identity(self.plan),
+            "precision": self.plan.compute.student,
+            "history": self.history,
+            "under_way": under_way,
+            "state": state,
+        }
         write_checkpoint(self.plan.run.path, content)
         self._saved_at = time.monotonic()
 
@@ -273,6 +280,10 @@ class _Loop:
         path, checkpoint = read_newest(self.plan.run.path, self.plan.compute.device)
         if checkpoint.get("identity") != _identity(self.plan):
             raise UserError(f"--resume: {path} belongs to another recipe, data set or teacher; give the same options")
+        # Allowed, as float32 is the way out where bf16 gave no numbers; checkpoints of older versions do not tell.
+        before, now = checkpoint.get("precision"), self.plan.compute.student
+        if before not in (None, now):
+            warn(f"--resume: {path} was trained in {before} and goes on in {now}; --precision {before} keeps to it")
         try:
             for name, item in self.task.state.items():
                 item.load_state_dict(checkpoint["state"][name])

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from rnascl_cli.models.convolutions import Conv2d
+
 AGREEMENT = 1e-4
 """Largest difference of logits that is rounding, as a share of the largest logit."""
 
@@ -59,7 +61,8 @@ def _pairs(model: nn.Module, x_BCHW: Tensor) -> list[tuple[str, str]]:
     convs: dict[nn.Module, str] = {
         module: name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward  # none that masks its weight
+        # None that masks its weight, or makes it anew at each pass as weight_norm does.
+        if type(module) in (nn.Conv2d, Conv2d) and not module._forward_pre_hooks
     }
     norms: dict[nn.Module, str] = {
         module: name

@@ -145,12 +145,12 @@ def _copied_to_float32(x_BCHW: Tensor) -> bool:
 
     A CPU's do with bf16. A copy of a piece at a time need not travel to memory and back.
     """
-    return x_BCHW.dtype != torch.float32 and x_BCHW.device.type == "cpu"
+    return x_BCHW.dtype == torch.bfloat16 and x_BCHW.is_cpu
 
 
 def _pieces_in_float32(x_BCHW: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield some of the images in float32 and which they are, each time in the same memory."""
-    size = max(CACHED_NUMBERS // max(x_BCHW[0].numel(), 1), 1)
+    size = max(CACHED_NUMBERS // x_BCHW.shape[1:].numel(), 1)
     room = torch.empty_like(x_BCHW[:size], dtype=torch.float32)
     for start in range(0, len(x_BCHW), size):
         rows = slice(start, start + size)

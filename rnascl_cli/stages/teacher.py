@@ -12,6 +12,7 @@ Shape suffixes: B images, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from rnascl_cli.engine.run_directory import CHECKPOINT, RunDirectory, clear_left
 from rnascl_cli.engine.seeds import generator
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.checkpoints import Teacher, read_teacher, write_teacher
+from rnascl_cli.models.convolutions import without_fallback
 from rnascl_cli.models.norms import over_all_ranks
 from rnascl_cli.models.teacher_files import SUFFIX
 from rnascl_cli.models.teachers import TeacherArchitecture, architecture_named, build_teacher
@@ -116,7 +118,7 @@ def train_teacher(recipe: Recipe, out: Path, run: RunDirectory) -> Trained:
         if Path(start.reference.path).resolve() == out.resolve():
             raise UserError(f"--out {out}: is the teacher to start from, and would be lost; name another")
         module = start.module.requires_grad_(True)
-    module = over_all_ranks(module).to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = without_fallback(over_all_ranks(module)).to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     run.create()
     if out.parent.is_dir() and ranks.is_first():
@@ -256,10 +258,12 @@ class AdversarialTraining:
     def _perturb(self, batch: Batch) -> Tensor:
         # Train mode on the cross-entropy, as Madry, Wong and Rice do: from scratch, running statistics lag far behind
         # the weights, and what is to be fooled is the function that the step then trains. The passes on half-made
-        # images leave the running statistics alone. TRADES's authors look for its images in eval mode.
-        module = self._module
-        mode = evaluating(module) if self._settings.method == "trades" else fixed_statistics(module)
-        with mode, frozen(module.parameters()), self._compute.student_autocast():
+        # images leave the running statistics alone. TRADES's authors look for its images in eval mode, and start so
+        # near x that bf16 would round the difference of the logits away.
+        module, trades = self._module, self._settings.method == "trades"
+        mode = evaluating(module) if trades else fixed_statistics(module)
+        precision = contextlib.nullcontext() if trades else self._compute.student_autocast()
+        with mode, frozen(module.parameters()), precision:
             offset_BCHW = starting_offset(batch.x_BCHW, self._settings, noise=self._noise, share=batch.share)
             return perturb(module, batch.x_BCHW, batch.y_B, self._settings, offset_BCHW=offset_BCHW)
 

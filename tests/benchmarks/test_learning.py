@@ -27,7 +27,7 @@ def changed(study: StudyDocument, *, by: float, wider: int = 0) -> StudyDocument
 
 def test_student_by_student() -> None:
     after = StudyDocument.model_validate_json(BF16.read_bytes())
-    half = after.model_copy(update={"rows": after.rows[:10]})
+    half = after.model_copy(update={"rows": after.rows[5:15]})  # of either seed and space
     found = differences(changed(after, by=-0.01), half)
     assert len(found) == 10
     assert summary(found).startswith(

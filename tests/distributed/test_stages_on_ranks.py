@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from rnascl_cli import ranks
-from rnascl_cli.artifacts.documents import AttackDocument
+from rnascl_cli.artifacts.documents import AttackDocument, TrainDocument
 from rnascl_cli.artifacts.store import read_document, read_weights
 from rnascl_cli.engine.run_directory import JOURNAL, PREVIOUS, has_checkpoint
 from tests.command import done
@@ -134,6 +134,16 @@ def test_two_ranks_make_what_one_process_makes(world: World, stage: str, tmp_pat
     assert_same_run(out, world.out(stage, "one"), atol=TOLERANCE[stage])
     assert job.ranks[1].said == ""  # the first one speaks for all
     assert job.ranks[0].said.splitlines()[-1] == str(world.target(stage, out))
+
+
+def test_two_ranks_in_bf16_begin_as_one_process_does(world: World, tmp_path: Path) -> None:
+    """After that its roundings, which are others, are amplified from step to step."""
+    losses = []
+    for ranks_, out in ((1, tmp_path / "one"), (2, tmp_path / "two")):
+        run_job(ranks_, [*world.command("train", out), "--precision", "bf16"], log=tmp_path / f"log{ranks_}")
+        assert read_document(out / "train.json", TrainDocument).provenance.precision == "bf16"
+        losses.append(metrics(out)[0]["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,18 @@ def test_resuming_another_run_is_refused_and_touches_nothing(tmp_path: Path, cha
         fit(task, toy_plan(tmp_path / "run", resume=True, **change))
     assert files(tmp_path) == before
     assert task.steps == 0
+
+
+def test_going_on_in_another_precision_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(ToyTask(), toy_plan(tmp_path / "run", epochs=1))
+    half = toy_plan(tmp_path / "run", epochs=1, resume=True, compute=replace(CPU, student="bf16"))
+    fit(ToyTask(), half)
+    assert "was trained in fp32 and goes on in bf16; --precision fp32 keeps to it" in capsys.readouterr().err
+    checkpoint = read_checkpoint(tmp_path / "run" / "checkpoint.pt", CPU.device)
+    del checkpoint["precision"]  # as older versions wrote it
+    write_checkpoint(tmp_path / "run", checkpoint)
+    fit(ToyTask(), toy_plan(tmp_path / "run", epochs=1, resume=True))
+    assert "goes on in" not in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_lacks_a_part(tmp_path: Path) -> None:

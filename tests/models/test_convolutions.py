@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rnascl_cli.models.convolutions import Conv2d
+from rnascl_cli.models.convolutions import Conv2d, without_fallback
 from rnascl_cli.models.student import Student
 from rnascl_cli.models.supernet import Supernet
 from rnascl_cli.spaces import SPACES
@@ -40,23 +40,37 @@ def test_a_depthwise_convolution_under_autocast(stride: int, bias: bool, generat
 
 
 def test_only_what_falls_back_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[torch.dtype] = []
+    given: list[tuple[torch.dtype, bool]] = []
     plain = nn.Conv2d._conv_forward
 
     def noting(self: nn.Conv2d, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        given.append(x.dtype)
+        given.append((x.dtype, torch.is_autocast_enabled("cpu")))
         convolved: torch.Tensor = plain(self, x, weight, bias)
         return convolved
 
     monkeypatch.setattr(nn.Conv2d, "_conv_forward", noting)
     x_BCHW = torch.rand(2, 4, 4, 4)
-    layers = [Conv2d(4, 4, 3, 2, groups=4), Conv2d(4, 4, 3, 1, groups=4), Conv2d(4, 4, 3, 2), Conv2d(4, 4, 1)]
-    for layer in layers:
+    falling = [Conv2d(4, 4, 3, 2, groups=4), Conv2d(4, 8, 3, (1, 2), groups=4)]
+    others = [Conv2d(4, 4, 3, 1, groups=4), Conv2d(4, 4, 3, 2), Conv2d(4, 4, 3, 2, groups=2), Conv2d(4, 4, 1)]
+    for layer in (*falling, *others):
         layer(x_BCHW)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        for layer in layers:
+        for layer in (*falling, *others):
             layer(x_BCHW.bfloat16())
-    assert given == [torch.float32] * 4 + [torch.float32, torch.bfloat16, torch.bfloat16, torch.bfloat16]
+    plainly, exactly, as_given = (torch.float32, False), (torch.float32, False), (torch.bfloat16, True)
+    assert given == [plainly] * 6 + [exactly] * 2 + [as_given] * 4
+
+
+def test_a_foreign_network_is_given_these() -> None:
+    class Own(nn.Conv2d):
+        """Does more than a convolution."""
+
+    network = nn.Sequential(nn.Conv2d(4, 4, 3, 2, groups=4), nn.Sequential(Own(4, 4, 1), nn.BatchNorm2d(4)))
+    x_BCHW = torch.rand(2, 4, 6, 6)
+    before = network(x_BCHW)
+    assert without_fallback(network) is network
+    assert [type(module) for module in network.modules() if isinstance(module, nn.Conv2d)] == [Conv2d, Own]
+    assert torch.equal(network(x_BCHW), before)
 
 
 def test_every_convolution_of_a_space_is_of_this_kind() -> None:

@@ -85,9 +85,10 @@ def test_maps_under_autocast_are_float32() -> None:
     torch.testing.assert_close(found, energy(layer(x_BCHW.float())))
 
 
+@pytest.mark.parametrize("numbers", [2 * 48, 47])  # two images, two, and one; or one at a time, though it is too many
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_bf16_energy_in_pieces_is_the_whole(
-    masked: bool, monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
+    masked: bool, numbers: int, monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
 ) -> None:
     activation_BCHW = torch.randn(5, 3, 4, 4, generator=generator).bfloat16().requires_grad_(True)
     mask_C11 = torch.tensor([1.0, 0.3, 0.0]).view(-1, 1, 1).requires_grad_(True) if masked else None
@@ -100,7 +101,7 @@ def test_a_bf16_energy_in_pieces_is_the_whole(
 
     exact = map_and_slopes(activation_BCHW.detach().float().requires_grad_(True))
     whole = map_and_slopes(activation_BCHW)
-    monkeypatch.setattr("rnascl_cli.models.energies.CACHED_NUMBERS", 2 * 48)  # two images, two, and one
+    monkeypatch.setattr("rnascl_cli.models.energies.CACHED_NUMBERS", numbers)
     pieces = map_and_slopes(activation_BCHW)
     assert pieces[1].dtype == torch.bfloat16
     for found in (whole, pieces):

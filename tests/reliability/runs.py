@@ -59,7 +59,7 @@ def command_for(stage: str, inputs: Inputs, out: Path, *, epochs: int = 3) -> li
     common = (*FAST, *OFTEN, "--seed", 5)
     start: dict[str, Sequence[object]] = {
         "search": ("search", "--space", "S3", "--teacher", inputs.teacher, *IMAGES, *common),
-        "train": ("train", inputs.derived, *common),
+        "train": ("train", inputs.derived, *common, "--precision", "bf16"),  # as by default on many CPUs
         "adv-finetune": ("adv-finetune", inputs.train, *PERTURBED, *common),
         "attack": ("attack", inputs.train, "--attack", "pgd5,cw,mi-fgsm", "--eps", "4/255,16/255", *FAST[2:]),
         "teacher train": (

@@ -25,6 +25,7 @@ from rnascl_cli.recipes import DataSettings, PerturbationSettings, Recipe, Teach
 from rnascl_cli.stages import choosing
 from rnascl_cli.stages import teacher as stage
 from rnascl_cli.stages.choosing import Best
+from rnascl_cli.stages.perturbing import perturb
 from rnascl_cli.stages.teacher import AdversarialTraining, train_teacher
 from rnascl_cli.stages.teacher_measuring import as_fraction, robust_accuracy
 from tests.batches import as_batch
@@ -81,6 +82,22 @@ def training(**settings: Any) -> tuple[AdversarialTraining, nn.Module]:
     )
     task.start_epoch(0, torch.Generator().manual_seed(0))
     return task, module
+
+
+@pytest.mark.parametrize(("method", "rounded"), [("pgd-at", True), ("trades", False)])
+def test_trades_looks_for_its_images_in_float32(
+    method: str, rounded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def noting(*args: Any, **kwargs: Any) -> Tensor:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return perturb(*args, **kwargs)
+
+    monkeypatch.setattr(stage, "perturb", noting)
+    settings = recipe(method=method, perturbation={"steps": 1}).model_copy(update={"precision": "bf16"})
+    train_teacher(settings, tmp_path / "t.safetensors", RunDirectory(tmp_path / "run"))
+    assert set(seen) == {rounded}
 
 
 def batch() -> tuple[Tensor, Tensor]:
