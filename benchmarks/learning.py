@@ -7,11 +7,10 @@ student by student, with a 95 % bootstrap interval over the students.
 from __future__ import annotations
 
 import argparse
-import random
 import statistics
 from pathlib import Path
 
-from benchmarks.timing import RESAMPLES
+from benchmarks.timing import bootstrap
 from rnascl_cli.artifacts.study import StudyDocument
 
 Student = tuple[str, int, str, str]
@@ -38,9 +37,8 @@ def differences(before: StudyDocument, after: StudyDocument) -> dict[Student, fl
 
 def summary(found: dict[Student, float]) -> str:
     """Return the mean difference in percentage points, in words."""
-    values, pick = list(found.values()), random.Random(0)
-    means = sorted(statistics.mean(pick.choices(values, k=len(values))) for _ in range(RESAMPLES))
-    low, high = means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES) - 1]
+    values = list(found.values())
+    low, high = bootstrap(lambda drawn: statistics.mean(values[index] for index in drawn), len(values))
     return (
         f"{len(values)} students: clean accuracy {100 * statistics.mean(values):+.2f} percentage points, 95 % interval "
         f"[{100 * low:+.2f}, {100 * high:+.2f}]; largest difference {100 * max(values, key=abs):+.2f}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 
 import torch
@@ -10,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.results import Measurement
-from benchmarks.timing import Times, interval, take_turns
+from benchmarks.search_step import BFLOAT16, FLOAT32
+from benchmarks.timing import ratio, take_turns
 from rnascl_cli.engine.compute import Compute, resolve_compute
 from rnascl_cli.models.convolutions import Conv2d
 from rnascl_cli.models.student import Student
@@ -19,8 +19,6 @@ from rnascl_cli.spaces import space_named
 SPACE, BATCH, CLASSES = "S5", 128, 10
 CHANNELS, SIDE = 96, 16
 """Of the first strided depthwise convolution of the space's widest network."""
-FLOAT32 = Compute(torch.device("cpu"), "fp32", "fp32")
-BFLOAT16 = Compute(torch.device("cpu"), "bf16", "bf16")
 
 
 def precision(rounds: int) -> list[Measurement]:
@@ -39,7 +37,7 @@ def depthwise(rounds: int) -> Measurement:
     ours, theirs = sides
     times = take_turns(sides, rounds=rounds, calls={ours: 20})
     what = f"strided depthwise convolution in bf16 ({CHANNELS} channels, {SIDE}x{SIDE}), times as fast as nn.Conv2d"
-    return _faster(times, "precision.depthwise", what, theirs, ours, kept=False)  # milliseconds: too noisy to hold
+    return ratio(times, "precision.depthwise", what, (theirs, ours), kept=False)  # milliseconds: too noisy to hold
 
 
 def training(rounds: int) -> Measurement:
@@ -47,7 +45,7 @@ def training(rounds: int) -> Measurement:
     sides = {"fp32": _training(FLOAT32), "bf16": _training(BFLOAT16)}
     times = take_turns(sides, rounds=2 * rounds, calls=dict.fromkeys(sides, 4))
     what = f"step of training in bf16, times as fast as in float32 ({SPACE}'s widest, batch {BATCH}, cross-entropy)"
-    return _faster(times, "precision.training", what, "fp32", "bf16")
+    return ratio(times, "precision.training", what, ("fp32", "bf16"))
 
 
 def _passes(layer: nn.Conv2d) -> Callable[[], object]:
@@ -79,9 +77,3 @@ def _training(compute: Compute) -> Callable[[], object]:
         optimiser.step()
 
     return step
-
-
-def _faster(times: Times, name: str, what: str, slow: str, fast: str, *, kept: bool = True) -> Measurement:
-    value, low, high = interval(times, lambda median: median[slow] / median[fast])
-    seconds = " / ".join(f"{statistics.median(times[side]):.4g} s" for side in (slow, fast))
-    return Measurement(name, what, value, len(times[slow]), unit="x", low=low, high=high, note=seconds, kept=kept)

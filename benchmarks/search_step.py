@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import statistics
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from benchmarks.counting import counting_saved, operators_of, peak_bytes_of
 from benchmarks.reference import PlainSearch, pil_loader
 from benchmarks.results import Measurement
-from benchmarks.timing import Times, interval, take_turns
+from benchmarks.timing import interval, ratio, seconds_of, take_turns
 from benchmarks.workload import (
     Workload,
     our_batches,
@@ -67,7 +66,7 @@ def _steps(side: int, rounds: int) -> list[Measurement]:
     reach = REACH.get(side, {})
 
     def faster(name: str, slow: str, fast: str, what: str) -> Measurement:
-        return _ratio(times, f"step-{side}.{name}", f"{what} ({setting})", (slow, fast), at_least=reach.get(name))
+        return ratio(times, f"step-{side}.{name}", f"{what} ({setting})", (slow, fast), at_least=reach.get(name))
 
     def share(
         name: str, what: str, of: Callable[[Mapping[str, float]], float], *sides: str, **reach: float
@@ -81,7 +80,7 @@ def _steps(side: int, rounds: int) -> list[Measurement]:
             unit="share",
             low=low,
             high=high,
-            note=_seconds(times, *sides),
+            note=seconds_of(times, *sides),
             kept=False,
             **reach,
         )
@@ -153,7 +152,7 @@ def block(rounds: int) -> list[Measurement]:
     calls = {"choices": 20, "widest": 20}
     times = take_turns({"choices": with_choices, "widest": widest}, rounds=4 * rounds, calls=calls)
     what = f"block with {choices} filter choices, times the seconds of the widest alone (32 channels, 8x8)"
-    return [_ratio(times, "block.choices", what, ("choices", "widest"), at_most=1.1, unit="")]
+    return [ratio(times, "block.choices", what, ("choices", "widest"), at_most=1.1, unit="")]
 
 
 def loading(rounds: int) -> list[Measurement]:
@@ -171,7 +170,7 @@ def loading(rounds: int) -> list[Measurement]:
     sides: dict[str, Callable[[], object]] = {"pil": lambda: next(plain), "tensors": lambda: next(ours)}
     times = take_turns(sides, rounds=4 * rounds, calls={"pil": 8, "tensors": 8})
     what = f"batch of {work.batch_size} cropped and flipped, times as fast as PIL and a DataLoader"
-    return [_ratio(times, "loading.pil", what, ("pil", "tensors"), at_least=1.0)]
+    return [ratio(times, "loading.pil", what, ("pil", "tensors"), at_least=1.0)]
 
 
 def counts(_rounds: int) -> list[Measurement]:
@@ -276,37 +275,3 @@ def scratch() -> Iterator[Path]:
             os.environ.pop("RNASCL_CACHE")
             if before is not None:
                 os.environ["RNASCL_CACHE"] = before
-
-
-def _ratio(
-    times: Times,
-    name: str,
-    what: str,
-    sides: tuple[str, str],
-    *,
-    unit: str = "x",
-    at_least: float | None = None,
-    at_most: float | None = None,
-) -> Measurement:
-    over, under = sides
-
-    def quotient(median: Mapping[str, float]) -> float:
-        return median[over] / median[under]
-
-    value, low, high = interval(times, quotient)
-    return Measurement(
-        name,
-        what,
-        value,
-        len(times[over]),
-        unit=unit,
-        low=low,
-        high=high,
-        at_least=at_least,
-        at_most=at_most,
-        note=_seconds(times, over, under),
-    )
-
-
-def _seconds(times: Times, *names: str) -> str:
-    return " / ".join(f"{statistics.median(times[name]):.4g} s" for name in names)

@@ -7,6 +7,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from benchmarks.results import Measurement
+
 Times = dict[str, list[float]]
 """Seconds a call of each side, one number a round."""
 
@@ -48,6 +50,49 @@ def interval(times: Times, value: Callable[[Mapping[str, float]], float]) -> tup
         return value({name: statistics.median([row[index] for index in rounds]) for name, row in times.items()})
 
     count = len(next(iter(times.values())))
+    return of(range(count)), *bootstrap(of, count)
+
+
+def bootstrap(of: Callable[[Sequence[int]], float], count: int) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of a number made of ``count`` things, given those that were drawn."""
     pick = random.Random(0)
     drawn = sorted(of(pick.choices(range(count), k=count)) for _ in range(RESAMPLES))
-    return of(range(count)), drawn[int(0.025 * RESAMPLES)], drawn[int(0.975 * RESAMPLES) - 1]
+    return drawn[int(0.025 * RESAMPLES)], drawn[int(0.975 * RESAMPLES) - 1]
+
+
+def ratio(
+    times: Times,
+    name: str,
+    what: str,
+    sides: tuple[str, str],
+    *,
+    unit: str = "x",
+    at_least: float | None = None,
+    at_most: float | None = None,
+    kept: bool = True,
+) -> Measurement:
+    """Return the ratio of two sides' median seconds, the first over the second, as what is measured under ``name``."""
+    over, under = sides
+
+    def quotient(median: Mapping[str, float]) -> float:
+        return median[over] / median[under]
+
+    value, low, high = interval(times, quotient)
+    return Measurement(
+        name,
+        what,
+        value,
+        len(times[over]),
+        unit=unit,
+        low=low,
+        high=high,
+        at_least=at_least,
+        at_most=at_most,
+        note=seconds_of(times, over, under),
+        kept=kept,
+    )
+
+
+def seconds_of(times: Times, *names: str) -> str:
+    """Return the median seconds of some sides, in words."""
+    return " / ".join(f"{statistics.median(times[name]):.4g} s" for name in names)
