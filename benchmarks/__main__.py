@@ -19,13 +19,14 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu, precision, search_step, startup
+from benchmarks import compiled, gpu, precision, search_step, startup
 from benchmarks.results import Device, Measurement, compare, record_baseline, table, write_document, write_json
 from rnascl_cli.engine.compute import resolve_compute
 
 GROUPS = {
     "counts": search_step.counts,
     "step": search_step.steps,
+    "compiled": compiled.compiled,
     "block": search_step.block,
     "precision": precision.precision,
     "loading": search_step.loading,

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -54,11 +54,15 @@ class Compute:
     def compiled(self, function: Callable[P, R]) -> Callable[P, R] | None:
         """Return a function compiled by ``torch.compile``, for inputs of few shapes; None where that is not wanted.
 
-        Its operators are fused into fewer kernels, for the backward pass too. The first call takes a minute or so.
+        Its operators are fused into fewer kernels, for the backward pass too. The first call takes a minute or so, and
+        some minutes on a CPU.
         """
         if not self.compiles:
             return None
-        compiled: Callable[P, R] = torch.compile(function, fullgraph=True, dynamic=False)
+        # A backward pass that makes a depthwise convolution's input again lays it out as (B, H, C, W) otherwise, which
+        # oneDNN copies at once (torch 2.14).
+        options: dict[str, Any] | None = {"force_layout_optimization": True} if self.device.type == "cpu" else None
+        compiled: Callable[P, R] = torch.compile(function, fullgraph=True, dynamic=False, options=options)
         return compiled
 
     @contextlib.contextmanager

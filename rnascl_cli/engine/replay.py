@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from rnascl_cli.console import warn
+from rnascl_cli.console import say, warn
 from rnascl_cli.errors import RunError
 
 P = ParamSpec("P")
@@ -142,6 +142,7 @@ class Replay(Generic[P, R]):
         # Read here, as it takes seconds, which only those are to pay who compile.
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
+        say(f"compile_steps: compiling {self._what}; what torch has compiled before it finds again")
         try:
             with warnings.catch_warnings(action="ignore"):  # of what torch looks at, and could do otherwise
                 return self._run(function, *args, **kwargs)

@@ -53,7 +53,9 @@ def test_other_shapes_and_values_are_run_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("recorder", [None, Recording()])
-def test_only_the_shape_that_comes_twice_first_is_compiled(recorder: Recording | None) -> None:
+def test_only_the_shape_that_comes_twice_first_is_compiled(
+    recorder: Recording | None, capsys: pytest.CaptureFixture[str]
+) -> None:
     ran = []
 
     def plain(x_B: Tensor) -> tuple[Tensor]:
@@ -67,6 +69,7 @@ def test_only_the_shape_that_comes_twice_first_is_compiled(recorder: Recording |
     replay = Replay(plain, recorder, what="it", compiled=compiled)
     sizes = [3, 2, 3, 2, 3, 3, 2]
     assert [replay(torch.ones(size))[0].item() for size in sizes] == sizes
+    assert capsys.readouterr().err.count("compile_steps: compiling it") == 1
     # Met, compiled when it comes again, then run, or recorded once.
     assert ran[:5] == [("plain", 3), ("plain", 2), ("compiled", 3), ("plain", 2), ("compiled", 3)]
     assert ran[5:] == ([("compiled", 3)] if recorder is None else []) + [("plain", 2)]

@@ -32,7 +32,7 @@ def compiles(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What was followed, a list of operators each, under every stage that asks for it."""
     followed: list[Any] = []
 
-    def backend(module: torch.fx.GraphModule, _: Any) -> Any:
+    def backend(module: torch.fx.GraphModule, _: Any, **__: Any) -> Any:
         followed.append([node.name for node in module.graph.nodes])
         return module.forward
 

@@ -1,0 +1,42 @@
+"""torch.compile's own kernels on a CPU; elsewhere the tests follow a compiled step without making kernels of it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from rnascl_cli.models.blocks import MaskedInvertedResidual
+from rnascl_cli.models.taps import recording_maps
+from tests.engine.toy import CPU
+
+pytestmark = [
+    pytest.mark.unit,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler"),
+]
+
+
+def test_a_compiled_block_has_the_slopes_of_a_plain_one() -> None:
+    torch.manual_seed(0)
+    block = MaskedInvertedResidual(4, 4, stride=1).to(memory_format=torch.channels_last)
+    x_BCHW = torch.randn(6, 4, 8, 8).to(memory_format=torch.channels_last).requires_grad_(True)
+    widths_C11 = torch.tensor([1.0, 1.0, 0.7, 0.2]).view(-1, 1, 1).requires_grad_(True)
+    inputs = [x_BCHW, widths_C11, *block.parameters()]
+
+    with recording_maps(block, side=8) as recorder:
+
+        def loss(x_BCHW: Tensor, widths_C11: Tensor) -> Tensor:
+            hidden = widths_C11.expand(-1, 6, 1).reshape(-1, 1, 1)
+            out_BCHW: Tensor = block(x_BCHW, hidden, widths_C11, widths_C11.mean())
+            return out_BCHW.square().mean() + recorder.take().mean()
+
+        compiled = replace(CPU, compiles=True).compiled(loss)
+        assert compiled is not None
+        plainly, ours = (
+            [value, *torch.autograd.grad(value, inputs)] for value in (f(x_BCHW, widths_C11) for f in (loss, compiled))
+        )
+    for plain, found in zip(plainly, ours, strict=True):
+        torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-6)
