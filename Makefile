@@ -40,7 +40,7 @@ types: $(READY)
 tests: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-# Ten minutes on an idle machine; exits 1 where a ratio fell since benchmarks/baseline.json. See docs/performance.md.
+# Fifteen minutes on an idle machine; exits 1 where a ratio fell since benchmarks/baseline.json. See docs/performance.md.
 bench: $(READY)
 	$(BIN)/python -m benchmarks --compare
 
@@ -48,7 +48,7 @@ bench: $(READY)
 drills: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability.drills --kills 20
 
-# Ten minutes on every reader of files, by atheris where it is installed and by hypothesis where not; then options,
+# Fifteen minutes on every reader of files, by atheris where it is installed and by hypothesis where not; then options,
 # recipes and artifacts at twenty times their usual number. See docs/reliability.md.
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hostile.fuzz --seconds 600

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,13 +55,13 @@ class Compute:
     def compiled(self, function: Callable[P, R]) -> Callable[P, R] | None:
         """Return a function compiled by ``torch.compile``, for inputs of few shapes; None where that is not wanted.
 
-        Its operators are fused into fewer kernels, for the backward pass too. The first call takes a minute or so, and
-        some minutes on a CPU.
+        Its operators are fused into fewer kernels, for the backward pass too. The first call takes a minute or so on a
+        GPU, and some minutes on a CPU.
         """
         if not self.compiles:
             return None
-        # A backward pass that makes a depthwise convolution's input again lays it out as (B, H, C, W) otherwise, which
-        # oneDNN copies at once (torch 2.14).
+        # torch goes by the forward convolutions of a graph, of which a backward pass has none: otherwise that lays the
+        # inputs of depthwise convolutions out as (B, H, C, W), which oneDNN has to copy back (torch 2.14).
         options: dict[str, Any] | None = {"force_layout_optimization": True} if self.device.type == "cpu" else None
         compiled: Callable[P, R] = torch.compile(function, fullgraph=True, dynamic=False, options=options)
         return compiled
@@ -137,7 +138,7 @@ def resolve_compute(
         capture = where.type == "cuda" and ranks.size() == 1 and not deterministic
     recorder = _cuda_graphs(where) if capture else None
     if compiles:
-        _check_can_compile(deterministic=deterministic)
+        _check_can_compile(where, deterministic=deterministic)
     if precision != "auto":
         return Compute(where, precision, precision, recorder, compiles)
     has_bf16 = torch.cuda.is_bf16_supported() if where.type == "cuda" else _cpu_has_bf16()
@@ -153,13 +154,18 @@ def _cuda_graphs(where: torch.device) -> Recorder:
     return CudaGraphs()
 
 
-def _check_can_compile(*, deterministic: bool) -> None:
+def _check_can_compile(where: torch.device, *, deterministic: bool) -> None:
     if ranks.size() > 1:
         raise UserError("recipe key 'compile_steps': steps that several processes share are not compiled; leave it out")
     if deterministic:
         raise UserError(
             "recipe key 'compile_steps': kernels are compiled after a few steps, and a run that is resumed has other "
             "last digits; leave it out, or deterministic"
+        )
+    if where.type == "cpu" and not has_cpp_compiler():
+        raise UserError(
+            "recipe key 'compile_steps': torch.compile needs a C++ compiler for a CPU; install g++, name one by CXX, "
+            "or leave the key out"
         )
 
 
@@ -189,6 +195,14 @@ def _autocast(device: torch.device, precision: DType) -> contextlib.AbstractCont
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def has_cpp_compiler() -> bool:
+    """Return whether there is the compiler that torch.compile will call."""
+    if os.name != "posix":
+        return True  # which looks for one by other ways
+    named = os.environ.get("CXX", "").split() or ["clang++" if platform.system() == "Darwin" else "g++"]
+    return shutil.which(named[0]) is not None
 
 
 def _cpu_has_bf16() -> bool:

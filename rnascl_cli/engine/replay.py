@@ -8,6 +8,7 @@ asks for no value. Noise, temperature and learning rate are therefore tensors th
 from __future__ import annotations
 
 import gc
+import time
 import warnings
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
@@ -142,15 +143,18 @@ class Replay(Generic[P, R]):
         # Read here, as it takes seconds, which only those are to pay who compile.
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
-        say(f"compile_steps: compiling {self._what}; what torch has compiled before it finds again")
+        say(f"compile_steps: compiling {self._what}: minutes at first, less where torch finds its kernels from before")
+        began = time.perf_counter()
         try:
             with warnings.catch_warnings(action="ignore"):  # of what torch looks at, and could do otherwise
-                return self._run(function, *args, **kwargs)
+                returned = self._run(function, *args, **kwargs)
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).partition("Set TORCHDYNAMO_VERBOSE")[0].split())[:200]
             raise RunError(
                 f"compile_steps: {self._what} cannot be compiled here ({reason}); leave the key out"
             ) from None
+        say(f"compile_steps: compiled {self._what} in {time.perf_counter() - began:.0f} s")
+        return returned
 
     def _record(
         self, recorder: Recorder, function: Callable[P, R], leaves: list[Any], structure: pytree.TreeSpec

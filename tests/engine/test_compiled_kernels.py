@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
+import re
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.utils import run_and_get_code
 
+from rnascl_cli.engine.compute import has_cpp_compiler
 from rnascl_cli.models.blocks import MaskedInvertedResidual
 from rnascl_cli.models.taps import recording_maps
 from tests.engine.toy import CPU
 
 pytestmark = [
     pytest.mark.unit,
-    pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler"),
+    pytest.mark.skipif(not has_cpp_compiler(), reason="torch.compile needs a C++ compiler"),
 ]
 
 
@@ -35,8 +39,14 @@ def test_a_compiled_block_has_the_slopes_of_a_plain_one() -> None:
 
         compiled = replace(CPU, compiles=True).compiled(loss)
         assert compiled is not None
-        plainly, ours = (
-            [value, *torch.autograd.grad(value, inputs)] for value in (f(x_BCHW, widths_C11) for f in (loss, compiled))
-        )
+
+        def slopes(of: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+            value = of(x_BCHW, widths_C11)
+            return [value, *torch.autograd.grad(value, inputs)]
+
+        plainly = slopes(loss)
+        ours, codes = run_and_get_code(partial(slopes, compiled))
     for plain, found in zip(plainly, ours, strict=True):
         torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-6)
+    layouts = set(re.findall(r"empty_strided_cpu\(\(6, 24, 8, 8\), (\([0-9, ]+\))", "".join(codes)))
+    assert layouts == {"(1536, 1, 192, 24)"}  # channels last, the depthwise convolution's input as well

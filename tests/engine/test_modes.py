@@ -150,6 +150,9 @@ def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(compute, "make_deterministic", lambda: None)
     with pytest.raises(UserError, match=r"compile_steps.*resumed"):
         resolve_compute("cpu", "fp32", deterministic=True, compiles=True)
+    monkeypatch.setenv("CXX", "/nowhere/g++ -O3")
+    with pytest.raises(UserError, match=r"compile_steps.*needs a C\+\+ compiler for a CPU; install g\+\+"):
+        resolve_compute("cpu", "fp32", compiles=True)
     monkeypatch.setattr(ranks, "size", lambda: 2)
     with pytest.raises(UserError, match=r"compile_steps.*several processes"):
         resolve_compute("cpu", "fp32", compiles=True)
