@@ -48,7 +48,7 @@ bench: $(READY)
 drills: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability.drills --kills 20
 
-# Fifteen minutes on every reader of files, by atheris where it is installed and by hypothesis where not; then options,
+# Ten minutes on every reader of files, by atheris where it is installed and by hypothesis where not; then options,
 # recipes and artifacts at twenty times their usual number. See docs/reliability.md.
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hostile.fuzz --seconds 600

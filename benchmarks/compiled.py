@@ -13,8 +13,8 @@ from benchmarks.workload import our_search, plain_search, plain_stepping, steppi
 from rnascl_cli.engine.compute import resolve_compute
 from rnascl_cli.errors import UserError
 
-STEPS_UNTIL_COMPILED = 4
-"""One looks into the maps, one shows the shapes, one is compiled, and one more to be sure."""
+STEPS_UNTIL_COMPILED = 3
+"""One looks into the maps, one shows the shapes, and one is compiled."""
 
 
 def compiled(rounds: int) -> list[Measurement]:

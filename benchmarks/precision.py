@@ -31,13 +31,12 @@ def precision(rounds: int) -> list[Measurement]:
 def depthwise(rounds: int) -> Measurement:
     """Time a strided depthwise convolution in bf16, forward and backward, against ``nn.Conv2d``."""
     sides = {
-        kind.__module__: _passes(kind(CHANNELS, CHANNELS, 3, 2, padding=1, groups=CHANNELS, bias=False))
-        for kind in (Conv2d, nn.Conv2d)
+        name: _passes(kind(CHANNELS, CHANNELS, 3, 2, padding=1, groups=CHANNELS, bias=False))
+        for name, kind in (("ours", Conv2d), ("torch's", nn.Conv2d))
     }
-    ours, theirs = sides
-    times = take_turns(sides, rounds=rounds, calls={ours: 20})
+    times = take_turns(sides, rounds=rounds, calls={"ours": 20})
     what = f"strided depthwise convolution in bf16 ({CHANNELS} channels, {SIDE}x{SIDE}), times as fast as nn.Conv2d"
-    return ratio(times, "precision.depthwise", what, (theirs, ours), kept=False)  # milliseconds: too noisy to hold
+    return ratio(times, "precision.depthwise", what, ("torch's", "ours"), kept=False)  # milliseconds: too noisy to hold
 
 
 def training(rounds: int) -> Measurement:
