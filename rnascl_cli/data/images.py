@@ -96,6 +96,7 @@ class Batch:
         rows_B: Which images of the set these are, int64, on the CPU.
         views_B: Which view of each, as the augmentation drew it, on the CPU.
         share: Which images of the whole batch these are.
+        full: Whether the whole batch is as large as they are, but for a pass's last.
     """
 
     x_BCHW: Tensor
@@ -103,6 +104,7 @@ class Batch:
     rows_B: Tensor
     views_B: Tensor
     share: Share
+    full: bool = True
 
     def __len__(self) -> int:
         return len(self.rows_B)
@@ -156,7 +158,8 @@ def batches(
     made = images.augmented(left, augment=augment, device=device)
     for ((rows_B, views_B), x_BCHW), share in zip(made, shares[behind:], strict=True):
         x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
-        yield Batch(x_BCHW, _labels(images, rows_B, device), rows_B, views_B, share)
+        full = share.whole == min(batch_size, len(images))
+        yield Batch(x_BCHW, _labels(images, rows_B, device), rows_B, views_B, share, full)
 
 
 def ordered_batches(

@@ -157,10 +157,10 @@ def _cuda_graphs(where: torch.device) -> Recorder:
 def _check_can_compile(where: torch.device, *, deterministic: bool) -> None:
     if ranks.size() > 1:
         raise UserError("recipe key 'compile_steps': steps that several processes share are not compiled; leave it out")
-    if deterministic:
+    if deterministic and where.type == "cuda":
         raise UserError(
-            "recipe key 'compile_steps': kernels are compiled after a few steps, and a run that is resumed has other "
-            "last digits; leave it out, or deterministic"
+            "recipe key 'compile_steps': on a GPU torch.compile chooses kernels by timing them, so that a run has "
+            "other last digits each time; leave it out, or deterministic"
         )
     if where.type == "cpu" and not has_cpp_compiler():
         raise UserError(

@@ -69,10 +69,12 @@ class CudaGraphs:
 
 
 class Replay(Generic[P, R]):
-    """A function whose calls with inputs of the same shapes are replayed, or compiled, or both, once they come again.
+    """A function whose calls with inputs of the same shapes are replayed, or compiled, or both.
 
-    That is done for the shapes that come twice first, as a rule those of a full batch; others, such as an epoch's last
-    batch, are always run as they are, for a recording holds the memory of a whole call. Where the device refuses to
+    Those shapes are the first call's, as one that is recorded holds the memory of a whole call; others are run as they
+    are. Which calls are worth it is the caller's to say, who gives the others to :meth:`plainly`. The first call is the
+    one that compiles, or makes the device ready to record: a function that is compiled and not recorded is never run
+    otherwise, so that a run which goes on in another process goes on with the same digits. Where the device refuses to
     record, that is said once, and nothing is recorded.
 
     Args:
@@ -93,9 +95,7 @@ class Replay(Generic[P, R]):
         compiled: Callable[P, R] | None = None,
     ) -> None:
         self._function, self._recorder, self._what, self._compiled = function, recorder, what, compiled
-        self._met: set[Hashable] = set()
-        self._often: Hashable = None
-        self._warm = compiled is None
+        self._shapes: Hashable = None
         self._recording: _Recording | None = None
 
     @property
@@ -112,13 +112,13 @@ class Replay(Generic[P, R]):
         if self._recorder is None and self._compiled is None:
             return self._function(*args, **kwargs)
         leaves, structure = pytree.tree_flatten((args, kwargs))
-        key = (str(structure), *(_shape(leaf) for leaf in leaves))
-        if not self._comes_often(key):
+        shapes = (str(structure), *(_shape(leaf) for leaf in leaves))
+        if self._shapes is None:
+            self._shapes = shapes
+            return self._first(*args, **kwargs)
+        if shapes != self._shapes:
             return self.plainly(*args, **kwargs)
         function = self._compiled or self._function
-        if not self._warm:  # the call that compiles is not to be recorded
-            self._warm = True
-            return self._compile(function, *args, **kwargs)
         if self._recorder is not None and self._recording is None:
             self._record(self._recorder, function, leaves, structure)
         if self._recording is None:
@@ -126,12 +126,11 @@ class Replay(Generic[P, R]):
         returned: R = self._recording.replay(leaves)
         return returned
 
-    def _comes_often(self, key: Hashable) -> bool:
-        """Return whether these are the shapes that came twice first."""
-        if self._often is None and key in self._met:
-            self._often = key
-        self._met.add(key)
-        return self._often == key
+    def _first(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a call that is not to be recorded, as compiling and the first use of a library's kernels are not."""
+        if self._compiled is None:
+            return self.plainly(*args, **kwargs)
+        return self._compile(self._compiled, *args, **kwargs)
 
     def _run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         if self._recorder is None:

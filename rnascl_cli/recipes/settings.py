@@ -351,8 +351,8 @@ class Recipe(Settings):
         default=False,
         description="fuse the operators of the step of search, train and adv-finetune by torch.compile, which takes a "
         "minute or two at first, and some minutes on a CPU: for long runs on a GPU, together with capture_steps, or on "
-        "a CPU with bf16 and a C++ compiler. It rounds in other places than a run without, and a run that is resumed "
-        "then has other last digits. Not for a robust search, rival losses, or several processes",
+        "a CPU with bf16 and a C++ compiler. It rounds in other places than a run without. Not for a robust search, "
+        "rival losses, or several processes",
     )
     checkpoint_minutes: float | None = Field(
         default=10.0,

@@ -19,6 +19,7 @@ from rnascl_cli.data import Batch, Data
 from rnascl_cli.distill.attention import tutor_distances, tutored_attention_loss, unit_maps
 from rnascl_cli.distill.objectives import kl_divergence
 from rnascl_cli.engine.compute import Compute
+from rnascl_cli.engine.modes import fixed_statistics
 from rnascl_cli.errors import UserError
 from rnascl_cli.models.checkpoints import Teacher
 from rnascl_cli.models.student import Student
@@ -103,6 +104,25 @@ class Apprentice:
         """Return what the teacher says about a batch; None without one."""
         return None if self._teacher is None else self._teacher.look(batch)
 
+    @torch.no_grad()
+    def inspect(self, x_BCHW: Tensor, lesson: Lesson | None) -> None:
+        """Look once an epoch at what teacher and student say of images, before the step, which asks for no value."""
+        if lesson is None or self._teacher is None or not self.inspection.due:
+            return
+        maps_BSP = None
+        if self._recorder is not None:
+            self.student.train()
+            with fixed_statistics(self.student):
+                maps_BSP = self.answer(x_BCHW).maps_BSP
+        self.inspection.look(
+            lesson,
+            kl=uses_kl(self._paradigm, self._kl),
+            teacher_layers=self._teacher.layers,
+            student_layers=[] if self._recorder is None else self._recorder.layers,
+            student_BLP=maps_BSP,
+            method=self._method,
+        )
+
     def teacher_terms(self, batch: Batch, answer: Answer, lesson: Lesson | None = None) -> dict[str, Tensor]:
         """Return the paradigm's KL and attention terms, or the rival's, for the student's answer to a batch.
 
@@ -116,14 +136,6 @@ class Apprentice:
         if self._teacher is None:
             return {}
         lesson = self._teacher.look(batch) if lesson is None else lesson
-        self.inspection.look(
-            lesson,
-            kl=uses_kl(self._paradigm, self._kl),
-            teacher_layers=self._teacher.layers,
-            student_layers=[] if self._recorder is None else self._recorder.layers,
-            student_BLP=answer.maps_BSP,
-            method=self._method,
-        )
         terms = {}
         if uses_kl(self._paradigm, self._kl):
             terms["kl"] = kl_divergence(

@@ -148,8 +148,8 @@ class SearchTask:
         """Teacher once; weights on the first part of the batch, Gumbel parameters on the rest."""
         lesson = None if self._teacher is None else self._teacher.look(batch)
         parts = [part._replace(chance=self._chance(part)) for part in self._divided(batch, lesson)]
-        inspected = lesson is not None and self._inspection.due  # which asks the device for values
-        learn = self._learn.plainly if inspected else self._learn
+        self._inspect(parts[0])
+        learn = self._learn if batch.full else self._learn.plainly
         return learn(batch.share, *parts)
 
     def _divided(self, batch: Batch, lesson: Lesson | None) -> list[Part]:
@@ -222,15 +222,12 @@ class SearchTask:
         """Return eq. (2) and its terms."""
         settings, lesson = self._settings, part.lesson
         adversarial_bCHW = self._images.perturbed(part, sample.widths)
-        with self._compute.student_autocast():
-            logits_bK = self._supernet(part.x_bCHW, sample.widths)
-        student = None if self._recorder is None else self._recorder.take_sized()
+        logits_bK, student = self._answer(part, sample)
         terms, weights, perturbed_bK = self._images.terms(part, logits_bK, adversarial_bCHW, sample.widths)
         if lesson is not None and uses_kl(settings.paradigm, settings.kl):
             terms["kl"] = kl_divergence(
                 logits_bK, lesson.logits_BK, direction=settings.kl.direction, temperature=settings.kl.temperature
             )
-        self._inspect(lesson, student)
         if student is not None and lesson is not None and lesson.maps_BTP is not None:
             assert sample.tutors is not None
             inner = student.inner_products(lesson.maps_BTP)
@@ -241,6 +238,12 @@ class SearchTask:
         weights = {**weights, "kl": settings.kl.weight, "attention": settings.attention.gamma}
         loss = add_up(terms, weights) * n_f
         return Objective(loss, terms, n_f, cost, logits_bK, perturbed_bK)
+
+    def _answer(self, part: Part, sample: Sample) -> tuple[Tensor, LayerMaps | None]:
+        """Run the supernet on the clean images; return its logits (b, K), and its maps where there are tutors."""
+        with self._compute.student_autocast():
+            logits_bK: Tensor = self._supernet(part.x_bCHW, sample.widths)
+        return logits_bK, None if self._recorder is None else self._recorder.take_sized()
 
     @torch.no_grad()
     def _metrics(self, found: Objective, y_b: Tensor, sample: Sample) -> dict[str, Tensor]:
@@ -261,15 +264,22 @@ class SearchTask:
             **robust,
         }
 
-    def _inspect(self, lesson: Lesson | None, student: LayerMaps | None) -> None:
-        if lesson is None or self._teacher is None or not self._inspection.due:
+    @torch.no_grad()
+    def _inspect(self, part: Part) -> None:
+        """Look once an epoch at what teacher and supernet say of a part, before the step, which asks for no value."""
+        if part.lesson is None or self._teacher is None or not self._inspection.due:
             return
+        maps = None
+        if self._recorder is not None:
+            self._supernet.train()
+            with fixed_statistics(self._supernet):
+                maps = self._answer(part, self._sample(part))[1]
         self._inspection.look(
-            lesson,
+            part.lesson,
             kl=uses_kl(self._settings.paradigm, self._settings.kl),
             teacher_layers=self._teacher.layers,
             student_layers=[] if self._recorder is None else self._recorder.layers,
-            student_BLP=None if student is None else student.at_common_side(),
+            student_BLP=None if maps is None else maps.at_common_side(),
             method=needs_teacher(self._settings.robust),
         )
 

@@ -127,8 +127,8 @@ class StudentTask:
         lesson, offset_BCHW = self._apprentice.lesson(batch), None
         if self._robust is not None:
             offset_BCHW = self._robust.draw(batch.x_BCHW, noise=self._noise, share=batch.share)
-        inspected = lesson is not None and self._apprentice.inspection.due  # which asks the device for values
-        learn = self._learn.plainly if inspected else self._learn
+        self._apprentice.inspect(batch.x_BCHW, lesson)
+        learn = self._learn if batch.full else self._learn.plainly
         # Rows and views lie on the CPU; only a rival reads them, and its steps are not recorded.
         metrics = learn(batch.x_BCHW, batch.y_B, batch.rows_B, batch.views_B, batch.share, lesson, offset_BCHW)
         if self._average is not None:

@@ -148,8 +148,11 @@ def test_steps_are_recorded_where_one_process_has_a_gpu(
 
 def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compute, "make_deterministic", lambda: None)
-    with pytest.raises(UserError, match=r"compile_steps.*resumed"):
-        resolve_compute("cpu", "fp32", deterministic=True, compiles=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match=r"compile_steps.*on a GPU.*deterministic"):
+        resolve_compute("cuda", "fp32", deterministic=True, compiles=True)
+    assert resolve_compute("cpu", "fp32", deterministic=True, compiles=True).compiles
     monkeypatch.setenv("CXX", "/nowhere/g++ -O3")
     with pytest.raises(UserError, match=r"compile_steps.*needs a C\+\+ compiler for a CPU; install g\+\+"):
         resolve_compute("cpu", "fp32", compiles=True)

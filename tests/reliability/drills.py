@@ -5,6 +5,11 @@
 prints a table for docs/reliability.md; ``make drills`` runs it. Every stage runs in a process of its own on some
 digits, with a checkpoint behind nearly every step. The moments are drawn uniformly over the time that the
 uninterrupted run takes, from ``--seed``.
+
+    python -m tests.reliability.drills --stage search --stage train --stage adv-finetune --set compile_steps=true \\
+        --epochs 40 --kills 10
+
+does so with compiled steps. More than the three epochs of the others, as each process takes its time to compile.
 """
 
 from __future__ import annotations
@@ -36,19 +41,20 @@ from tests.reliability.runs import (
     target,
 )
 
+PATIENCE = 1800.0
+"""Seconds for an uninterrupted run: the first one may have kernels to compile."""
 MOMENTS = ("before its first checkpoint", "between two steps", "after an epoch", "at the end")
 
 
-def kill_and_resume(stage: str, inputs: Inputs, out: Path, *, after: float) -> str:
+def kill_and_resume(stage: str, arguments: list[object], out: Path, *, after: float) -> str:
     """Kill a run ``after`` seconds, go on to its end, and return in which moment it was killed."""
     log = out.with_suffix(".log")
-    arguments = command_for(stage, inputs, out)
     command = Command(arguments, log=log)
     time.sleep(max(0.0, after - (time.monotonic() - command.began)))
     command.kill()
     moment = moment_of(stage, out, ended=command.code == 0)
     if moment != "at the end":
-        run_command([*arguments, *(["--resume"] if begun(stage, out) else [])], log=log)
+        run_command([*arguments, *(["--resume"] if begun(stage, out) else [])], log=log, patience=PATIENCE)
     return moment
 
 
@@ -80,26 +86,31 @@ def leftovers(out: Path) -> list[str]:
     return [*hidden, *(path.name for path in out.rglob("*.previous.pt"))]
 
 
-def drill(stage: str, inputs: Inputs, folder: Path, *, kills: int, stream: random.Random) -> bool:
+def drill(stage: str, inputs: Inputs, folder: Path, *, given: argparse.Namespace, stream: random.Random) -> bool:
     """Kill and resume one stage, print its line of the table, and return whether all ended alike."""
-    whole = folder / "whole"
+
+    def arguments(out: Path) -> list[object]:
+        keys = [word for key in given.set for word in ("--set", key)]
+        return [*command_for(stage, inputs, out, epochs=given.epochs), *keys]
+
     folder.mkdir()
-    began = time.monotonic()
-    run_command(command_for(stage, inputs, whole), log=folder / "whole.log")
-    seconds = time.monotonic() - began
-    wanted = essence(stage, whole)
+    for out in (folder / "first", folder / "whole"):  # by the second time, kernels that are compiled have been
+        began = time.monotonic()
+        run_command(arguments(out), log=out.with_suffix(".log"), patience=PATIENCE)
+        seconds = time.monotonic() - began
+    wanted = essence(stage, folder / "whole")
     moments: Counter[str] = Counter()
     alike = 0
-    for number in range(kills):
+    for number in range(given.kills):
         out = folder / f"kill-{number}"
-        moments[kill_and_resume(stage, inputs, out, after=stream.uniform(0, seconds))] += 1
+        moments[kill_and_resume(stage, arguments(out), out, after=stream.uniform(0, seconds))] += 1
         found = differences(wanted, essence(stage, out)) + leftovers(out)
         alike += not found
         if found:
             print(f"{stage}, kill {number}: differs in {', '.join(found)}; see {out}", file=sys.stderr)
     counts = " | ".join(str(moments[name]) for name in MOMENTS)
-    print(f"| {stage} | {seconds:.1f} s | {kills} | {counts} | {alike} |", flush=True)
-    return alike == kills
+    print(f"| {stage} | {seconds:.1f} s | {given.kills} | {counts} | {alike} |", flush=True)
+    return alike == int(given.kills)
 
 
 def main() -> None:
@@ -107,6 +118,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="of each stage")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=3, help="of each run")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of rnascl")
     parser.add_argument("--stage", choices=STAGES, action="append", help="only this one; may be repeated")
     given = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -118,9 +131,7 @@ def main() -> None:
         print(f"| stage | uninterrupted | kills | {' | '.join(MOMENTS)} | bit-identical |")
         print("| --- " * (len(MOMENTS) + 4) + "|", flush=True)
         stages = given.stage or STAGES
-        held = [
-            drill(stage, inputs, folder / stage.replace(" ", "-"), kills=given.kills, stream=stream) for stage in stages
-        ]
+        held = [drill(stage, inputs, folder / stage.replace(" ", "-"), given=given, stream=stream) for stage in stages]
     sys.exit(0 if all(held) else 1)
 
 

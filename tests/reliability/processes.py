@@ -66,12 +66,12 @@ class Command:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process.pid, signum)
 
-    def end(self) -> int:
-        """Wait for the end and return the exit code."""
-        self.process.join(PATIENCE)
+    def end(self, *, patience: float = PATIENCE) -> int:
+        """Wait for the end, so many seconds at most, and return the exit code."""
+        self.process.join(patience)
         if self.process.exitcode is None:
             self.kill()
-            raise AssertionError(f"still running after {PATIENCE:.0f} s: {self.said}")
+            raise AssertionError(f"still running after {patience:.0f} s: {self.said}")
         return self.process.exitcode
 
     def wait_for(self, happened: Callable[[], bool]) -> None:
@@ -87,10 +87,10 @@ class Command:
         return self.log.read_text(encoding="utf-8") if self.log.exists() else ""
 
 
-def run_command(arguments: Sequence[object], *, log: Path) -> Command:
-    """Run a command that must succeed, and return it."""
+def run_command(arguments: Sequence[object], *, log: Path, patience: float = PATIENCE) -> Command:
+    """Run a command that must succeed within so many seconds, and return it."""
     command = Command(arguments, log=log)
-    assert command.end() == 0, command.said
+    assert command.end(patience=patience) == 0, command.said
     return command
 
 

@@ -5,6 +5,8 @@ torch.compile follows the step here and runs what it has followed operator by op
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,13 +20,16 @@ from rnascl_cli.artifacts.documents import SearchDocument
 from rnascl_cli.artifacts.store import read_document
 from rnascl_cli.engine.compute import Compute
 from rnascl_cli.stages import planning
-from tests.command import done
+from tests.command import done, rnascl
 from tests.engine.toy import CPU
 from tests.stages.searches import assert_same_search
 
 pytestmark = pytest.mark.pipeline
 
-SMALL = ("--data", "digits", "--limit-train", 205, "--limit-test", 10, "--batch-size", 50, "--device", "cpu")
+SMALL = ("--data", "digits", "--limit-test", 10, "--batch-size", 50, "--device", "cpu")
+# Images without those held out: a full batch and a smaller one. After more steps rounding has grown: digits are images
+# on whose even areas BatchNorm loses digits of its own.
+FEW, MORE = ("--limit-train", 105), ("--limit-train", 125)
 
 
 @pytest.fixture
@@ -50,7 +55,7 @@ def close(one: Any, other: Any) -> None:
 
 
 def test_a_compiled_search_is_the_search(compiles: list[Any], tiny_teacher: Path, tmp_path: Path) -> None:
-    common = ["search", "--space", "S3", "--teacher", tiny_teacher, *SMALL, "--epochs", 1, "--seed", 3]
+    common = ["search", "--space", "S3", "--teacher", tiny_teacher, *SMALL, *FEW, "--epochs", 1, "--seed", 3]
     common += ["--set", "teacher_cache.mode=off"]
     found = []
     for keys in ("compile_steps=false", "compile_steps=true"):
@@ -72,7 +77,7 @@ def test_a_compiled_training_is_the_training(
     found = []
     for keys in ("compile_steps=false", "compile_steps=true"):
         out = tmp_path / keys
-        done("train", searched["rnas-cl"], *SMALL, *own, "--epochs", 1, "--set", keys, "--out", out)
+        done("train", searched["rnas-cl"], *SMALL, *FEW, *own, "--epochs", 1, "--set", keys, "--out", out)
         found.append(load_file(out / "student.safetensors"))
     # Not the teacher's pass, as its outputs are kept: the objective, and the passes that perturb images.
     assert len(compiles) == {None: 1, "pgd-at": 2, "trades": 3}[method]
@@ -81,3 +86,35 @@ def test_a_compiled_training_is_the_training(
         # PGD looks at signs: where a slope is all but 0, a pixel goes the other way.
         difference = (weight - compiled[name]).float().norm()
         assert difference <= (1e-2 if method else 1e-4) * weight.float().norm() + 1e-5, name
+
+
+@pytest.mark.parametrize("behind", [1, 2], ids=["a full batch to come", "only the small one to come"])
+def test_a_resumed_run_compiles_the_same_steps(
+    behind: int, searched: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = 0
+
+    def backend(module: torch.fx.GraphModule, _: Any, **__: Any) -> Any:
+        def told_apart(*args: Any) -> Any:  # by a loss that is larger than that of a step which is not compiled
+            nonlocal steps
+            steps += 1
+            if steps == behind:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return [out * 1.5 if out.requires_grad else out for out in module.forward(*args)]
+
+        return told_apart
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    monkeypatch.setattr(planning, "resolve_compute", lambda *_, compiles, **__: replace(CPU, compiles=compiles))
+    command = ["train", searched["rnas-cl"], *SMALL, *MORE, "--epochs", 2, "--set", "compile_steps=true"]
+    torch.compiler.reset()
+    assert rnascl(*command, "--out", tmp_path / "stopped").code == 128 + signal.SIGTERM
+    torch.compiler.reset()
+    done(*command, "--out", tmp_path / "stopped", "--resume")
+    assert steps == 2 * 2
+    torch.compiler.reset()
+    done(*command, "--out", tmp_path / "whole")
+    assert steps == 2 * 2 * 2
+    whole, resumed = (load_file(tmp_path / name / "student.safetensors") for name in ("whole", "stopped"))
+    for name, weight in whole.items():
+        assert torch.equal(weight, resumed[name]), name

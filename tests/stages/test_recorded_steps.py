@@ -22,7 +22,7 @@ pytestmark = pytest.mark.pipeline
 
 SMALL = ("--data", "digits", "--limit-train", 53, "--limit-test", 10, "--batch-size", 10, "--device", "cpu")
 EPOCHS = 2
-REPLAYED = EPOCHS * (4 - 1) - 1  # of 4 full batches all but the first, which is looked at; and not the first met
+REPLAYED = EPOCHS * 4 - 1  # of 4 full batches an epoch all but the very first
 
 
 @pytest.fixture
