@@ -96,7 +96,7 @@ class Batch:
         rows_B: Which images of the set these are, int64, on the CPU.
         views_B: Which view of each, as the augmentation drew it, on the CPU.
         share: Which images of the whole batch these are.
-        full: Whether the whole batch is as large as they are, but for a pass's last.
+        full: Whether the whole batch is as large as a pass's batches are, of which the last may be smaller.
     """
 
     x_BCHW: Tensor

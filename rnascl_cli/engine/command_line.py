@@ -6,6 +6,7 @@ Nothing heavy is read here, as every command begins with it.
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ from rnascl_cli import ranks
 
 if TYPE_CHECKING:
     from rnascl_cli.engine.run_directory import RunDirectory
+
+MEETING_PORT = 29500  # torchrun's own
 
 _arguments: ContextVar[tuple[str, ...] | None] = ContextVar("arguments", default=None)
 
@@ -31,9 +34,15 @@ def commanded_as(arguments: Sequence[str]) -> Iterator[None]:
         _arguments.reset(token)
 
 
-def command_to_resume(run: RunDirectory) -> str:
-    """Return the running command as one would type it to go on: with ``--resume``, and ``--out`` where it had none."""
-    return with_resume(running_command(), out=run.out or run.path, derived=run.path / "derived.json")
+def how_to_go_on(run: RunDirectory) -> str:
+    """Return what to say of a run that was stopped: :func:`go_on_with` the running command."""
+    return go_on_with(with_resume(running_command(), out=run.out or run.path, derived=run.path / "derived.json"))
+
+
+def go_on_with(command: str) -> str:
+    """Return ``go on with: COMMAND``, and where it is to be given, if that is on several machines."""
+    where = f", on each of the {_machines()} machines," if _machines() > 1 else ""
+    return f"go on{where} with: {command}"
 
 
 def with_resume(command: Sequence[str], *, out: Path | None, derived: Path | None = None) -> str:
@@ -53,12 +62,16 @@ def with_resume(command: Sequence[str], *, out: Path | None, derived: Path | Non
 
 
 def _launcher() -> list[str]:
-    """Return the words that start rnascl as it was started."""
+    """Return the words that start rnascl as it was started; several machines meet on that of the first rank."""
     if ranks.size() == 1:
         return ["rnascl"]
-    machines = ranks.size() // ranks.local_size()
-    nodes = [f"--nnodes={machines}"] if machines > 1 else []
+    meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={os.environ.get('MASTER_ADDR')}:{MEETING_PORT}"]
+    nodes = [f"--nnodes={_machines()}", *meeting] if _machines() > 1 else []
     return ["torchrun", *nodes, f"--nproc-per-node={ranks.local_size()}", "-m", "rnascl_cli"]
+
+
+def _machines() -> int:
+    return ranks.size() // ranks.local_size()
 
 
 def running_command() -> list[str]:

@@ -22,9 +22,9 @@ from rnascl_cli.console import warn
 from rnascl_cli.data import Augment, Batch, ImageSet, Parts, batch_count, batches, undivided
 from rnascl_cli.engine.agreement import Agreement, Wish
 from rnascl_cli.engine.checkpoint import first_not_finite, read_newest, write_checkpoint
-from rnascl_cli.engine.command_line import command_to_resume
+from rnascl_cli.engine.command_line import how_to_go_on
 from rnascl_cli.engine.compute import Compute, peak_memory_bytes
-from rnascl_cli.engine.interrupts import StopRequest, finishing_steps
+from rnascl_cli.engine.interrupts import StopRequest, finishing_steps, heed_no_other
 from rnascl_cli.engine.optimise import learning_rate, set_learning_rate
 from rnascl_cli.engine.place import faulty, set_place
 from rnascl_cli.engine.progress import progress, say_epoch
@@ -254,8 +254,9 @@ class _Loop:
     def _obey(self, wish: Wish, where: str) -> None:
         """End the run if that is wanted; the checkpoint has just been written."""
         if wish.signum:
-            again = command_to_resume(self.plan.run)
-            raise Interrupted(wish.signum, f"{self.plan.stage}: stopped at {where}; go on with: {again}")
+            heed_no_other()
+            ranks.wait()  # for the first one's checkpoint: torchrun ends the others when one has ended
+            raise Interrupted(wish.signum, f"{self.plan.stage}: stopped at {where}; {how_to_go_on(self.plan.run)}")
 
     def _save(self, tally: Tally, under_way: dict[str, Any] | None = None) -> None:
         """Write the checkpoint, unless a weight in it is not finite."""

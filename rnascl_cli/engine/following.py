@@ -12,6 +12,7 @@ import signal
 import sys
 
 VARIABLE = "RNASCL_ENDS_WITH"
+STARTED_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"
 PR_SET_PDEATHSIG = 1
 
 
@@ -23,9 +24,12 @@ def ending_with_this_process() -> dict[str, str]:
 def end_with_parent() -> None:
     """Take SIGTERM, as from a person, once the process that started this one is gone, if that one wants it so.
 
-    Children of this process are not told. On other systems than Linux nothing happens.
+    torchrun does, but does not say who it is: if it has gone before this is called, that is not seen. Children of this
+    process are not told. On other systems than Linux nothing happens.
     """
     parent = os.environ.pop(VARIABLE, None)
+    if parent is None and STARTED_BY_TORCHRUN in os.environ:
+        parent = str(os.getppid())
     if parent is None or sys.platform != "linux":
         return
     import ctypes

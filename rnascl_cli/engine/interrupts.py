@@ -3,6 +3,10 @@
 SIGTERM is what clusters send before they take a machine away. A signal that the command was started with ignored
 (``nohup``, or a shell's ``&`` for SIGINT) stays ignored. Handlers belong to the main thread: elsewhere the
 contexts do nothing.
+
+Of several ranks each heeds one signal and no second one. Theirs are not a person's: a terminal or SLURM tells every
+process, torchrun passes on within a millisecond what it was told itself, and it sends SIGTERM to the others once one
+rank has ended, while the first may still be writing the checkpoint. What is not at its end after 30 s, torchrun kills.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def finishing_steps() -> Iterator[StopRequest]:
-    """Take note of the first signal, for the body to obey when its step is done; raise at the second.
+    """Take note of the first signal, for the body to obey when its step is done; alone, raise at the second.
 
     Raises:
         Interrupted: A second signal came.
@@ -46,10 +50,12 @@ def finishing_steps() -> Iterator[StopRequest]:
 
     def note(signum: int, frame: FrameType | None) -> None:
         if request.signum is not None:
-            _raise(signum, frame)
+            raise Interrupted(signum)
         request.signum = signum
+        heed_no_other()
         # Not by print: the signal may have come in the middle of one.
-        line = f"\nrnascl: {NAMES[signal.Signals(signum)]}: stopping after this step; once more to stop at once\n"
+        second = "" if ranks.size() > 1 else "; once more to stop at once"
+        line = f"\nrnascl: {NAMES[signal.Signals(signum)]}: stopping after this step{second}\n"
         if ranks.is_first():
             with contextlib.suppress(OSError):
                 os.write(2, line.encode())
@@ -64,13 +70,24 @@ def ending_at_once() -> Iterator[None]:
 
     Raises:
         Interrupted: SIGTERM came.
+        KeyboardInterrupt: Ctrl-C, as always.
     """
-    with _handling((signal.SIGTERM,), _raise):
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        heed_no_other()
+        if signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise Interrupted(signum)
+
+    with _handling(STOPPING, end):
         yield
 
 
-def _raise(signum: int, frame: FrameType | None) -> None:
-    raise Interrupted(signum)
+def heed_no_other() -> None:
+    """Of several ranks, ignore signals from now on, up to the end of the process: it is stopping already."""
+    if ranks.size() > 1:
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
@@ -87,4 +104,5 @@ def _handling(signals: tuple[signal.Signals, ...], handler: Handler) -> Iterator
         yield
     finally:
         for number, old in heard.items():
-            signal.signal(number, old)
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, old)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from rnascl_cli.console import say, warn
+from rnascl_cli.engine.interrupts import ending_at_once
 from rnascl_cli.errors import RunError
 
 P = ParamSpec("P")
@@ -73,9 +74,9 @@ class Replay(Generic[P, R]):
 
     Those shapes are the first call's, as one that is recorded holds the memory of a whole call; others are run as they
     are. Which calls are worth it is the caller's to say, who gives the others to :meth:`plainly`. The first call is the
-    one that compiles, or makes the device ready to record: a function that is compiled and not recorded is never run
-    otherwise, so that a run which goes on in another process goes on with the same digits. Where the device refuses to
-    record, that is said once, and nothing is recorded.
+    one that compiles, or makes the device ready to record. So calls of those shapes are all compiled, and a run that
+    goes on in another process goes on with the same digits. Where the device refuses to record, that is said once, and
+    nothing is recorded.
 
     Args:
         function: Of nested tuples of tensors, None and hashable values that stay the same, to tensors in tuples or
@@ -145,7 +146,8 @@ class Replay(Generic[P, R]):
         say(f"compile_steps: compiling {self._what}: minutes at first, less where torch finds its kernels from before")
         began = time.perf_counter()
         try:
-            with warnings.catch_warnings(action="ignore"):  # of what torch looks at, and could do otherwise
+            # Whoever stops a run does not wait for that; and Ctrl-C has ended the compilers, too.
+            with ending_at_once(), warnings.catch_warnings(action="ignore"):  # of what torch could do otherwise
                 returned = self._run(function, *args, **kwargs)
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             reason = " ".join(str(error).partition("Set TORCHDYNAMO_VERBOSE")[0].split())[:200]

@@ -39,12 +39,14 @@ class RunDirectory:
         path: The folder.
         resume: Whether to go on from its checkpoint.
         force: Whether to replace what is there.
+        starts_anew: Whether to begin again what was stopped before its first checkpoint.
         out: What ``--out`` names, where that is not the folder itself.
     """
 
     path: Path
     resume: bool = False
     force: bool = False
+    starts_anew: bool = False
     out: Path | None = None
     _locks: list[Lock] = field(default_factory=list, init=False, repr=False, compare=False)
 
@@ -64,7 +66,7 @@ class RunDirectory:
             path: The folder.
             own: The document that the stage ends with: with ``force`` it replaces a run of its own kind only.
             force: Replace an older run.
-            resume: Go on from the checkpoint. A run that was killed before its first one starts from the beginning.
+            resume: Go on from the checkpoint. A run that was stopped before its first one starts from the beginning.
             out: What ``--out`` names, where that is not the folder itself.
 
         Raises:
@@ -80,18 +82,17 @@ class RunDirectory:
         if path.exists() and not path.is_dir():
             raise UserError(f"--out {path}: is a file; name a folder")
         refuse_if_in_use(path)
-        if resume:
-            if not has_checkpoint(path):
-                if not (path / LOCK).is_file():
-                    raise UserError(f"--resume: no checkpoint in {path}; start without --resume")
-                say(f"{path}: was stopped before its first checkpoint; starting from the beginning")
-                force, resume = True, False
-        elif not force and occupied(path):
+        starts_anew = resume and not has_checkpoint(path)
+        if starts_anew:
+            if not _was_begun(path, own):
+                raise UserError(f"--resume: no checkpoint in {path}; start without --resume")
+            say(f"{path}: was stopped before its first checkpoint; starting from the beginning")
+        elif not (resume or force) and occupied(path):
             raise UserError(f"--out {path}: already exists; use another name, --force or --resume")
         foreign = [name for name in STAGE_DOCUMENTS if name != own and (path / name).exists()]
         if foreign and own is not None:
             raise UserError(f"--out {path}: holds {foreign[0]}, the run of another stage; name another folder")
-        return cls(path, resume, force, out)
+        return cls(path, resume and not starts_anew, force, starts_anew, out)
 
     def create(self) -> None:
         """Make the folder and lock it for as long as this object lives.
@@ -110,7 +111,8 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"--out {self.path}: {error.strerror}") from None
         self._locks.append(lock_directory(self.path))
-        if not (self.resume or self.force) and occupied(self.path):  # since it was claimed
+        came_since = has_checkpoint(self.path) if self.starts_anew else occupied(self.path)
+        if came_since and not (self.resume or self.force):
             raise UserError(f"--out {self.path}: already exists; use another name, --force or --resume")
         clear_left_behind(self.path)
         if not self.resume:
@@ -153,6 +155,18 @@ class RunDirectory:
 def has_checkpoint(path: Path) -> bool:
     """Return whether there is something in a run directory to go on from."""
     return any((path / name).is_file() for name in (CHECKPOINT, PREVIOUS))
+
+
+def _was_begun(path: Path, own: str | None) -> bool:
+    """Return whether a folder is as a run leaves it that was stopped before its first checkpoint.
+
+    One that was killed leaves its lock. One that ended itself leaves nothing, or, of a student's training, the copy of
+    what it trains, which the next one writes again.
+    """
+    if (path / LOCK).is_file():
+        return True
+    copies = ["derived.json"] if own in ("train.json", "adv-finetune.json") else []
+    return path.is_dir() and all(item.name in copies or _left_behind(item.name) for item in path.iterdir())
 
 
 def occupied(path: Path) -> bool:

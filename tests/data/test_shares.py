@@ -14,17 +14,11 @@ from rnascl_cli.recipes import AdvFinetuneSettings, TeacherTrainSettings
 from rnascl_cli.stages.perturbing import perturb, starting_offset
 from rnascl_cli.stages.search_task import split_batch
 from tests.engine.toy import image_set
+from tests.ranks import become
 
 pytestmark = pytest.mark.unit
 
 CPU = torch.device("cpu")
-
-
-def become(monkeypatch: pytest.MonkeyPatch, number: int, count: int) -> None:
-    """Be one of several ranks, as far as their number goes."""
-    monkeypatch.setattr("rnascl_cli.ranks._store", object())
-    monkeypatch.setenv("RANK", str(number))
-    monkeypatch.setenv("WORLD_SIZE", str(count))
 
 
 @pytest.mark.parametrize(("whole", "count"), [*itertools.product([5, 8, 16, 33], [1, 2, 3, 5])])

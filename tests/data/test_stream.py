@@ -24,6 +24,7 @@ from rnascl_cli.errors import RunError, UserError
 from rnascl_cli.recipes import DataSettings
 from tests.data.conftest import MakeFolder
 from tests.photographs import write_photograph, write_photographs
+from tests.ranks import become
 
 CPU = torch.device("cpu")
 
@@ -137,6 +138,20 @@ def test_the_batches_do_not_depend_on_the_workers(photographs: Path, augment: Au
     assert same(passes[0][0], passes[0][2])
     for workers in (1, 3):
         assert all(same(*pair) for pair in zip(passes[0], passes[workers], strict=True))
+
+
+@pytest.mark.unit
+def test_the_crops_of_all_ranks_are_those_of_one(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load(photographs, workers=1)
+    alone = one_pass(data, ResizedCrop())
+    assert [len(batch) for batch in alone] == [5, 5, 2]
+    for number in (0, 1):
+        become(monkeypatch, number, 2)
+        own = one_pass(data, ResizedCrop())
+        assert [len(batch) for batch in own] == [[3, 3, 1], [2, 2, 1]][number]
+        for batch, whole in zip(own, alone, strict=True):
+            assert batch.x_BCHW.equal(batch.share.of(whole.x_BCHW))
+            assert batch.y_B.equal(batch.share.of(whole.y_B))
 
 
 @pytest.mark.unit

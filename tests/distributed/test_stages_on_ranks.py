@@ -26,7 +26,7 @@ from rnascl_cli import ranks
 from rnascl_cli.artifacts.documents import AttackDocument, TrainDocument
 from rnascl_cli.artifacts.store import read_document, read_weights
 from rnascl_cli.engine.run_directory import JOURNAL, PREVIOUS, has_checkpoint
-from tests.command import done
+from tests.command import done, soon
 from tests.conftest import _teacher_file
 from tests.distributed.jobs import Job, Torchrun, run_job
 from tests.reliability.processes import PATIENCE, Command
@@ -38,7 +38,9 @@ CLASSES, TRAIN, TEST = ("ant", "bee", "cat"), 20, 12
 FAST = ("--device", "cpu", "--precision", "fp32", "--seed", 5)
 OFTEN = ("--set", "checkpoint_minutes=0.0001")
 CLOCKS = ("seconds", "images_per_second", "peak_memory_bytes")
-STAGES = ("search", "train", "adv-finetune", "teacher train", "robust search")
+STAGES = ("search", "train", "adv-finetune", "teacher train", "robust search", "streamed search")
+# As ImageNet is read, but for its crops, which are enlarged: noise that is enlarged has even areas.
+STREAMED = ("--set", "data.keep=stream", "--set", "data.workers=1")
 
 
 class World:
@@ -73,6 +75,7 @@ class World:
         own: dict[str, tuple[object, ...]] = {
             "search": searching,
             "robust search": (*searching, "--robust", "fast-at"),
+            "streamed search": (*searching, *STREAMED),
             "train": ("train", self.folder / "derived.json"),
             "adv-finetune": ("adv-finetune", self.out("train", "one"), "--method", "fast-at"),
             "teacher train": (
@@ -82,7 +85,7 @@ class World:
         }
         # 54 images in batches of 25, 25 and 4: 13 and 12 a rank. The two steps of a search take 20 and 5 of them, and
         # of the last batch 3 and 1, which is too few to be shared.
-        batch = 25 if stage in ("search", "robust search", "train") else 27
+        batch = 27 if stage in ("adv-finetune", "teacher train") else 25
         return [*own[stage], *FAST, "--batch-size", batch, "--epochs", epochs, "--out", self.target(stage, out)]
 
     def target(self, stage: str, out: Path) -> Path:
@@ -124,7 +127,14 @@ def assert_same_run(found: Path, expected: Path, *, atol: float) -> None:
 
 # A teacher's and a robust search's images are looked for under statistics of the batch: one pixel whose gradient is 0
 # up to rounding moves all of them.
-TOLERANCE = {"search": 5e-5, "train": 5e-5, "adv-finetune": 5e-5, "teacher train": 2e-3, "robust search": 2e-3}
+TOLERANCE = {
+    "search": 5e-5,
+    "streamed search": 5e-5,
+    "train": 5e-5,
+    "adv-finetune": 5e-5,
+    "teacher train": 2e-3,
+    "robust search": 2e-3,
+}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -188,6 +198,38 @@ def test_ranks_stop_behind_the_same_step_and_go_on_from_one_process(
     assert job.said.count("go on with: torchrun --nproc-per-node=2 -m rnascl_cli train") == 1
     run_job(2, [*command, "--resume"], log=tmp_path / "log")
     assert_same_run(out, undisturbed, atol=5e-3)
+
+
+def test_ranks_that_are_told_twice_stop_once(world: World, tmp_path: Path) -> None:
+    """SLURM tells every process, and torchrun passes on what it was told itself."""
+    out = tmp_path / "run"
+    job = Job(2, [*world.command("train", out, epochs=200), *OFTEN], log=tmp_path / "log")
+    job.ranks[0].wait_for(lambda: has_checkpoint(out))
+    for _ in range(2):
+        job.send(signal.SIGTERM)
+        time.sleep(0.001)
+    assert job.end() == [143, 143], job.said
+    assert job.said.count("train: stopped at ") == 1
+
+
+def _runs(number: int) -> bool:
+    """Return whether a process has not ended; one whose parent is gone may wait to be reaped."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_ranks_stop_where_their_torchrun_is_killed(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    job = Torchrun(2, [*world.command("train", out, epochs=200), *OFTEN], log=tmp_path / "log")
+    wait_for(lambda: has_checkpoint(out), job)
+    members = job.processes()
+    assert sorted(members) == [0, 1]
+    job.process.kill()
+    assert job.end() == -signal.SIGKILL
+    assert soon(lambda: not any(map(_runs, members.values())))
+    assert "train: stopped at " in job.said
 
 
 def test_an_attack_finds_the_same_verdicts(world: World, tmp_path: Path) -> None:

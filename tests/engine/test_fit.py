@@ -99,11 +99,14 @@ def test_resuming_a_finished_run_takes_no_step(tmp_path: Path) -> None:
     assert len(metrics.read_text().splitlines()) == 5
 
 
-def test_a_failure_in_the_first_epoch_leaves_nothing_to_resume(tmp_path: Path) -> None:
+def test_after_a_failure_in_the_first_epoch_resuming_starts_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(Stopped):
         fit(ToyTask(stop_at(2)), toy_plan(tmp_path / "run"))
-    with pytest.raises(UserError, match=r"no checkpoint in .* start without --resume"):
-        toy_plan(tmp_path / "run", resume=True)
+    plan = toy_plan(tmp_path / "run", resume=True)
+    assert "was stopped before its first checkpoint; starting from the beginning" in capsys.readouterr().err
+    assert not plan.run.resume
 
 
 @pytest.mark.parametrize("change", [{"identity": {"data": "e", "teacher": None}}, {"stage": "joy"}])

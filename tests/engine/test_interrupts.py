@@ -10,6 +10,7 @@ import pytest
 
 from rnascl_cli.engine.interrupts import ending_at_once, finishing_steps
 from rnascl_cli.errors import Interrupted
+from tests.ranks import become
 
 pytestmark = pytest.mark.unit
 
@@ -37,6 +38,31 @@ def test_the_first_is_noted_the_second_ends(signum: signal.Signals, capfd: pytes
     assert ended.value.exit_code == {signal.SIGINT: 130, signal.SIGTERM: 143}[signum]
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_of_several_ranks_none_heeds_a_second(
+    signum: signal.Signals, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    become(monkeypatch, 0, 2)
+    with ending_at_once():
+        with finishing_steps() as stop:
+            signal.raise_signal(signum)
+            signal.raise_signal(signum)
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.signum == signum
+        signal.raise_signal(signal.SIGTERM)  # torchrun's, while it is told how to go on
+    signal.raise_signal(signal.SIGTERM)
+    assert capfd.readouterr().err.count("stopping after this step\n") == 1
+
+
+def test_what_ends_at_once_on_several_ranks_is_not_disturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    become(monkeypatch, 1, 2)
+    with ending_at_once():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+
+
 def test_handlers_are_put_back() -> None:
     with pytest.raises(ZeroDivisionError), finishing_steps():
         raise ZeroDivisionError
@@ -51,7 +77,7 @@ def test_sigterm_ends_what_is_no_training_by_an_exception() -> None:
         with finishing_steps() as stop:
             signal.raise_signal(signal.SIGTERM)
         assert stop.signum == signal.SIGTERM
-        with pytest.raises(KeyboardInterrupt):  # Ctrl-C is Python's
+        with pytest.raises(KeyboardInterrupt):  # as Python's own handler does
             signal.raise_signal(signal.SIGINT)
     assert ended.value.exit_code == 143
 

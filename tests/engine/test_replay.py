@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any, NamedTuple
 
 import pytest
@@ -10,9 +11,10 @@ from torch import Tensor
 from torch._dynamo.exc import Unsupported
 
 from rnascl_cli.engine.compute import resolve_compute
+from rnascl_cli.engine.interrupts import finishing_steps
 from rnascl_cli.engine.optimise import build_optimiser, set_learning_rate
 from rnascl_cli.engine.replay import CudaGraphs, Replay
-from rnascl_cli.errors import RunError, UserError
+from rnascl_cli.errors import Interrupted, RunError, UserError
 from rnascl_cli.recipes import SGD, Adam
 from tests.engine.recording import Recording
 
@@ -87,6 +89,22 @@ def test_what_cannot_be_compiled_ends_the_run() -> None:
     replay = Replay(plain, None, what="the step of search", compiled=refuses)
     with pytest.raises(RunError, match=r"compile_steps: the step of search cannot be compiled here \(no such thing"):
         replay(torch.ones(1))
+
+
+def test_compiling_is_not_waited_for() -> None:
+    def compiles_for_minutes(x_B: Tensor) -> tuple[Tensor]:
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("goes on")
+
+    def plain(x_B: Tensor) -> tuple[Tensor]:
+        return (x_B,)
+
+    with finishing_steps() as stop:
+        with pytest.raises(Interrupted):
+            Replay(plain, None, what="it", compiled=compiles_for_minutes)(torch.ones(1))
+        assert stop.signum is None
+        signal.raise_signal(signal.SIGTERM)  # heeded as before
+        assert stop.signum == signal.SIGTERM
 
 
 def test_without_a_recorder_it_is_the_function() -> None:

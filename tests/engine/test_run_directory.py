@@ -90,6 +90,32 @@ def test_resume_needs_a_checkpoint(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("left", [[], ["derived.json"], [LOCK], [LOCK, "metrics.jsonl"], [".metrics.jsonl.x.tmp"]])
+def test_a_run_stopped_before_its_first_checkpoint_starts_anew(left: list[str], tmp_path: Path) -> None:
+    for name in left:
+        (tmp_path / name).write_text("")
+    run = RunDirectory.claim(tmp_path, own="train.json", resume=True)
+    assert not run.resume
+    run.create()
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+
+
+@pytest.mark.parametrize("there", ["metrics.jsonl", "photo.png", "derived.json"])
+def test_what_is_no_such_run_is_not_resumed(there: str, tmp_path: Path) -> None:
+    (tmp_path / there).write_text("")
+    with pytest.raises(UserError, match=r"no checkpoint in .*; start without --resume"):
+        RunDirectory.claim(tmp_path, own="search.json", resume=True)
+    assert (tmp_path / there).is_file()
+
+
+def test_a_run_that_starts_anew_leaves_a_checkpoint_that_came_meanwhile(tmp_path: Path) -> None:
+    run = RunDirectory.claim(tmp_path, own="search.json", resume=True)
+    (tmp_path / "checkpoint.pt").write_text("another's")
+    with pytest.raises(UserError, match=r"already exists; use another name, --force or --resume"):
+        run.create()
+    assert (tmp_path / "checkpoint.pt").read_text() == "another's"
+
+
 def test_force_and_resume_exclude_each_other(full: Path) -> None:
     before = contents(full)
     with pytest.raises(UserError, match="--force and --resume exclude each other"):

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from rnascl_cli.engine.command_line import with_resume
+from rnascl_cli.engine.command_line import go_on_with, with_resume
 from tests.command import rnascl
 from tests.conftest import FAST as SMALL
+from tests.ranks import become
 from tests.reliability.conftest import Whole
 from tests.reliability.drills import differences, leftovers
 from tests.reliability.processes import Command, run_command
@@ -80,6 +81,17 @@ def test_sigterm_outside_of_a_training(tmp_path: Path) -> None:
 )
 def test_the_command_to_go_on_with(command: str, again: str) -> None:
     assert with_resume(shlex.split(command), out=Path("runs/x"), derived=Path("runs/x/derived.json")) == again
+
+
+@pytest.mark.unit
+def test_several_machines_are_told_where_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    become(monkeypatch, 0, 16, on_each_machine=8)
+    monkeypatch.setenv("MASTER_ADDR", "node7")
+    again = go_on_with(with_resume(["rnascl", "search"], out=Path("runs/x")))
+    assert again == (
+        "go on, on each of the 2 machines, with: torchrun --nnodes=2 --rdzv-backend=c10d --rdzv-endpoint=node7:29500 "
+        "--nproc-per-node=8 -m rnascl_cli search --out runs/x --resume"
+    )
 
 
 @pytest.mark.pipeline

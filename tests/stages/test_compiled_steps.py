@@ -88,7 +88,7 @@ def test_a_compiled_training_is_the_training(
         assert difference <= (1e-2 if method else 1e-4) * weight.float().norm() + 1e-5, name
 
 
-@pytest.mark.parametrize("behind", [1, 2], ids=["a full batch to come", "only the small one to come"])
+@pytest.mark.parametrize("behind", [2, 3], ids=["only the small batch to come", "a full batch to come"])
 def test_a_resumed_run_compiles_the_same_steps(
     behind: int, searched: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
