@@ -7,18 +7,15 @@ import sys
 from dataclasses import replace
 
 from benchmarks.results import Measurement
-from benchmarks.search_step import IMAGES, LARGE_SIDE, REACH, SPACE, TEACHER, scratch
+from benchmarks.search_step import DEFAULT_SIDE, IMAGES, LARGE_SIDE, REACH, SPACE, TEACHER, scratch
 from benchmarks.timing import ratio, take_turns
 from benchmarks.workload import our_search, plain_search, plain_stepping, stepping, workload
-from rnascl_cli.engine.compute import resolve_compute
+from rnascl_cli.engine.compute import Compute, resolve_compute
 from rnascl_cli.errors import UserError
-
-STEPS_UNTIL_COMPILED = 3
-"""One looks into the maps, one shows the shapes, and one is compiled."""
 
 
 def compiled(rounds: int) -> list[Measurement]:
-    """Time the compiled step at the large map size; nothing where there is no C++ compiler.
+    """Time the compiled step at both map sizes; nothing where there is no C++ compiler.
 
     ``torch.compile`` takes some minutes at first, and half a minute where it finds what it compiled before.
     """
@@ -27,8 +24,12 @@ def compiled(rounds: int) -> list[Measurement]:
     except UserError as error:
         print(f"benchmarks: compiled: left out ({error})", file=sys.stderr)
         return []
+    return [row for side in (LARGE_SIDE, DEFAULT_SIDE) for row in _compiled(compute, side=side, rounds=rounds)]
+
+
+def _compiled(compute: Compute, *, side: int, rounds: int) -> list[Measurement]:
     with scratch() as folder, contextlib.ExitStack() as stack:
-        work = workload(folder, space=SPACE, teacher=TEACHER, side=LARGE_SIDE, images=IMAGES)
+        work = workload(folder, space=SPACE, teacher=TEACHER, side=side, images=IMAGES)
         launched = stack.enter_context(our_search(work, compute=replace(compute, compiles=False)))
         compiling = stack.enter_context(our_search(work, compute=compute))
         sides = {
@@ -37,14 +38,13 @@ def compiled(rounds: int) -> list[Measurement]:
             "launched": stepping(launched, work),
             "compiled": stepping(compiling, work),
         }
-        for _ in range(STEPS_UNTIL_COMPILED):
-            sides["compiled"]()
+        sides["compiled"]()  # the first one compiles
         times = take_turns(sides, rounds=rounds, calls={"launched": 3, "compiled": 3})
-    setting = f"{SPACE}, {TEACHER}, maps {LARGE_SIDE}x{LARGE_SIDE}"
+    setting = f"{SPACE}, {TEACHER}, maps {side}x{side}"
 
     def faster(slow: str, what: str) -> Measurement:
-        reach = REACH[LARGE_SIDE].get(slow)
-        return ratio(times, f"compiled-{LARGE_SIDE}.{slow}", f"{what} ({setting})", (slow, "compiled"), at_least=reach)
+        reach = REACH.get(side, {}).get(slow)
+        return ratio(times, f"compiled-{side}.{slow}", f"{what} ({setting})", (slow, "compiled"), at_least=reach)
 
     return [
         faster("plain", "compiled step (`compile_steps`), times as fast as the plain one"),
