@@ -24,7 +24,8 @@ def compiled(rounds: int) -> list[Measurement]:
     except UserError as error:
         print(f"benchmarks: compiled: left out ({error})", file=sys.stderr)
         return []
-    return [row for side in (LARGE_SIDE, DEFAULT_SIDE) for row in _compiled(compute, side=side, rounds=rounds)]
+    rows = [row for side in (LARGE_SIDE, DEFAULT_SIDE) for row in _compiled(compute, side=side, rounds=rounds)]
+    return [*rows, _compiled_with_kept_outputs(compute, rounds=rounds)]
 
 
 def _compiled(compute: Compute, *, side: int, rounds: int) -> list[Measurement]:
@@ -51,3 +52,20 @@ def _compiled(compute: Compute, *, side: int, rounds: int) -> list[Measurement]:
         faster("hoisted", "compiled step, times as fast as the plain one with hoisted maps"),
         faster("launched", "compiled step, times as fast as ours without `compile_steps`"),
     ]
+
+
+def _compiled_with_kept_outputs(compute: Compute, *, rounds: int) -> Measurement:
+    """Time steps that find the teacher's outputs among the kept ones, as most of a long search's do."""
+    with scratch() as folder, contextlib.ExitStack() as stack:
+        work = workload(folder, space=SPACE, teacher=TEACHER, side=DEFAULT_SIDE, images=IMAGES)
+        launched = stack.enter_context(our_search(work, compute=replace(compute, compiles=False), keep=True))
+        compiling = stack.enter_context(our_search(work, compute=compute, keep=True))
+        sides = {"launched": stepping(launched, work), "compiled": stepping(compiling, work)}
+        for _ in range(IMAGES // work.batch_size):  # the teacher looks, and the first step compiles
+            for step in sides.values():
+                step()
+        times = take_turns(sides, rounds=rounds, calls={"launched": 3, "compiled": 3})
+    what = f"compiled step with kept teacher outputs, times as fast as the same launched ({SPACE}, {TEACHER}, maps "
+    return ratio(
+        times, f"compiled-{DEFAULT_SIDE}.kept", f"{what}{DEFAULT_SIDE}x{DEFAULT_SIDE})", ("launched", "compiled")
+    )
