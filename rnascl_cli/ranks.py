@@ -49,6 +49,19 @@ def started_first() -> bool:
     return not started_together() or _number("RANK", 0) == 0
 
 
+def under_torchrun() -> bool:
+    """Return whether torchrun has started this process, if only as the one of a job of one."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def environment_alone() -> dict[str, str]:
+    """Return the environment for a process that this one starts and that is no rank of its job."""
+    told = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {
+        name: value for name, value in os.environ.items() if name not in told and not name.startswith("TORCHELASTIC_")
+    }
+
+
 def rank() -> int:
     """Return this process's number, from 0."""
     return _number("RANK", 0) if _store is not None else 0

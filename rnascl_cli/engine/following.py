@@ -11,8 +11,9 @@ import os
 import signal
 import sys
 
+from rnascl_cli import ranks
+
 VARIABLE = "RNASCL_ENDS_WITH"
-STARTED_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"
 PR_SET_PDEATHSIG = 1
 
 
@@ -28,7 +29,7 @@ def end_with_parent() -> None:
     process are not told. On other systems than Linux nothing happens.
     """
     parent = os.environ.pop(VARIABLE, None)
-    if parent is None and STARTED_BY_TORCHRUN in os.environ:
+    if parent is None and ranks.under_torchrun():
         parent = str(os.getppid())
     if parent is None or sys.platform != "linux":
         return

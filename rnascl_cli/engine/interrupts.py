@@ -4,9 +4,9 @@ SIGTERM is what clusters send before they take a machine away. A signal that the
 (``nohup``, or a shell's ``&`` for SIGINT) stays ignored. Handlers belong to the main thread: elsewhere the
 contexts do nothing.
 
-Of several ranks each heeds one signal and no second one. Theirs are not a person's: a terminal or SLURM tells every
-process, torchrun passes on within a millisecond what it was told itself, and it sends SIGTERM to the others once one
-rank has ended, while the first may still be writing the checkpoint. What is not at its end after 30 s, torchrun kills.
+A process under torchrun heeds one signal and no second one. That is not a person's: a terminal or SLURM tells every
+process, torchrun passes on within a millisecond what it was told itself, and it sends SIGTERM to the other ranks once
+one has ended, while the first may still be writing the checkpoint. What has not ended after 30 s, torchrun kills.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class StopRequest:
 
 @contextlib.contextmanager
 def finishing_steps() -> Iterator[StopRequest]:
-    """Take note of the first signal, for the body to obey when its step is done; alone, raise at the second.
+    """Take note of the first signal, for the body to obey when its step is done; raise at the second.
 
     Raises:
-        Interrupted: A second signal came.
+        Interrupted: A second signal came, not under torchrun.
     """
     request = StopRequest()
 
@@ -54,7 +54,7 @@ def finishing_steps() -> Iterator[StopRequest]:
         request.signum = signum
         heed_no_other()
         # Not by print: the signal may have come in the middle of one.
-        second = "" if ranks.size() > 1 else "; once more to stop at once"
+        second = "" if _is_told_twice() else "; once more to stop at once"
         line = f"\nrnascl: {NAMES[signal.Signals(signum)]}: stopping after this step{second}\n"
         if ranks.is_first():
             with contextlib.suppress(OSError):
@@ -84,10 +84,14 @@ def ending_at_once() -> Iterator[None]:
 
 
 def heed_no_other() -> None:
-    """Of several ranks, ignore signals from now on, up to the end of the process: it is stopping already."""
-    if ranks.size() > 1:
+    """Under torchrun, ignore signals from now on, up to the end of the process: it is stopping already."""
+    if _is_told_twice():
         for number in STOPPING:
             signal.signal(number, signal.SIG_IGN)
+
+
+def _is_told_twice() -> bool:
+    return ranks.size() > 1 or ranks.under_torchrun()
 
 
 @contextlib.contextmanager

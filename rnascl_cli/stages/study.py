@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rnascl_cli import ranks
 from rnascl_cli.console import say, warn
 from rnascl_cli.engine.following import ending_with_this_process
 from rnascl_cli.engine.interrupts import finishing_steps
@@ -140,7 +141,11 @@ class _Runner:
         self.told_of: set[str] = set()
         self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
         threads = max(1, (os.cpu_count() or 1) // jobs)
-        self.environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **ending_with_this_process()}
+        self.environment = {
+            "OMP_NUM_THREADS": str(threads),
+            **ranks.environment_alone(),
+            **ending_with_this_process(),
+        }
 
     def run(self) -> None:
         with finishing_steps() as stop:

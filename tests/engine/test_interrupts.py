@@ -38,11 +38,15 @@ def test_the_first_is_noted_the_second_ends(signum: signal.Signals, capfd: pytes
     assert ended.value.exit_code == {signal.SIGINT: 130, signal.SIGTERM: 143}[signum]
 
 
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_of_several_ranks_none_heeds_a_second(
-    signum: signal.Signals, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_under_torchrun_a_second_is_not_heeded(
+    signum: signal.Signals, count: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    become(monkeypatch, 0, 2)
+    if count > 1:
+        become(monkeypatch, 0, count)
+    else:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with ending_at_once():
         with finishing_steps() as stop:
             signal.raise_signal(signum)
@@ -54,7 +58,7 @@ def test_of_several_ranks_none_heeds_a_second(
     assert capfd.readouterr().err.count("stopping after this step\n") == 1
 
 
-def test_what_ends_at_once_on_several_ranks_is_not_disturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_ends_at_once_under_torchrun_is_not_disturbed(monkeypatch: pytest.MonkeyPatch) -> None:
     become(monkeypatch, 1, 2)
     with ending_at_once():
         with pytest.raises(KeyboardInterrupt):

@@ -30,7 +30,7 @@ from tests.command import done, refused, soon
 SCRIPT = """#!/bin/sh
 # -m rnascl_cli STAGE ...: leaves what the stage leaves, unless FAIL names the place
 stage=$3
-echo "$@" >> "$CALLS"
+echo "$@" ${WORLD_SIZE:+"of $WORLD_SIZE"} ${TORCHELASTIC_RUN_ID:+"in $TORCHELASTIC_RUN_ID"} >> "$CALLS"
 previous=
 for word; do
   [ "$previous" = --out ] && out=$word
@@ -136,6 +136,17 @@ def test_the_same_call_goes_on(plan: StudyPlan, calls: Path, tmp_path: Path) -> 
     assert len(again.done) == len(plan.steps)
     assert len(commands(calls)) == len(plan.steps) + 1
     assert "--resume" not in commands(calls)[-1]
+
+
+@pytest.mark.unit
+def test_no_step_takes_itself_for_a_rank_of_the_studys_job(
+    plan: StudyPlan, calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "job"}.items():
+        monkeypatch.setenv(name, value)
+    run_study(plan, tmp_path / "out")
+    assert len(commands(calls)) == len(plan.steps)
+    assert not [line for line in commands(calls) if line.endswith(("of 2", "in job"))]
 
 
 @pytest.mark.unit
