@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 
 from benchmarks.results import Measurement
-from benchmarks.search_step import DEFAULT_SIDE, IMAGES, LARGE_SIDE, REACH, SPACE, TEACHER, scratch
+from benchmarks.search_step import DEFAULT_SIDE, IMAGES, LARGE_SIDE, REACH, SPACE, TEACHER, scratch, step_setting
 from benchmarks.timing import ratio, take_turns
 from benchmarks.workload import our_search, plain_search, plain_stepping, stepping, workload
 from rnascl_cli.engine.compute import Compute, resolve_compute
@@ -41,11 +41,12 @@ def _compiled(compute: Compute, *, side: int, rounds: int) -> list[Measurement]:
         }
         sides["compiled"]()  # the first one compiles
         times = take_turns(sides, rounds=rounds, calls={"launched": 3, "compiled": 3})
-    setting = f"{SPACE}, {TEACHER}, maps {side}x{side}"
 
     def faster(slow: str, what: str) -> Measurement:
         reach = REACH.get(side, {}).get(slow)
-        return ratio(times, f"compiled-{side}.{slow}", f"{what} ({setting})", (slow, "compiled"), at_least=reach)
+        return ratio(
+            times, f"compiled-{side}.{slow}", f"{what} ({step_setting(side)})", (slow, "compiled"), at_least=reach
+        )
 
     return [
         faster("plain", "compiled step (`compile_steps`), times as fast as the plain one"),
@@ -65,7 +66,5 @@ def _compiled_with_kept_outputs(compute: Compute, *, rounds: int) -> Measurement
             for step in sides.values():
                 step()
         times = take_turns(sides, rounds=rounds, calls={"launched": 3, "compiled": 3})
-    what = f"compiled step with kept teacher outputs, times as fast as the same launched ({SPACE}, {TEACHER}, maps "
-    return ratio(
-        times, f"compiled-{DEFAULT_SIDE}.kept", f"{what}{DEFAULT_SIDE}x{DEFAULT_SIDE})", ("launched", "compiled")
-    )
+    what = f"compiled step with kept teacher outputs, times as fast as the same launched ({step_setting(DEFAULT_SIDE)})"
+    return ratio(times, f"compiled-{DEFAULT_SIDE}.kept", what, ("launched", "compiled"))

@@ -39,6 +39,11 @@ REACH = {LARGE_SIDE: {"plain": 7.0, "hoisted": 3.5, "kept": 11.0}}
 """What the issue asks for, at its map size."""
 
 
+def step_setting(side: int) -> str:
+    """Return what a step with maps of this side is timed on, in the words of a row."""
+    return f"{SPACE}, {TEACHER}, maps {side}x{side}"
+
+
 def steps(rounds: int) -> list[Measurement]:
     """Time the step at both map sizes: against the plain ones, with kept teacher outputs, without attention."""
     return [row for side in (LARGE_SIDE, DEFAULT_SIDE) for row in _steps(side, rounds)]
@@ -62,11 +67,12 @@ def _steps(side: int, rounds: int) -> list[Measurement]:
         for _ in range(IMAGES // work.batch_size):
             steps["kept"]()  # so that every view it meets is known
         times = take_turns(steps, rounds=rounds, calls={"ours": 3, "kept": 3, "without": 3, "convolutions": 3})
-    setting = f"{SPACE}, {TEACHER}, maps {side}x{side}"
     reach = REACH.get(side, {})
 
     def faster(name: str, slow: str, fast: str, what: str) -> Measurement:
-        return ratio(times, f"step-{side}.{name}", f"{what} ({setting})", (slow, fast), at_least=reach.get(name))
+        return ratio(
+            times, f"step-{side}.{name}", f"{what} ({step_setting(side)})", (slow, fast), at_least=reach.get(name)
+        )
 
     def share(
         name: str, what: str, of: Callable[[Mapping[str, float]], float], *sides: str, **reach: float
@@ -74,7 +80,7 @@ def _steps(side: int, rounds: int) -> list[Measurement]:
         value, low, high = interval(times, of)
         return Measurement(
             f"step-{side}.{name}",
-            f"share of a step that {what} ({setting})",
+            f"share of a step that {what} ({step_setting(side)})",
             value,
             rounds,
             unit="share",

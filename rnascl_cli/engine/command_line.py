@@ -12,12 +12,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rnascl_cli import ranks
-
-if TYPE_CHECKING:
-    from rnascl_cli.engine.run_directory import RunDirectory
 
 MEETING_PORT = 29500  # torchrun's own
 
@@ -34,15 +30,13 @@ def commanded_as(arguments: Sequence[str]) -> Iterator[None]:
         _arguments.reset(token)
 
 
-def how_to_go_on(run: RunDirectory) -> str:
-    """Return what to say of a run that was stopped: :func:`go_on_with` the running command."""
-    return go_on_with(with_resume(running_command(), out=run.out or run.path, derived=run.path / "derived.json"))
+def how_to_go_on(*, out: Path | None, derived: Path | None = None) -> str:
+    """Return what to say of what was stopped: ``go on with:`` the running command, as :func:`with_resume` makes it.
 
-
-def go_on_with(command: str) -> str:
-    """Return ``go on with: COMMAND``, and where it is to be given, if that is on several machines."""
+    Of several machines it is said that each of them is to be given the command.
+    """
     where = f", on each of the {_machines()} machines," if _machines() > 1 else ""
-    return f"go on{where} with: {command}"
+    return f"go on{where} with: {with_resume(running_command(), out=out, derived=derived)}"
 
 
 def with_resume(command: Sequence[str], *, out: Path | None, derived: Path | None = None) -> str:

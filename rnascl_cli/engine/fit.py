@@ -256,7 +256,9 @@ class _Loop:
         if wish.signum:
             heed_no_other()
             ranks.wait()  # for the first one's checkpoint: torchrun ends the others when one has ended
-            raise Interrupted(wish.signum, f"{self.plan.stage}: stopped at {where}; {how_to_go_on(self.plan.run)}")
+            run = self.plan.run
+            again = how_to_go_on(out=run.out or run.path, derived=run.path / "derived.json")
+            raise Interrupted(wish.signum, f"{self.plan.stage}: stopped at {where}; {again}")
 
     def _save(self, tally: Tally, under_way: dict[str, Any] | None = None) -> None:
         """Write the checkpoint, unless a weight in it is not finite."""

@@ -166,12 +166,15 @@ def _was_begun(path: Path, own: str | None) -> bool:
     if (path / LOCK).is_file():
         return True
     copies = ["derived.json"] if own in ("train.json", "adv-finetune.json") else []
-    return path.is_dir() and all(item.name in copies or _left_behind(item.name) for item in path.iterdir())
+    return path.is_dir() and not occupied(path, but_for=copies)
 
 
-def occupied(path: Path) -> bool:
-    """Return whether a folder holds anything but what a killed process may have left of its own housekeeping."""
-    return path.is_dir() and any(item.name != LOCK and not _left_behind(item.name) for item in path.iterdir())
+def occupied(path: Path, *, but_for: Iterable[str] = ()) -> bool:
+    """Return whether a folder holds anything but these files and what a killed process may have left of its own."""
+    passed_over = {LOCK, *but_for}
+    return path.is_dir() and any(
+        item.name not in passed_over and not _left_behind(item.name) for item in path.iterdir()
+    )
 
 
 def clear_left_behind(folder: Path, names: Iterable[str] = ARTIFACTS) -> None:

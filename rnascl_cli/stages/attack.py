@@ -20,7 +20,7 @@ from rnascl_cli.attacks.gradient import Model
 from rnascl_cli.attacks.journal import Journal
 from rnascl_cli.attacks.masking import masking_signs
 from rnascl_cli.attacks.precision import exact_float32
-from rnascl_cli.engine.command_line import go_on_with, running_command, with_resume
+from rnascl_cli.engine.command_line import how_to_go_on
 from rnascl_cli.engine.compute import Compute
 from rnascl_cli.engine.folding import folded
 from rnascl_cli.engine.lock import Lock, lock_directory
@@ -206,5 +206,5 @@ def _hint_at_resume(assault: Assault) -> Iterator[None]:
         if not kept.is_file():
             raise
         signum = stop.signum if isinstance(stop, Interrupted) else signal.SIGINT
-        again = go_on_with(with_resume(running_command(), out=assault.out))
+        again = how_to_go_on(out=assault.out)
         raise Interrupted(signum, f"attack: finished batches are kept in {kept}; {again}") from None

@@ -128,16 +128,17 @@ class TeacherOnDuty:
         tapped = [] if recorder is None else recorder.layers
         self.layers = tapped if wanted_T is None else [tapped[index] for index in wanted_T.tolist()]
         """Names of the layers whose maps a lesson has, in their order."""
-        compiled = compute.compiled(self._ask_teacher)
+        compiled = compute.compiled(self._ask_teacher) if kept is None else None
         self._ask = Replay(self._ask_teacher, compute.step_recorder, what="the teacher's pass", compiled=compiled)
 
     @torch.no_grad()
     def look(self, batch: Batch) -> Lesson:
         """Return the lesson of a batch: from the kept outputs where there are any, else from the teacher."""
-        ask = self._ask if batch.full else self._ask.plainly
-        # Of kept outputs the teacher is asked for the views not seen before: batches of any size.
-        outputs = ask(batch.x_BCHW) if self._kept is None else self._kept.look(batch, self._ask_teacher)
-        logits_BK, maps_BTP = outputs
+        if self._kept is None:
+            ask = self._ask if batch.full else self._ask.plainly
+            logits_BK, maps_BTP = ask(batch.x_BCHW)
+        else:  # the teacher is asked for the views not seen before: batches of any size
+            logits_BK, maps_BTP = self._kept.look(batch, self._ask_teacher)
         if maps_BTP is None:
             return Lesson(logits_BK, None)
         return Lesson(logits_BK, (maps_BTP if self._wanted_T is None else maps_BTP[:, self._wanted_T]).float())
