@@ -21,7 +21,7 @@ import torch
 
 from benchmarks import compiled, gpu, precision, search_step, startup
 from benchmarks.results import Device, Measurement, compare, record_baseline, table, write_document, write_json
-from rnascl_cli.engine.compute import resolve_compute
+from rnascl_cli.engine.device import resolve_compute
 
 GROUPS = {
     "counts": search_step.counts,

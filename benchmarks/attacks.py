@@ -30,19 +30,20 @@ from torch.nn import functional as F
 
 from rnascl_cli.artifacts.documents import Architecture
 from rnascl_cli.attacks.autoattack import AutoAttack
-from rnascl_cli.attacks.capture import Captured
-from rnascl_cli.attacks.catalogue import GradientAttack
+from rnascl_cli.attacks.cuda_graph import Captured
 from rnascl_cli.attacks.evaluate import Evaluator
 from rnascl_cli.attacks.gradient import Linf, cross_entropy, projected_gradient
-from rnascl_cli.attacks.problem import Attack
+from rnascl_cli.attacks.interface import Attack
+from rnascl_cli.attacks.registry import GradientAttack
+from rnascl_cli.core.random_streams import generator
+from rnascl_cli.core.units import Epsilon
 from rnascl_cli.data import ImageSet, load_data
-from rnascl_cli.engine.folding import folded
-from rnascl_cli.engine.seeds import generator
-from rnascl_cli.models.files import build_student, resolve_model
-from rnascl_cli.models.teachers import build_teacher
+from rnascl_cli.loading import resolve_model
+from rnascl_cli.models.batchnorm_folding import folded
+from rnascl_cli.models.files import build_student
 from rnascl_cli.recipes import DataSettings
 from rnascl_cli.spaces import network_cost, space_named
-from rnascl_cli.units import Epsilon
+from rnascl_cli.teachers.architectures import build_teacher
 
 EPS = Epsilon("8/255", 8 / 255)
 ROWS = ("fgsm", "pgd20", "mi-fgsm", "apgd-ce", "aa")

@@ -10,8 +10,8 @@ from benchmarks.results import Measurement
 from benchmarks.search_step import DEFAULT_SIDE, IMAGES, LARGE_SIDE, REACH, SPACE, TEACHER, scratch, step_setting
 from benchmarks.timing import ratio, take_turns
 from benchmarks.workload import our_search, plain_search, plain_stepping, stepping, workload
-from rnascl_cli.engine.compute import Compute, resolve_compute
-from rnascl_cli.errors import UserError
+from rnascl_cli.core.errors import UserError
+from rnascl_cli.engine.device import Compute, resolve_compute
 
 
 def compiled(rounds: int) -> list[Measurement]:

@@ -13,9 +13,9 @@ from benchmarks.results import Measurement
 from benchmarks.search_step import SPACE, scratch
 from benchmarks.workload import Workload, our_search, workload
 from rnascl_cli.data.augment import Crop
-from rnascl_cli.engine.compute import Compute, resolve_compute
-from rnascl_cli.engine.fit import Plan, fit
+from rnascl_cli.engine.device import Compute, resolve_compute
 from rnascl_cli.engine.run_directory import RunDirectory
+from rnascl_cli.engine.training_loop import Plan, fit
 
 REACH = {"r18": 1.2, "wrn-34-10": 2.7, "wrn-34-20": 7.2}
 """Seconds an epoch that the issue asks for on an H200, by teacher."""

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from benchmarks.results import Measurement
 from benchmarks.search_step import BFLOAT16, FLOAT32
 from benchmarks.timing import ratio, take_turns
-from rnascl_cli.engine.compute import Compute, resolve_compute
-from rnascl_cli.models.convolutions import Conv2d
+from rnascl_cli.engine.device import Compute, resolve_compute
+from rnascl_cli.models.conv import Conv2d
 from rnascl_cli.models.student import Student
 from rnascl_cli.spaces import space_named
 

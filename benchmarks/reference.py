@@ -1,4 +1,4 @@
-"""One RNAS-CL search step in plain PyTorch: what the step of :mod:`rnascl_cli.stages.search` is measured against.
+"""One RNAS-CL search step in plain PyTorch, as a baseline for :mod:`rnascl_cli.stages.search.step`.
 
 It is written as public codes of differentiable search and of attention transfer are: a block runs once for every
 filter choice, and the masked outputs are added up with their Gumbel weights; forward hooks keep the full output of

@@ -15,8 +15,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rnascl_cli.models.student import Student
-from rnascl_cli.models.teachers import build_teacher
 from rnascl_cli.spaces import network_cost, space_named
+from rnascl_cli.teachers.architectures import build_teacher
 
 PEAK_FLOPS = 989e12
 """Dense bf16 of an H100 or H200, by its data sheet."""

@@ -26,9 +26,9 @@ from benchmarks.workload import (
     workload,
 )
 from rnascl_cli.data import Batch
-from rnascl_cli.engine.compute import Compute, resolve_compute
+from rnascl_cli.engine.device import Compute, resolve_compute
 from rnascl_cli.models.blocks import InvertedResidual, MaskedInvertedResidual
-from rnascl_cli.stages.search_task import SearchTask
+from rnascl_cli.stages.search.step import SearchTask
 
 SPACE, TEACHER, WIDER_TEACHER = "S5", "r18", "wrn-34-10"
 LARGE_SIDE, DEFAULT_SIDE = 32, 8

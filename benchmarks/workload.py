@@ -17,19 +17,19 @@ from benchmarks.reference import PlainSearch, pil_loader
 from rnascl_cli.artifacts.documents import Paradigm
 from rnascl_cli.data import Batch, Data, ImageSet, batches
 from rnascl_cli.data.augment import Crop
-from rnascl_cli.distill.choices import Choices
-from rnascl_cli.engine.compute import Compute
-from rnascl_cli.models.checkpoints import Teacher, read_teacher, write_teacher
+from rnascl_cli.distill.architecture_parameters import Choices
+from rnascl_cli.engine.device import Compute
+from rnascl_cli.models.attention_maps import recording_maps, tappable_layers
 from rnascl_cli.models.supernet import Supernet
-from rnascl_cli.models.taps import recording_maps, tappable_layers
-from rnascl_cli.models.teachers import build_teacher
 from rnascl_cli.recipes import Recipe
+from rnascl_cli.recipes.paradigms import uses_tutors
 from rnascl_cli.recipes.settings import AttentionSettings, SearchSettings
 from rnascl_cli.spaces import SearchSpace, space_named
-from rnascl_cli.stages.paradigms import uses_tutors
-from rnascl_cli.stages.search_task import SearchTask
-from rnascl_cli.stages.teacher_outputs import keep_outputs
-from rnascl_cli.stages.teaching import on_duty
+from rnascl_cli.stages.search.step import SearchTask
+from rnascl_cli.teachers.architectures import build_teacher
+from rnascl_cli.teachers.forward import on_duty
+from rnascl_cli.teachers.load import Teacher, read_teacher, write_teacher
+from rnascl_cli.teachers.output_cache import keep_outputs
 
 CLASSES = 10
 

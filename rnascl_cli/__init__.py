@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rnascl_cli.core.version import __version__
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import nn
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
@@ -32,8 +33,8 @@ def load(path: str | Path) -> nn.Module:
         A module mapping images ``x_BCHW`` in [0, 1] to logits ``(B, num_classes)``; normalisation is inside.
 
     Raises:
-        rnascl_cli.errors.UserError: The file is absent, truncated, or holds something else.
+        rnascl_cli.core.errors.UserError: The file is absent, truncated, or holds something else.
     """
-    from rnascl_cli.models.files import load_model  # imported late: importing the package must not import torch
+    from rnascl_cli.loading import load_model  # imported late: importing the package must not import torch
 
     return load_model(path)

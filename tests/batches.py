@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from rnascl_cli.data import Batch, Share
-from rnascl_cli.stages.search_images import Part
-from rnascl_cli.stages.search_task import SearchTask
-from rnascl_cli.stages.teaching import Lesson
+from rnascl_cli.stages.search.adversarial import Part
+from rnascl_cli.stages.search.step import SearchTask
+from rnascl_cli.teachers.forward import Lesson
 
 
 def as_batch(x_BCHW: Tensor, y_B: Tensor | None = None) -> Batch:

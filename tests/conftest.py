@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from rnascl_cli.artifacts.documents import DataReference, Provenance, TeacherReference
-from rnascl_cli.models.checkpoints import write_teacher
-from rnascl_cli.models.teachers import build_teacher
+from rnascl_cli.teachers.architectures import build_teacher
+from rnascl_cli.teachers.load import write_teacher
 from tests.command import done
 
 TINY_CLASSES = ("ant", "bee", "cat")

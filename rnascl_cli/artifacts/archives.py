@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rnascl_cli.artifacts.reading import MAX_WEIGHTS_BYTES
-from rnascl_cli.errors import UserError
+from rnascl_cli.core.errors import UserError
 
 UNPACKED_LIMIT = 4  # times the archive: torch writes its archives uncompressed
 SMALL_ARCHIVE = 64 * 2**20  # unpacked; below it no ratio is suspicious

@@ -12,7 +12,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from rnascl_cli.errors import UserError
+from rnascl_cli.core.errors import UserError
 
 MAX_DOCUMENT_BYTES = 64 * 2**20
 MAX_DOCUMENT_VALUES = 4_000_000  # commas and opening brackets; verdicts on 50,000 images take some hundred thousand

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rnascl_cli.artifacts.documents import AdvFinetuneDocument, TrainDocument
 from rnascl_cli.artifacts.store import STUDENT, read_document
-from rnascl_cli.errors import UserError
+from rnascl_cli.core.errors import UserError
 
 StudentDocument = TrainDocument | AdvFinetuneDocument
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
-from rnascl_cli import ranks
 from rnascl_cli.artifacts.documents import DOCUMENTS, SCHEMA_VERSION, AnyDocument, Document
 from rnascl_cli.artifacts.reading import MAX_DOCUMENT_BYTES, parse_json, read_bounded, refuse_oversized_weights
-from rnascl_cli.errors import UserError, WriteError
+from rnascl_cli.core import distributed
+from rnascl_cli.core.errors import UserError, WriteError
 
 if TYPE_CHECKING:
     import torch
@@ -120,7 +120,7 @@ def document_json(document: Document) -> str:
 
 def write_document(path: Path, document: Document) -> None:
     """Write ``document`` to ``path`` atomically; of several ranks, the first does."""
-    if ranks.is_first():
+    if distributed.is_first():
         write_text(path, document_json(document))
 
 
@@ -203,7 +203,7 @@ def write_weights(path: Path, tensors: dict[str, torch.Tensor], header: dict[str
     flat = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     sealed = {**header, SEAL: seal(header, flat), SEAL_OF: SEALED}
     data = save(flat, metadata={HEADER_KEY: json.dumps(sealed, sort_keys=True)})
-    if ranks.is_first():
+    if distributed.is_first():
         write_bytes(path, data)
     return sha256_bytes(data)
 

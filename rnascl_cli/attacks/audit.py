@@ -16,15 +16,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rnascl_cli import ranks
 from rnascl_cli.artifacts.documents import AuditCheck
 from rnascl_cli.attacks.autoattack import AutoAttack
-from rnascl_cli.attacks.catalogue import Options, build_attacks
 from rnascl_cli.attacks.evaluate import Evaluator, Outcome
 from rnascl_cli.attacks.gradient import Model
-from rnascl_cli.attacks.masking import AA_GAP, beyond_chance, percent
-from rnascl_cli.attacks.problem import Attack
-from rnascl_cli.units import Epsilon
+from rnascl_cli.attacks.gradient_masking import AA_GAP, beyond_chance, percent
+from rnascl_cli.attacks.interface import Attack
+from rnascl_cli.attacks.registry import Options, build_attacks
+from rnascl_cli.core import distributed
+from rnascl_cli.core.units import Epsilon
 
 LARGE_EPS = 0.5
 """Every image comes within this of plain grey, so that no honest model is left with any accuracy."""
@@ -110,7 +110,7 @@ def audit_model(
     large = LARGE_EPS if evaluator.norm == "Linf" else LARGE_EPS * math.sqrt(pixels)
     audit = _Audit(replace(evaluator, images=chosen), eps, Epsilon(f"{large:.3g}", large))
     known = {outcome.attack.name: outcome.broken_N[rows] for outcome in outcomes if outcome.eps.value == eps.value}
-    forward = ranks.from_first(lambda: _forward_checks(audit))  # a random model would lead each rank another way
+    forward = distributed.from_first(lambda: _forward_checks(audit))  # a random model would lead each rank another way
     if not forward[-1].passed:  # nothing an attack finds is about one image then
         return forward
     pgd = audit.gradient("pgd20", eps=eps, broken_N=audit.none_N)

@@ -3,7 +3,7 @@
 The parts, their settings and their arithmetic are pyautoattack's. Its outer loop, which hands the images not
 broken yet from part to part in batches, is walked here instead, in the same order and with the same seeds, so that the
 verdicts are the same while time left, interruption and the recount of each image work as for any other
-attack, and APGD spends no further step on an image that it has broken (:mod:`rnascl_cli.attacks.dropping`). What
+attack, and APGD spends no further step on an image that it has broken (:mod:`rnascl_cli.attacks.early_stopping`). What
 pyautoattack would do beside that is kept in: it reseeds torch's global stream, replaces the interpreter's trace
 function, keeps counts between models, and logs.
 
@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnascl_cli.attacks.dropping import drop_broken
+from rnascl_cli.attacks.early_stopping import drop_broken
+from rnascl_cli.attacks.interface import Note, Problem, Round
 from rnascl_cli.attacks.names import PARTS
-from rnascl_cli.attacks.problem import Note, Problem, Round
-from rnascl_cli.errors import UserError
+from rnascl_cli.core.errors import UserError
 
 TARGETS = 9
 SQUARE_SHARE = 0.002

@@ -21,16 +21,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rnascl_cli import ranks
-from rnascl_cli.attacks.domain import PIXEL, Domain
 from rnascl_cli.attacks.gradient import Model, cross_entropy
-from rnascl_cli.attacks.journal import Done, Journal, Key
-from rnascl_cli.attacks.meter import Advance, Meter
-from rnascl_cli.attacks.precision import exact_float32
-from rnascl_cli.attacks.problem import Attack, Norm, Problem, Round, Streams
+from rnascl_cli.attacks.interface import Attack, Norm, Problem, Round, Streams
+from rnascl_cli.attacks.protocol import PIXEL, Domain
+from rnascl_cli.attacks.resume import Done, Journal, Key
 from rnascl_cli.attacks.verdicts import allowed, right
-from rnascl_cli.units import Epsilon
+from rnascl_cli.core import distributed
+from rnascl_cli.core.units import Epsilon
 
+Advance = Callable[[int], None]
+"""Moves progress on by so many steps."""
 Watch = Callable[[str, int], AbstractContextManager[Advance]]
 """Label and number of steps to a context that shows progress and gives a function to move it on."""
 
@@ -149,7 +149,7 @@ class Evaluator:
             return right(self.model(x_BCHW), y_B).cpu()
 
         with exact_float32(), torch.no_grad(), self.watch("clean", len(self.images.labels_N)) as advance:
-            for turn in ranks.in_turns(self._split(torch.arange(len(self.images.labels_N))), judge):
+            for turn in distributed.in_turns(self._split(torch.arange(len(self.images.labels_N))), judge):
                 found += [right_B for _, right_B in turn]
                 advance(sum(len(rows) for rows, _ in turn))
         return torch.cat(found)
@@ -245,14 +245,14 @@ class Evaluator:
             return found
 
         meter.skip(sum(len(rows) * item.passes for rows, known in zip(batches, done, strict=True) if known))
-        for turn in ranks.in_turns(due, attack):
+        for turn in distributed.in_turns(due, attack):
             for place, (number, found) in enumerate(turn):
                 # What a turn took is what its longest batch took: seconds are those of a clock on the wall.
                 share = max(other.seconds for _, other in turn) / len(turn)
                 done[number] = found._replace(seconds=share)
                 if self.journal:
                     self.journal.record(key, index[number], found._replace(seconds=share))
-                if place != ranks.rank():
+                if place != distributed.rank():
                     meter.skip(len(batches[number]) * item.passes)
         return [found for found in done if found is not None]
 
@@ -314,3 +314,42 @@ def _attached(logits_BK: Tensor, z_BCHW: Tensor) -> Tensor:
     if not z_BCHW.requires_grad or logits_BK.requires_grad or not torch.is_grad_enabled():
         return logits_BK
     return logits_BK + 0 * z_BCHW.flatten(1).sum(dim=1, keepdim=True)
+
+
+class Meter:
+    """Moves progress on with each forward pass, so that it moves inside long batches too."""
+
+    def __init__(self) -> None:
+        self.show: Advance = lambda steps: None
+        self._left = 0
+
+    def count(self, images: int) -> None:
+        """Take note of a forward pass; more passes than were planned for the batch do not show."""
+        steps = min(images, self._left)
+        self._left -= steps
+        if steps:
+            self.show(steps)
+
+    def skip(self, planned: int) -> None:
+        """Count ``planned`` image passes as made: they were made before, or by another rank."""
+        if planned:
+            self.show(planned)
+
+    @contextlib.contextmanager
+    def batch(self, planned: int) -> Iterator[None]:
+        """Expect ``planned`` image passes, and count those not needed as made at the end."""
+        self._left = planned
+        yield
+        self.skip(self._left)
+        self._left = 0
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Keep TF32, which rounds to ten bits on its way, out of the arithmetic for the while."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnascl_cli.transfer import sent
+from rnascl_cli.core.device_transfer import sent
 
 Model = Callable[[Tensor], Tensor]
 LossB = Callable[[Tensor], Tensor]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rnascl_cli.errors import UserError, nearest
+from rnascl_cli.core.errors import UserError, nearest
 
 PARTS: dict[str, tuple[str, ...]] = {
     "aa": ("apgd-ce", "apgd-t", "fab-t", "square"),

@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from rnascl_cli.attacks.domain import Domain
-from rnascl_cli.attacks.problem import Norm
+from rnascl_cli.attacks.interface import Norm
+from rnascl_cli.attacks.protocol import Domain
 
 ROUNDING = 1e-6
 """How far beyond its bound a float32 number of about 1 may come by rounding."""

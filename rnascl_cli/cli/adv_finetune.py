@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from rnascl_cli import console
 from rnascl_cli.cli import options
+from rnascl_cli.cli.output import finish
+from rnascl_cli.core import console
 
 NAME = "adv-finetune"
 EPILOG = "Example: rnascl adv-finetune runs/s5-train --method trades --out runs/s5-trades"
@@ -47,7 +48,7 @@ def command(
     json: options.Json = False,
 ) -> None:
     """Fine-tune a trained student on adversarial images; the teacher's terms stay (section 4.2)."""
-    from rnascl_cli.stages.adv_finetune import adv_finetune, source_run
+    from rnascl_cli.stages.training.adv_finetune import adv_finetune, source_run
 
     before, _ = source_run(source)
     resolved = options.build_recipe(
@@ -79,4 +80,4 @@ def command(
         source, resolved, RunDirectory.claim(path, own="adv-finetune.json", force=force, resume=resume)
     )
     console.say(f"fine-tuned by {document.method}: clean accuracy {document.clean_accuracy:.2%}; wrote {path}")
-    console.finish(document, out=str(path), json=json)
+    finish(document, out=str(path), json=json)

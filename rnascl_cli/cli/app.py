@@ -18,12 +18,13 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from rnascl_cli import __version__, console, ranks
 from rnascl_cli.cli import adv_finetune, attack, cache, derive, quickstart, report, search, study, teacher, train
-from rnascl_cli.engine.command_line import commanded_as
-from rnascl_cli.engine.following import end_with_parent
+from rnascl_cli.core import console, distributed
+from rnascl_cli.core.errors import Interrupted, RunError, UserError, one_line
+from rnascl_cli.core.version import __version__
 from rnascl_cli.engine.interrupts import ending_at_once
-from rnascl_cli.errors import Interrupted, RunError, UserError, one_line
+from rnascl_cli.engine.parent_death import end_with_parent
+from rnascl_cli.engine.resume_command import commanded_as
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 INTERRUPTED = "interrupted; where a checkpoint was written, the same command with --resume goes on from it"
@@ -72,8 +73,8 @@ def main() -> NoReturn:
     end_with_parent()
     warnings.showwarning = lambda message, *_, **__: console.warn(one_line(str(message)))  # a line like any other
     arguments = sys.argv[1:]
-    together = ranks.started_together() and _is_shared(arguments)
-    sys.exit(run(arguments, together=together) if together or ranks.started_first() else 0)
+    together = distributed.started_together() and _is_shared(arguments)
+    sys.exit(run(arguments, together=together) if together or distributed.started_first() else 0)
 
 
 def _is_shared(arguments: list[str]) -> bool:
@@ -116,8 +117,8 @@ def run(arguments: list[str], *, together: bool = False) -> int:
 @contextlib.contextmanager
 def _joined() -> Iterator[None]:
     """Join the other ranks, of which only the first one shows what it does."""
-    with ranks.together():
-        console.stderr.quiet = not ranks.is_first()
+    with distributed.together():
+        console.stderr.quiet = not distributed.is_first()
         yield
 
 
@@ -144,12 +145,12 @@ def _usage_error(error: Any) -> int:
 
 def _stopped(message: str, code: int) -> int:
     """Say how to go on; every rank was stopped, and the first knows what was kept."""
-    return _complain(message, code) if ranks.is_first() else code
+    return _complain(message, code) if distributed.is_first() else code
 
 
 def _complain(message: str, code: int = EXIT_FAILED) -> int:
     if os.environ.get("RNASCL_DEBUG"):
         traceback.print_exc()
-    if ranks.first_to_tell():
+    if distributed.first_to_tell():
         print(f"rnascl: {one_line(message)}", file=sys.stderr)
     return code

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rnascl_cli import console, ranks
 from rnascl_cli.cli import options
-from rnascl_cli.errors import UserError
+from rnascl_cli.cli.output import finish_all
+from rnascl_cli.core import distributed
+from rnascl_cli.core.errors import UserError
 
 if TYPE_CHECKING:
     from rnascl_cli.artifacts.documents import AttackDocument
-    from rnascl_cli.stages.attack_plan import Assault
+    from rnascl_cli.stages.attack.plan import Assault
 
 NAME = "attack"
 EPILOG = "Example: rnascl attack runs/s5-trades --attack fgsm,mi-fgsm,pgd20,cw,aa --eps 8/255 --limit-test 500"
@@ -71,8 +72,8 @@ def command(
     json: options.Json = False,
 ) -> None:
     """Measure robust accuracy, attack by attack and image by image."""
-    from rnascl_cli.stages.attack_plan import plan
-    from rnascl_cli.stages.attack_target import claim_directory, find_target, folders_in
+    from rnascl_cli.stages.attack.plan import plan
+    from rnascl_cli.stages.attack.target import claim_directory, find_target, folders_in
 
     several = len(models) > 1
     root = out or options.new_run_directory("attack")
@@ -108,17 +109,17 @@ def command(
 def _carry_out(assaults: Sequence[Assault], *, resume: bool, json: bool) -> None:
     """Run the attacks, one model after the other, and show what they found."""
     from rnascl_cli.cli import attack_tables  # it reads rich, which --help can do without
-    from rnascl_cli.stages.attack import attack
+    from rnascl_cli.stages.attack.attack import attack
 
     documents: list[AttackDocument] = []
-    begun = ranks.from_first(lambda: [assault.begun for assault in assaults])
+    begun = distributed.from_first(lambda: [assault.begun for assault in assaults])
     for assault, was_begun in zip(assaults, begun, strict=True):
         # Of several models, an interrupted command has finished some and not come to others.
         documents.append(attack(assault, resume=resume and (was_begun or not any(begun))))
         attack_tables.show(documents[-1])
     if len(documents) > 1:
         attack_tables.show_side_by_side(documents)
-    console.finish_all(documents, out=[str(assault.directory) for assault in assaults], json=json)
+    finish_all(documents, out=[str(assault.directory) for assault in assaults], json=json)
 
 
 def _names_data(recipe: str | None, settings: Sequence[str]) -> bool:

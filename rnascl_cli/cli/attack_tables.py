@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from rnascl_cli import console
 from rnascl_cli.artifacts.documents import AttackDocument
+from rnascl_cli.core import console
 
 
 def show(document: AttackDocument) -> None:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from rnascl_cli import console
 from rnascl_cli.cli import options
-from rnascl_cli.errors import UserError
+from rnascl_cli.core import console
+from rnascl_cli.core.errors import UserError
 
 NAME = "derive"
 EPILOG = "Example: rnascl derive runs/s5 | rnascl train - --out runs/s5-train"
@@ -40,7 +40,7 @@ def command(
     """
     from rnascl_cli.artifacts.store import document_json, write_document
     from rnascl_cli.spaces import Budget
-    from rnascl_cli.stages.derive import derive
+    from rnascl_cli.stages.search.derive import derive
 
     if out is not None and out.exists() and not force:
         raise UserError(f"--out {out}: already exists; use another name or --force")

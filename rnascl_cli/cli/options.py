@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from rnascl_cli.cli.naming import options_of
-from rnascl_cli.errors import UserError, expanded
+from rnascl_cli.core.errors import UserError, expanded
+
+if TYPE_CHECKING:
+    from rnascl_cli.recipes import Layer, Option
 
 if TYPE_CHECKING:
     from rnascl_cli.artifacts.documents import Provenance
@@ -164,7 +166,7 @@ def choice(select: str | None, patience: int | None) -> object:
 
 def count(text: str | None, option: str) -> int | None:
     """Return what ``--max-macs`` or ``--max-params`` says; None where it was not given."""
-    from rnascl_cli.units import parse_count
+    from rnascl_cli.core.units import parse_count
 
     return None if text is None else parse_count(text, option=option)
 
@@ -210,3 +212,45 @@ def _from_artifact(provenance: Provenance) -> Layer:
     if provenance.teacher is not None:
         layer["teacher"] = provenance.teacher.path
     return layer
+
+
+NAMES = {
+    "data.spec": "--data",
+    "architecture": "--arch",
+    "start_from": "--from",
+    "perturbation.eps": "--eps",
+    "attacks": "--attack",
+    "robust.method": "--robust",
+    "average.kind": "--average",
+    "distill.name": "--distill",
+    "stop.on": "--select",
+}
+"""The options that are not called like their recipe key; the keys of a stage without its table's name."""
+
+ALSO = {"--select": ("last",)}
+"""Words of an option for what a recipe says by null."""
+
+
+def options_of(layer: Layer, stage: str | None) -> dict[str, Option]:
+    """Return the option behind each key of what the command line lays over the recipe.
+
+    Args:
+        layer: The options, as a layer of the recipe.
+        stage: The running stage, in whose table most of them are.
+    """
+    from rnascl_cli.recipes import Option
+
+    options = {}
+    for key, value in _leaves(layer):
+        inside = key if stage is None else key.removeprefix(f"{stage}.")
+        name = NAMES.get(inside) or f"--{inside.rpartition('.')[2].replace('_', '-')}"
+        options[key] = Option(name, value, ALSO.get(name, ()))
+    return options
+
+
+def _leaves(layer: Layer, under: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in layer.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{under}{key}.")
+        else:
+            yield f"{under}{key}", value

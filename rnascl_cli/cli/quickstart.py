@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
-from rnascl_cli import console
 from rnascl_cli.cli import options
+from rnascl_cli.core import console
+from rnascl_cli.core.errors import Interrupted, UserError
 from rnascl_cli.engine.interrupts import STOPPING
-from rnascl_cli.errors import Interrupted, UserError
 
 NAME = "quickstart"
 EPILOG = "Example: rnascl quickstart --out runs/quickstart"

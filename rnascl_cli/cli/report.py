@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rnascl_cli import console
+from rnascl_cli.core import console
 
 NAME = "report"
 EPILOG = "Example: rnascl report runs --out docs/results/first"
@@ -32,7 +32,7 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="Print what was reported as JSON on stdout.")] = False,
 ) -> None:
     """Turn runs into report.html (one self-contained file), report.md and figures/."""
-    from rnascl_cli.stages.report import report
+    from rnascl_cli.stages.report.report import report
 
     summary = report(runs, out=out, force=force, paper=paper, image=image)
     for warning in summary.warnings:

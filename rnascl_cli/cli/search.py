@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from rnascl_cli import console
 from rnascl_cli.cli import options
+from rnascl_cli.cli.output import finish
+from rnascl_cli.core import console
 
 NAME = "search"
 EPILOG = "Example: rnascl search --space S5 --teacher wrt34 --out runs/s5"
@@ -76,9 +77,9 @@ def command(
         },
     )
     from rnascl_cli.engine.run_directory import RunDirectory
-    from rnascl_cli.stages.search import search
+    from rnascl_cli.stages.search.search import search
 
     path = out or options.new_run_directory(f"search-{resolved.space}")
     document = search(resolved, RunDirectory.claim(path, own="search.json", force=force, resume=resume))
     console.say(f"searched space {document.space}: expected MACs {document.expected_macs / 1e6:.2f} M; wrote {path}")
-    console.finish(document, out=str(path), json=json)
+    finish(document, out=str(path), json=json)

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from rnascl_cli import console
 from rnascl_cli.cli import options
-from rnascl_cli.errors import UserError, counted, naming
+from rnascl_cli.core import console
+from rnascl_cli.core.errors import UserError, counted, naming
 
 NAME = "study"
 EPILOG = "Example: rnascl study smoke --teacher teacher.safetensors --out runs/study"
@@ -42,8 +42,8 @@ def command(
 ) -> None:
     """Run a whole comparison, arm by arm and seed by seed, and tabulate it; the same command goes on with it."""
     from rnascl_cli.recipes.study import find_study, read_study
-    from rnascl_cli.stages.study_check import check_images, check_teacher, check_teacher_file
-    from rnascl_cli.stages.study_plan import plan_study
+    from rnascl_cli.stages.study.check import check_images, check_teacher, check_teacher_file
+    from rnascl_cli.stages.study.plan import plan_study
 
     path = find_study(file)
     study = read_study(path)
@@ -60,8 +60,8 @@ def command(
     if plan:
         console.result("\n".join(step.typed(folder) for step in asked))
         return
-    from rnascl_cli.stages.study import end, has_ended, run_study
-    from rnascl_cli.stages.study_results import check_into, tell_results
+    from rnascl_cli.stages.study.results import check_into, tell_results
+    from rnascl_cli.stages.study.runner import end, has_ended, run_study
 
     if into is not None:
         check_into(into, path.stem)

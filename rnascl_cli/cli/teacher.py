@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rnascl_cli import console
 from rnascl_cli.cli import options
-from rnascl_cli.errors import UserError
+from rnascl_cli.cli.output import finish
+from rnascl_cli.core import console
+from rnascl_cli.core.errors import UserError
 
 if TYPE_CHECKING:
     from rnascl_cli.recipes import Recipe
-    from rnascl_cli.stages.teacher_library import Imported
+    from rnascl_cli.stages.teacher.import_checkpoint import Imported
 
 app = typer.Typer(
     help="List, show, import, fetch, train and measure robust teachers.",
@@ -50,7 +51,7 @@ ForceFile = Annotated[bool, typer.Option("--force", help="Replace an existing fi
 @app.command("list", epilog="Example: rnascl teacher list")
 def list_command(json: options.Json = False) -> None:
     """List the teachers in the cache, and the public ones that can be fetched."""
-    from rnascl_cli.stages.teacher_records import list_teachers
+    from rnascl_cli.stages.teacher.registry import list_teachers
 
     rows = list_teachers()
     if json:
@@ -80,7 +81,7 @@ def show_command(
     json: options.Json = False,
 ) -> None:
     """Show where a teacher came from, what it reaches, and its convolutions with the sides of their maps."""
-    from rnascl_cli.stages.teacher_records import show_teacher
+    from rnascl_cli.stages.teacher.registry import show_teacher
 
     shown = show_teacher(source)
     if json:
@@ -118,7 +119,7 @@ def import_command(
     recipe = _self_test_recipe(data, limit_test=limit_test, seed=seed, device=device)
     from rnascl_cli.data import load_data
     from rnascl_cli.recipes import SELF_TEST_IMAGES
-    from rnascl_cli.stages.teacher_library import default_file, import_teacher
+    from rnascl_cli.stages.teacher.import_checkpoint import default_file, import_teacher
 
     imported = import_teacher(
         file,
@@ -166,7 +167,7 @@ def fetch_command(
     recipe = _self_test_recipe(data, limit_test=limit_test, seed=seed, device=device)
     from rnascl_cli.data import load_data
     from rnascl_cli.recipes import SELF_TEST_IMAGES
-    from rnascl_cli.stages.teacher_fetch import fetch_teacher
+    from rnascl_cli.stages.teacher.fetch import fetch_teacher
 
     fetched = fetch_teacher(
         source,
@@ -234,8 +235,8 @@ def train_command(
         },
     )
     from rnascl_cli.engine.run_directory import RunDirectory, has_checkpoint
-    from rnascl_cli.stages.teacher import check_out, train_teacher, training_folder
-    from rnascl_cli.stages.teacher_library import default_file
+    from rnascl_cli.stages.teacher.import_checkpoint import default_file
+    from rnascl_cli.stages.teacher.train import check_out, train_teacher, training_folder
 
     path = out or default_file(_trained_stem(resolved))
     folder = training_folder(path)
@@ -279,7 +280,7 @@ def measure_command(
 
     The result is an attack.json in NAME.measured/ beside the teacher's file, which itself is not changed.
     """
-    from rnascl_cli.stages.teacher_records import AUTOATTACK, PGD, measure_teacher, usual_eps
+    from rnascl_cli.stages.teacher.registry import AUTOATTACK, PGD, measure_teacher, usual_eps
 
     resolved = options.build_recipe(
         "attack",
@@ -294,7 +295,7 @@ def measure_command(
     console.say(f"on {document.n} test images: clean {document.clean_accuracy:.4f}, {', '.join(accuracies)}")
     for warning in document.warnings:
         console.warn(warning)
-    console.finish(document, out=str(path), json=json)
+    finish(document, out=str(path), json=json)
 
 
 def _trained_stem(recipe: Recipe) -> str:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rnascl_cli import console, ranks
 from rnascl_cli.cli import options
-from rnascl_cli.errors import UserError
+from rnascl_cli.cli.output import finish
+from rnascl_cli.core import console, distributed
+from rnascl_cli.core.errors import UserError
 
 if TYPE_CHECKING:
     from rnascl_cli.artifacts.documents import DerivedDocument
@@ -66,7 +67,7 @@ def command(
     json: options.Json = False,
 ) -> None:
     """Train a derived network from scratch under its tutors, by eq. (3), or under a rival loss."""
-    document = ranks.from_first(lambda: _read(derived))
+    document = distributed.from_first(lambda: _read(derived))
     resolved = options.build_recipe(
         "train",
         recipe=recipe,
@@ -95,12 +96,12 @@ def command(
         },
     )
     from rnascl_cli.engine.run_directory import RunDirectory
-    from rnascl_cli.stages.train import train
+    from rnascl_cli.stages.training.train import train
 
     path = out or options.new_run_directory(f"train-{document.architecture.space}")
     trained = train(document, resolved, RunDirectory.claim(path, own="train.json", force=force, resume=resume))
     console.say(f"trained {trained.architecture.space}: clean accuracy {trained.clean_accuracy:.2%}; wrote {path}")
-    console.finish(trained, out=str(path), json=json)
+    finish(trained, out=str(path), json=json)
 
 
 def _read(source: str) -> DerivedDocument:
@@ -120,7 +121,7 @@ def _read(source: str) -> DerivedDocument:
         if (path / "derived.json").is_file():
             return read_document(path / "derived.json", DerivedDocument)
         if (path / "search.json").is_file():
-            from rnascl_cli.stages.derive import derive
+            from rnascl_cli.stages.search.derive import derive
 
             return derive(path)
         raise UserError(f"{path}: holds neither derived.json nor search.json")

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rnascl_cli.core.device_transfer import sent
 from rnascl_cli.recipes import DataSettings
 from rnascl_cli.recipes.data_spec import LARGEST_CIFAR_LIKE
-from rnascl_cli.transfer import sent
 
 
 class Augment(Protocol):

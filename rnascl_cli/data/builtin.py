@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rnascl_cli.cache import cache_dir
-from rnascl_cli.console import say
+from rnascl_cli.core.cache_dir import cache_dir
+from rnascl_cli.core.console import say
+from rnascl_cli.core.errors import UserError, expanded
 from rnascl_cli.data.source import Source, Split
 from rnascl_cli.data.subset import holdout_mask
-from rnascl_cli.errors import UserError, expanded
 
 DIGITS_TEST_SHARE = 0.2
 DIGITS_SPLIT_SEED = 0  # the set has no published split; this one is the same for every run and seed

@@ -19,10 +19,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from rnascl_cli.console import say
+from rnascl_cli.core.console import say
+from rnascl_cli.core.errors import UserError
+from rnascl_cli.core.progress import progress
 from rnascl_cli.data.augment import ResizedCrop
-from rnascl_cli.engine.progress import progress
-from rnascl_cli.errors import UserError
 
 SHORT_SIDE = 256
 CHUNK = 256

@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rnascl_cli.artifacts.store import write_with
-from rnascl_cli.cache import cache_dir
-from rnascl_cli.console import say, warn
+from rnascl_cli.core.cache_dir import cache_dir
+from rnascl_cli.core.console import say, warn
+from rnascl_cli.core.errors import UserError
+from rnascl_cli.core.progress import progress
 from rnascl_cli.data.decode import CHUNK, Shape, decode, threads
-from rnascl_cli.engine.progress import progress
-from rnascl_cli.errors import UserError
 
 CACHE_VERSION = 1  # raise it when decoding changes
 DIGEST_BYTES = 16

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from rnascl_cli.artifacts.store import sha256_bytes
+from rnascl_cli.core.errors import UserError
 from rnascl_cli.data.decode import Shape, extensions, image_size
 from rnascl_cli.data.files import ImageFiles, Listed
 from rnascl_cli.data.source import Source, Split
-from rnascl_cli.errors import UserError
 from rnascl_cli.recipes.data_spec import (
     CROPPED_SIDE,
     FOLDERS,

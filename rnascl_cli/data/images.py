@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rnascl_cli import ranks
+from rnascl_cli.core import distributed
+from rnascl_cli.core.device_transfer import sent
 from rnascl_cli.data.augment import Augment, Unchanged
-from rnascl_cli.data.shares import Parts, Share, undivided
-from rnascl_cli.transfer import sent
+from rnascl_cli.data.batch_sharding import Parts, Share, undivided
 
 Drawn = tuple[Tensor, Tensor]
 """Which images of a set (``rows_B``, on the CPU), and which view of each (``views_B``, as the augmentation drew it)."""
@@ -172,7 +172,7 @@ def ordered_batches(
     ends = [min(start + batch_size, len(images)) for start in range(0, len(images), batch_size)]
     rows = [torch.arange(batch_size * number, end) for number, end in enumerate(ends)]
     if dealt:
-        rows = rows[ranks.rank() :: ranks.size()]
+        rows = rows[distributed.rank() :: distributed.size()]
     drawn = ((rows_B, torch.zeros_like(rows_B)) for rows_B in rows)
     for (rows_B, _), x_BCHW in images.augmented(drawn, augment=Unchanged(), device=device):
         yield x_BCHW, _labels(images, rows_B, device)

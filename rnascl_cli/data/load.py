@@ -15,8 +15,10 @@ from typing import Literal
 
 import torch
 
-from rnascl_cli import ranks
 from rnascl_cli.artifacts.documents import DataReference
+from rnascl_cli.core import distributed
+from rnascl_cli.core.errors import UserError, expanded
+from rnascl_cli.core.random_streams import generator
 from rnascl_cli.data import builtin
 from rnascl_cli.data.folder import folder, imagenet, imagenet100
 from rnascl_cli.data.images import ImageSet
@@ -24,8 +26,6 @@ from rnascl_cli.data.source import Source, Split
 from rnascl_cli.data.statistics import Statistics, Triple, channel_statistics
 from rnascl_cli.data.stream import Feeder, StreamedSet, default_workers
 from rnascl_cli.data.subset import balanced_subset, holdout_mask
-from rnascl_cli.engine.seeds import generator
-from rnascl_cli.errors import UserError, expanded
 from rnascl_cli.recipes import DataSettings
 from rnascl_cli.recipes.data_spec import no_training_images, parse_spec
 
@@ -124,7 +124,7 @@ def load_data(settings: DataSettings, *, seed: int, training: bool = True) -> Da
         UserError: An unknown spec, a missing or malformed folder, an image that does not decode (named), a
             set that does not fit in memory, or no training images where they are needed.
     """
-    with ranks.local_first():
+    with distributed.local_first():
         return _load_data(settings, seed=seed, training=training)
 
 

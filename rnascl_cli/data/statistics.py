@@ -12,8 +12,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rnascl_cli.artifacts.store import write_text
-from rnascl_cli.cache import cache_dir
-from rnascl_cli.console import say, warn
+from rnascl_cli.core.cache_dir import cache_dir
+from rnascl_cli.core.console import say, warn
 from rnascl_cli.data.files import MANY
 from rnascl_cli.data.images import ImageSet
 from rnascl_cli.data.stream import StreamedSet

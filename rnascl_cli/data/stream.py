@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from rnascl_cli.core.errors import RunError, UserError
 from rnascl_cli.data.augment import Augment, ResizedCrop
 from rnascl_cli.data.decode import Shape, decode_now, decode_one, random_cut, stack
 from rnascl_cli.data.files import ImageFiles
 from rnascl_cli.data.images import Drawn, ImageSet, as_floats
-from rnascl_cli.errors import RunError, UserError
 
 MOST_WORKERS = 16
 BATCHES_AHEAD = 2  # a worker

@@ -40,7 +40,7 @@ def pairwise_distances(
     The student's norms are divided out of the products, which are far smaller than the maps.
 
     Args:
-        products_BST: <s_bi, t_bj>, as :meth:`rnascl_cli.models.maps.LayerMaps.inner_products` gives them.
+        products_BST: <s_bi, t_bj>, as :meth:`rnascl_cli.models.attention_maps.LayerMaps.inner_products` gives them.
         squares_BS: ||s_bi||^2; the student's maps may be of any norm.
         teacher_BTP: t, unit maps of the teacher's layers, without gradient.
         over: The student's norm, as in :func:`unit_maps`.

@@ -15,12 +15,12 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from rnascl_cli import ranks
 from rnascl_cli.artifacts.archives import refuse_bomb
 from rnascl_cli.artifacts.store import write_with
-from rnascl_cli.console import warn
+from rnascl_cli.core import distributed
+from rnascl_cli.core.console import warn
+from rnascl_cli.core.errors import UserError
 from rnascl_cli.engine.run_directory import CHECKPOINT, PREVIOUS
-from rnascl_cli.errors import UserError
 
 SEAL = b"\nrnascl-sha256:"
 SEAL_BYTES = len(SEAL) + 64 + 1
@@ -33,7 +33,7 @@ def write_checkpoint(folder: Path, content: dict[str, Any]) -> None:
     Raises:
         WriteError: The disk is full or the folder read-only; the checkpoint before is unchanged.
     """
-    if ranks.is_first():
+    if distributed.is_first():
         write_with(folder / CHECKPOINT, lambda path: _fill(path, content), keep=folder / PREVIOUS)
 
 
@@ -45,9 +45,9 @@ def read_newest(folder: Path, device: torch.device) -> tuple[Path, dict[str, Any
     Raises:
         UserError: There is none that is whole.
     """
-    if ranks.size() == 1:
+    if distributed.size() == 1:
         return _read_newest(folder, device)
-    path, content = ranks.from_first(lambda: _read_newest(folder, torch.device("cpu")))
+    path, content = distributed.from_first(lambda: _read_newest(folder, torch.device("cpu")))
     return path, _moved(content, device)
 
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from fractions import Fraction
+
 import torch
 from torch import nn
 
-from rnascl_cli import ranks
-from rnascl_cli.data import ImageSet, ordered_batches
-from rnascl_cli.engine.compute import Compute
-from rnascl_cli.engine.modes import evaluating
+from rnascl_cli.attacks.gradient import Linf, cross_entropy, projected_gradient
+from rnascl_cli.core import distributed
+from rnascl_cli.core.console import say
+from rnascl_cli.core.progress import progress
+from rnascl_cli.core.random_streams import generator
+from rnascl_cli.data import Data, ImageSet, ordered_batches
+from rnascl_cli.engine.device import Compute
+from rnascl_cli.engine.modes import evaluating, frozen
 
 
 @torch.no_grad()
@@ -27,4 +34,94 @@ def accuracy(model: nn.Module, images: ImageSet, *, compute: Compute, batch_size
     with evaluating(model):
         for x_BCHW, y_B in ordered_batches(images, batch_size=batch_size, device=compute.device, dealt=True):
             right += (model(x_BCHW).argmax(dim=1) == y_B).sum()
-    return int(ranks.add_over_ranks(right)) / len(images)
+    return int(distributed.add_over_ranks(right)) / len(images)
+
+
+TEST_STEPS = 20
+STEP_SHARE = 0.25  # of eps: 2/255 at 8/255, the step of the evaluations
+BATCH = 250
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Accuracies of a teacher on test images, as kept in its file's header.
+
+    Attributes:
+        clean: Share of the images classified rightly.
+        pgd20: Share still right under PGD-20 with random start and steps of eps/4.
+        eps: Of the attack, L-inf, pixel units, as a fraction.
+        n: Number of images.
+        data: The ``--data`` value.
+        fingerprint: Of the images.
+    """
+
+    clean: float
+    pgd20: float
+    eps: str
+    n: int
+    data: str
+    fingerprint: str
+
+
+def robust_accuracy(
+    module: nn.Module, images: ImageSet, *, eps: float, steps: int, compute: Compute, noise: torch.Generator
+) -> float:
+    """Return the share of images that are right, and stay right under PGD with random start and steps of eps/4.
+
+    In eval mode and float32. Several ranks take batches in turn; each gets the number.
+    """
+    right = 0
+    ball = Linf(eps)
+    own = ordered_batches(images, batch_size=BATCH, device=compute.device, dealt=True)
+    with (
+        evaluating(module),
+        frozen(module.parameters()),
+        progress(f"PGD-{steps}", len(images)) as advance,
+    ):
+        for number, first in enumerate(range(0, len(images), BATCH)):
+            size = min(BATCH, len(images) - first)
+            if number % distributed.size() != distributed.rank():
+                ball.noise(torch.empty(1, 3, images.side, images.side).expand(size, -1, -1, -1), noise)  # not ours
+                advance(size)
+                continue
+            x_BCHW, y_B = next(own)
+            start_BCHW = x_BCHW + ball.noise(x_BCHW, noise)
+            with torch.no_grad():
+                still_B = module(x_BCHW).argmax(dim=1) == y_B
+            x_R, y_R, start_R = x_BCHW[still_B], y_B[still_B], start_BCHW[still_B]
+            if len(x_R):
+                adversarial = projected_gradient(
+                    module,
+                    x_R,
+                    loss=cross_entropy(y_R),
+                    ball=ball,
+                    step_size=STEP_SHARE * eps,
+                    steps=steps,
+                    start_BCHW=start_R,
+                )
+                with torch.no_grad():
+                    right += int((module(adversarial).argmax(dim=1) == y_R).sum())
+            advance(size)
+    return int(distributed.add_over_ranks(torch.tensor(right))) / len(images)
+
+
+def measure(module: nn.Module, data: Data, *, eps: float, compute: Compute, seed: int) -> Measured:
+    """Measure clean and PGD-20 accuracy on the test images."""
+    module = module.to(compute.device)
+    noise = generator(seed, "teacher", "pgd20")
+    say(f"measuring on {len(data.test):,} test images")
+    return Measured(
+        clean=accuracy(module, data.test, compute=compute),
+        pgd20=robust_accuracy(module, data.test, eps=eps, steps=TEST_STEPS, compute=compute, noise=noise),
+        eps=as_fraction(eps),
+        n=len(data.test),
+        data=data.spec,
+        fingerprint=data.fingerprint,
+    )
+
+
+def as_fraction(eps: float) -> str:
+    """Return eps as a fraction of 255 where it is one: ``"8/255"``."""
+    share = Fraction(eps * 255).limit_denominator(2)
+    whole = abs(float(share) - eps * 255) < 1e-6 and share.denominator == 1
+    return f"{share}/255" if whole else f"{eps:g}"

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
-from rnascl_cli import ranks
-from rnascl_cli.errors import Interrupted
+from rnascl_cli.core import distributed
+from rnascl_cli.core.errors import Interrupted
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
@@ -56,7 +56,7 @@ def finishing_steps() -> Iterator[StopRequest]:
         # Not by print: the signal may have come in the middle of one.
         second = "" if _is_told_twice() else "; once more to stop at once"
         line = f"\nrnascl: {NAMES[signal.Signals(signum)]}: stopping after this step{second}\n"
-        if ranks.is_first():
+        if distributed.is_first():
             with contextlib.suppress(OSError):
                 os.write(2, line.encode())
 
@@ -91,7 +91,7 @@ def heed_no_other() -> None:
 
 
 def _is_told_twice() -> bool:
-    return ranks.size() > 1 or ranks.under_torchrun()
+    return distributed.size() > 1 or distributed.under_torchrun()
 
 
 @contextlib.contextmanager

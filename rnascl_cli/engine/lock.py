@@ -16,8 +16,8 @@ import socket
 import weakref
 from pathlib import Path
 
-from rnascl_cli.console import warn
-from rnascl_cli.errors import UserError
+from rnascl_cli.core.console import warn
+from rnascl_cli.core.errors import UserError
 
 LOCK = ".rnascl.lock"
 TAKEN = (errno.EACCES, errno.EAGAIN)

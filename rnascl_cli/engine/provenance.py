@@ -9,9 +9,9 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from rnascl_cli import __version__
 from rnascl_cli.artifacts.documents import DataReference, Provenance, TeacherReference
-from rnascl_cli.engine.command_line import running_command
+from rnascl_cli.core.version import __version__
+from rnascl_cli.engine.resume_command import running_command
 from rnascl_cli.recipes import Recipe
 
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rnascl_cli import ranks
 from rnascl_cli.artifacts.documents import Document
 from rnascl_cli.artifacts.store import STUDENT, is_temporary, read_document, sha256_file, write_text
-from rnascl_cli.console import say
+from rnascl_cli.core import distributed
+from rnascl_cli.core.console import say
+from rnascl_cli.core.errors import UserError, WriteError
 from rnascl_cli.engine.lock import LOCK, Lock, lock_directory, refuse_if_in_use
-from rnascl_cli.errors import UserError, WriteError
 
 D = TypeVar("D", bound=Document)
 
@@ -73,7 +73,7 @@ class RunDirectory:
             UserError: It exists and neither ``force`` nor ``resume`` is given, it is no folder, it holds another
                 stage's run, there is nothing to resume, or another process is writing there.
         """
-        return ranks.from_first(lambda: cls._claim(path, own=own, force=force, resume=resume, out=out))
+        return distributed.from_first(lambda: cls._claim(path, own=own, force=force, resume=resume, out=out))
 
     @classmethod
     def _claim(cls, path: Path, *, own: str | None, force: bool, resume: bool, out: Path | None) -> RunDirectory:
@@ -104,7 +104,7 @@ class RunDirectory:
             UserError: The folder cannot be made, or another process was quicker.
             WriteError: The folder is read-only.
         """
-        if not ranks.is_first():
+        if not distributed.is_first():
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ class RunDirectory:
         """
         if not self.resume:
             return None
-        return ranks.from_first(lambda: self._finished(kind, name))
+        return distributed.from_first(lambda: self._finished(kind, name))
 
     def _finished(self, kind: type[D], name: str) -> D | None:
         if not (self.path / name).is_file():
@@ -139,16 +139,16 @@ class RunDirectory:
 
     def sha256(self, name: str) -> str:
         """Return the sha256 of one of its files."""
-        return ranks.from_first(lambda: sha256_file(self.path / name))
+        return distributed.from_first(lambda: sha256_file(self.path / name))
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """Write ``metrics.jsonl``: a line an epoch."""
-        if ranks.is_first():
+        if distributed.is_first():
             write_text(self.path / METRICS, "".join(json.dumps(entry) + "\n" for entry in history))
 
     def remove(self, name: str) -> None:
         """Remove one of its files, if it is there."""
-        if ranks.is_first():
+        if distributed.is_first():
             _remove(self.path / name)
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnascl_cli.models.convolutions import Conv2d
-from rnascl_cli.models.norms import BatchNorm2d
+from rnascl_cli.models.batch_norm import BatchNorm2d
+from rnascl_cli.models.conv import Conv2d
 from rnascl_cli.spaces.tables import EXPANSION
 
 
@@ -56,7 +56,7 @@ class MaskableConv2d(Conv2d):
         column_mask: (C, 1, 1), multiplies the weights' input columns: sum_h W_oh (m_h a_h) = sum_h (W_oh m_h) a_h,
             so the input is masked at the price of the (smaller) weight.
         channel_mask: Not used here: the mask under which the attention map of the output is taken
-            (:mod:`rnascl_cli.models.taps`).
+            (:mod:`rnascl_cli.models.attention_maps`).
     """
 
     column_mask: Tensor | None = None

@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
-from torch import nn
 
 from rnascl_cli.artifacts.documents import Architecture
-from rnascl_cli.artifacts.runs import refuse_changed_student, student_document
-from rnascl_cli.artifacts.store import STUDENT, first_problem, read_header, read_weights, sha256_file, write_weights
-from rnascl_cli.errors import RunError, UserError
+from rnascl_cli.artifacts.store import first_problem, read_weights, write_weights
+from rnascl_cli.core.errors import RunError, UserError
 from rnascl_cli.models.student import Student
 from rnascl_cli.spaces import network_cost, space_named
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model as read from disk.
-
-    Attributes:
-        module: In eval mode; images in [0, 1] to logits.
-        path: The file it came from; ``timm:NAME`` where the weights are timm's.
-        sha256: Of that file, or over timm's tensors.
-        kind: Student or teacher.
-        num_classes: Number of logits.
-        run: The run directory it came from, if one was named.
-    """
-
-    module: nn.Module
-    path: Path
-    sha256: str
-    kind: Literal["student", "teacher"]
-    num_classes: int
-    run: Path | None = None
 
 
 def checked_architecture(architecture: Architecture, *, where: str) -> Architecture:
@@ -121,46 +97,6 @@ def load_student(path: Path) -> tuple[Student, Architecture]:
     if bad:
         raise UserError(f"{path}: {bad[0]} holds NaN or infinity; the file is broken: copy or make it again")
     return student.eval(), architecture
-
-
-def load_model(path: str | Path) -> nn.Module:
-    """Read a student or teacher as a module in eval mode; see :func:`resolve_model`."""
-    return resolve_model(path).module
-
-
-def resolve_model(name_or_path: str | Path) -> LoadedModel:
-    """Find and read a model.
-
-    Args:
-        name_or_path: A run directory with a student, a student or teacher file, a public checkpoint, a
-            teacher's name in the teacher cache, or ``timm:NAME``.
-
-    Raises:
-        UserError: There is no such thing, it cannot be read, or it is not the student that the run's document
-            recorded.
-    """
-    from rnascl_cli.models.checkpoints import read_teacher
-
-    path = Path(name_or_path)
-    run = None
-    if path.is_dir():
-        run, path = path, path / STUDENT
-        if not path.is_file():
-            raise UserError(f"{run}: holds no {STUDENT}; name a run of train or adv-finetune, or a model file")
-    if path.is_file() and path.suffix == ".safetensors":
-        header = read_header(path)
-        if header is not None and header.get("kind") == "student":
-            student, architecture = load_student(path)
-            sha256 = sha256_file(path)
-            if run is not None and (document := student_document(run)) is not None:
-                refuse_changed_student(run, document, found=sha256)
-            return LoadedModel(student, path, sha256, "student", architecture.num_classes, run)
-    try:
-        teacher = read_teacher(str(name_or_path if run is None else path))
-    except UserError as error:  # the model was not given as --teacher
-        raise UserError(str(error).removeprefix("--teacher: ").removeprefix("--teacher ")) from None
-    reference = teacher.reference
-    return LoadedModel(teacher.module, Path(reference.path), reference.sha256, "teacher", teacher.num_classes)
 
 
 def _constants(header: dict[str, Any], name: str, path: Path) -> tuple[float, ...]:

@@ -30,7 +30,7 @@ class Supernet(nn.Module):
     """All networks of a search space in one set of weights, those of the widest.
 
     Parameters have the names they have in :class:`~rnascl_cli.models.student.Student`. The Gumbel parameters
-    are not among them: see :class:`~rnascl_cli.distill.choices.Choices`.
+    are not among them: see :class:`~rnascl_cli.distill.architecture_parameters.Choices`.
 
     Args:
         space: The search space.

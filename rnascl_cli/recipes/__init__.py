@@ -6,9 +6,9 @@ the command line's own options. Unknown keys are refused, all at once, each with
 """
 
 from rnascl_cli.recipes.base import Settings
-from rnascl_cli.recipes.layers import Layer, find_recipe, parse_setting, read_recipe_file, recipes_folder, resolve
-from rnascl_cli.recipes.refusals import Option
-from rnascl_cli.recipes.rivals import AT, CRD, KD, PKT, RKD, SP, VID, Distillation
+from rnascl_cli.recipes.baselines import AT, CRD, KD, PKT, RKD, SP, VID, Distillation
+from rnascl_cli.recipes.errors import Option
+from rnascl_cli.recipes.load import Layer, find_recipe, parse_setting, read_recipe_file, recipes_folder, resolve
 from rnascl_cli.recipes.settings import (
     EMA,
     SELF_TEST_IMAGES,

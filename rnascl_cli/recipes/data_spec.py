@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from rnascl_cli.errors import UserError, expanded, nearest, printable
+from rnascl_cli.core.errors import UserError, expanded, nearest, printable
 
 CROPPED_SIDE = 224
 """What photographs are cropped to, pixels."""

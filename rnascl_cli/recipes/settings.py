@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from rnascl_cli.artifacts.documents import MOST_POINTS, Paradigm, Protocol
+from rnascl_cli.core.units import Count, PixelSize
 from rnascl_cli.recipes.base import Settings
-from rnascl_cli.recipes.rivals import Distillation
-from rnascl_cli.units import Count, PixelSize
+from rnascl_cli.recipes.baselines import Distillation
 
 
 class DataSettings(Settings):

@@ -14,9 +14,9 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from rnascl_cli.artifacts.reading import MAX_RECIPE_BYTES, read_bounded
-from rnascl_cli.errors import UserError, naming, nearest
+from rnascl_cli.core.errors import UserError, naming, nearest
 from rnascl_cli.recipes.base import Settings
-from rnascl_cli.recipes.layers import DEEPEST_KEY, STUDIES, Layer, find_recipe, read_recipe_file, recipes_folder
+from rnascl_cli.recipes.load import DEEPEST_KEY, STUDIES, Layer, find_recipe, read_recipe_file, recipes_folder
 
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
 Table = dict[str, Any]

@@ -10,18 +10,17 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from rnascl_cli import __version__
-from rnascl_cli.reporting.collect import RunSet
-from rnascl_cli.reporting.drawing import Plot, Rendered, render
-from rnascl_cli.reporting.gaps import find_gaps, warnings
-from rnascl_cli.reporting.integrity import changed_students
-from rnascl_cli.reporting.lineage import Model, models
-from rnascl_cli.reporting.making import Making, making, making_table
-from rnascl_cli.reporting.map_plots import MapSet
-from rnascl_cli.reporting.measured import groups
+from rnascl_cli.core.version import __version__
+from rnascl_cli.reporting.data.collect import RunSet
+from rnascl_cli.reporting.data.comparable_groups import groups
+from rnascl_cli.reporting.data.lineage import Model, changed_students, models
+from rnascl_cli.reporting.figures.attention_maps import MapSet
+from rnascl_cli.reporting.figures.style import Plot, Rendered, render
 from rnascl_cli.reporting.sections import Section, sections
-from rnascl_cli.reporting.summary import Tile, tiles
-from rnascl_cli.reporting.tables import Table
+from rnascl_cli.reporting.tables.missing_runs import find_gaps, warnings
+from rnascl_cli.reporting.tables.provenance import Making, making, making_table
+from rnascl_cli.reporting.tables.summary import Tile, tiles
+from rnascl_cli.reporting.tables.table import Table
 
 MARK = "<!-- rnascl report -->"
 """The first line of every report.md: how an older report is known from somebody's own files."""

@@ -6,23 +6,23 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rnascl_cli.reporting import search_plots, tutor_plots
-from rnascl_cli.reporting.attack_plots import attack_plots
-from rnascl_cli.reporting.attack_tables import attack_tables
-from rnascl_cli.reporting.audit import AuditCard, audit_cards
-from rnascl_cli.reporting.collect import RunSet
-from rnascl_cli.reporting.compare import beside_published, paper_tables, unmatched
-from rnascl_cli.reporting.control_plots import comparison_plot
-from rnascl_cli.reporting.controls import comparison_tables, comparisons, control_words
-from rnascl_cli.reporting.drawing import Plot
-from rnascl_cli.reporting.evidence import agreement_table, decided_table, likeness_table, tutored
-from rnascl_cli.reporting.front import fronts
-from rnascl_cli.reporting.lineage import Model
-from rnascl_cli.reporting.map_plots import MapSet, map_plot
-from rnascl_cli.reporting.measured import Group
-from rnascl_cli.reporting.published_plots import published_plots
-from rnascl_cli.reporting.summary import headline, model_tables
-from rnascl_cli.reporting.tables import Table
+from rnascl_cli.reporting.data.collect import RunSet
+from rnascl_cli.reporting.data.comparable_groups import Group
+from rnascl_cli.reporting.data.lineage import Model
+from rnascl_cli.reporting.figures import search, tutors
+from rnascl_cli.reporting.figures.attacks import attack_plots
+from rnascl_cli.reporting.figures.attention_maps import MapSet, map_plot
+from rnascl_cli.reporting.figures.paired_comparison import comparison_plot
+from rnascl_cli.reporting.figures.published import published_plots
+from rnascl_cli.reporting.figures.style import Plot
+from rnascl_cli.reporting.tables.attacks import attack_tables
+from rnascl_cli.reporting.tables.audit import AuditCard, audit_cards
+from rnascl_cli.reporting.tables.paired_comparison import comparison_tables, comparisons, control_words
+from rnascl_cli.reporting.tables.pareto import fronts
+from rnascl_cli.reporting.tables.published import beside_published, paper_tables, unmatched
+from rnascl_cli.reporting.tables.summary import headline, model_tables
+from rnascl_cli.reporting.tables.table import Table
+from rnascl_cli.reporting.tables.tutor_statistics import agreement_table, decided_table, likeness_table, tutored
 
 UNFOLDED = 6
 """Up to so many figures of a fold are shown at once."""
@@ -128,16 +128,16 @@ def _runs(runs: RunSet, found: Sequence[Model]) -> Section:
     curves, without = [], []
     for artifact in runs.artifacts:
         if artifact.document.kind in STAGES_WITH_CURVES:
-            plot = search_plots.curves(artifact)
+            plot = search.curves(artifact)
             if plot is None:
                 without.append(f"{artifact.run} ({artifact.document.kind})")
             else:
                 curves.append(plot)
     for unfinished in runs.unfinished:
-        if plot := search_plots.history_plot(unfinished.run, "unfinished", unfinished.history):
+        if plot := search.history_plot(unfinished.run, "unfinished", unfinished.history):
             curves.append(plot)
-    hardened = [plot for plot in map(search_plots.hardening, runs.searches) if plot]
-    searches = [*hardened, *map(search_plots.width_choices, runs.searches)]
+    hardened = [plot for plot in map(search.hardening, runs.searches) if plot]
+    searches = [*hardened, *map(search.width_choices, runs.searches)]
     words = [f"No history was recorded, so there are no curves, for {', '.join(without)}."] if without else []
     if not runs.searches:
         words.append("No search run is given: how the choices hardened is not shown.")
@@ -161,10 +161,10 @@ def _tutors(runs: RunSet, measured: Sequence[Group], maps_of_image: Sequence[Map
     ]
     plots = [
         *map(comparison_plot, compared),
-        *tutor_plots.tutor_choices(maps),
-        *tutor_plots.tutor_counts(maps),
+        *tutors.tutor_choices(maps),
+        *tutors.tutor_counts(maps),
     ]
-    logits = [plot for plot in map(tutor_plots.tutor_heatmap, runs.searches) if plot is not None]
+    logits = [plot for plot in map(tutors.tutor_heatmap, runs.searches) if plot is not None]
     folds = _filled((Fold("Attention maps", list(map(map_plot, maps_of_image))), Fold("Tutor logits", logits)))
     if not maps:
         words = ["No derived document with learned tutors is given."]

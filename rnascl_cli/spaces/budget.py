@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from rnascl_cli.errors import UserError
+from rnascl_cli.core.errors import UserError
 from rnascl_cli.spaces.chain import Step, best_chain
 from rnascl_cli.spaces.cost import Cost, block_costs, classifier_cost, final_side, network_cost, stem_cost
 from rnascl_cli.spaces.tables import SPACES, SearchSpace

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rnascl_cli.errors import UserError, nearest
+from rnascl_cli.core.errors import UserError, nearest
 
 STEM_CHANNELS = 16
 STEM_STRIDE = 2

@@ -21,7 +21,7 @@ from rnascl_cli.artifacts.store import (
     read_document,
     write_document,
 )
-from rnascl_cli.errors import UserError
+from rnascl_cli.core.errors import UserError
 from tests.artifacts.examples import TEACHER, every_document
 
 pytestmark = pytest.mark.unit

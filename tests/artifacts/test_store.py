@@ -20,7 +20,7 @@ from rnascl_cli.artifacts.store import (
     write_weights,
     write_with,
 )
-from rnascl_cli.errors import UserError
+from rnascl_cli.core.errors import UserError
 
 pytestmark = pytest.mark.unit
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rnascl_cli.cli.app import run
-from rnascl_cli.models.files import LoadedModel
+from rnascl_cli.loading import LoadedModel
 from tests.attacks.commands import attacked, refused
 
 pytestmark = pytest.mark.unit
@@ -31,10 +31,10 @@ class Any32(nn.Module):
 def test_any_module_can_be_attacked(
     student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from rnascl_cli.stages import attack_target
+    from rnascl_cli.stages.attack import target
 
     model = LoadedModel(Any32().eval(), student, "d" * 64, "teacher", 10)
-    monkeypatch.setattr(attack_target, "resolve_model", lambda name: model)
+    monkeypatch.setattr(target, "resolve_model", lambda name: model)
     arguments = ["attack", "timm:any", "--data", "digits", "--limit-test", "12"]
     assert run([*arguments, "--attack", "fgsm,mi-fgsm,pgd2,cw", "--out", str(tmp_path / "out")]) == 0
     assert attacked(tmp_path / "out").model == "timm:any"
@@ -51,10 +51,10 @@ def test_a_model_that_does_not_take_the_images_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from rnascl_cli.stages import attack_target
+    from rnascl_cli.stages.attack import target
 
     module = nn.Sequential(nn.Flatten(), nn.Linear(7, 10)).eval()
     model = LoadedModel(module, student, "d" * 64, "teacher", 10)
-    monkeypatch.setattr(attack_target, "resolve_model", lambda name: model)
+    monkeypatch.setattr(target, "resolve_model", lambda name: model)
     arguments = ["other", "--data", "digits", "--out", str(tmp_path / "out")]
     assert "does not take images of 32x32 pixels" in refused(arguments, capsys)

@@ -15,7 +15,7 @@ import pytest
 
 from rnascl_cli.artifacts.documents import TrainDocument
 from rnascl_cli.artifacts.store import read_document, write_document
-from rnascl_cli.attacks import audit, catalogue
+from rnascl_cli.attacks import audit, registry
 from rnascl_cli.attacks.autoattack import AutoAttack
 from rnascl_cli.attacks.evaluate import Evaluator
 from rnascl_cli.cli.app import run
@@ -113,7 +113,7 @@ def test_ctrl_c_in_autoattack_and_in_the_audit_costs_a_batch_at_most(
     settings = ["--attack", "pgd2,apgd-ce,square", "--eps", "6/255", "--batch-size", "10", "--audit"]
     subset = ["--data", "digits", "--limit-test", "30", "--set", "audit_images=6", "--device", "cpu"]
     command = ["attack", str(student), *subset, *settings, "--out"]
-    for module in (audit, catalogue):
+    for module in (audit, registry):
         monkeypatch.setattr(module, "AutoAttack", shortened)
     whole, out = tmp_path / "whole", tmp_path / "out"
     journal = out / "attack.partial.jsonl"
@@ -141,9 +141,9 @@ def shortened(name: str, **_: int) -> AutoAttack:
 
 SHORTENED = """
 import sys
-from rnascl_cli.attacks import audit, catalogue
+from rnascl_cli.attacks import audit, registry, registry
 from rnascl_cli.attacks.autoattack import AutoAttack
 from rnascl_cli.cli.app import run
-audit.AutoAttack = catalogue.AutoAttack = lambda name, **_: AutoAttack(name, iterations=3, queries=5)
+audit.AutoAttack = registry.AutoAttack = lambda name, **_: AutoAttack(name, iterations=3, queries=5)
 sys.exit(run(sys.argv[1:]))
 """

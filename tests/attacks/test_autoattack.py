@@ -16,8 +16,8 @@ from torch import nn
 
 from rnascl_cli.attacks.autoattack import AutoAttack
 from rnascl_cli.attacks.evaluate import Outcome
-from rnascl_cli.errors import UserError
-from rnascl_cli.units import parse_epsilon
+from rnascl_cli.core.errors import UserError
+from rnascl_cli.core.units import parse_epsilon
 from tests.attacks import tiny
 
 EPS = parse_epsilon("10/255")

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from rnascl_cli.attacks.autoattack import AutoAttack
-from rnascl_cli.attacks.capture import Captured
-from rnascl_cli.attacks.catalogue import Options, build_attacks
+from rnascl_cli.attacks.cuda_graph import Captured
 from rnascl_cli.attacks.gradient import Model
-from rnascl_cli.attacks.problem import Attack
-from rnascl_cli.units import parse_epsilon
+from rnascl_cli.attacks.interface import Attack
+from rnascl_cli.attacks.registry import Options, build_attacks
+from rnascl_cli.core.units import parse_epsilon
 from tests.attacks import tiny
 
 pytestmark = pytest.mark.unit

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rnascl_cli.attacks.catalogue import Options, build_attacks
-from rnascl_cli.attacks.domain import PIXEL, normalised_domain
+from rnascl_cli.attacks.protocol import PIXEL, normalised_domain
+from rnascl_cli.attacks.registry import Options, build_attacks
 from rnascl_cli.attacks.verdicts import allowed
+from rnascl_cli.core.units import Epsilon
 from rnascl_cli.models.normalise import Normalise
-from rnascl_cli.units import Epsilon
 from tests.attacks import tiny
 
 pytestmark = pytest.mark.unit

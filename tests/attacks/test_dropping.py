@@ -13,7 +13,7 @@ import torch
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import Tensor, nn
 
-from rnascl_cli.attacks.dropping import drop_broken
+from rnascl_cli.attacks.early_stopping import drop_broken
 from tests.attacks import tiny
 
 pytestmark = pytest.mark.unit

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from rnascl_cli.attacks.autoattack import AutoAttack
-from rnascl_cli.attacks.catalogue import Options, _doubling, build_attacks
-from rnascl_cli.attacks.problem import Attack, Norm, Note, Problem, Round
+from rnascl_cli.attacks.interface import Attack, Norm, Note, Problem, Round
+from rnascl_cli.attacks.registry import Options, _doubling, build_attacks
 from rnascl_cli.attacks.verdicts import right, wilson_interval
-from rnascl_cli.units import Epsilon, parse_epsilon, parse_epsilons
+from rnascl_cli.core.units import Epsilon, parse_epsilon, parse_epsilons
 from tests.attacks import tiny
 
 EPS = parse_epsilon("8/255")

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rnascl_cli.attacks.domain import PIXEL
 from rnascl_cli.attacks.gradient import L2, Ball, Linf, cross_entropy, margin, projected_gradient
-from rnascl_cli.attacks.problem import Norm
+from rnascl_cli.attacks.interface import Norm
+from rnascl_cli.attacks.protocol import PIXEL
 from rnascl_cli.attacks.verdicts import allowed
 from tests.attacks import tiny
 

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from rnascl_cli.attacks.autoattack import AutoAttack
-from rnascl_cli.attacks.catalogue import Options, build_attacks
-from rnascl_cli.attacks.journal import Done, Journal
-from rnascl_cli.attacks.problem import Attack
-from rnascl_cli.errors import UserError
-from rnascl_cli.units import parse_epsilons
+from rnascl_cli.attacks.interface import Attack
+from rnascl_cli.attacks.registry import Options, build_attacks
+from rnascl_cli.attacks.resume import Done, Journal
+from rnascl_cli.core.errors import UserError
+from rnascl_cli.core.units import parse_epsilons
 from tests.attacks import tiny
 from tests.attacks.tiny import Interrupting
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from rnascl_cli.artifacts.documents import AuditCheck
 from rnascl_cli.attacks import audit
 from rnascl_cli.attacks.autoattack import AutoAttack
-from rnascl_cli.attacks.catalogue import Options, build_attacks
 from rnascl_cli.attacks.evaluate import Gradients, Outcome
-from rnascl_cli.attacks.journal import Journal
-from rnascl_cli.attacks.masking import masking_signs
-from rnascl_cli.attacks.problem import Attack
-from rnascl_cli.units import parse_epsilon
+from rnascl_cli.attacks.gradient_masking import masking_signs
+from rnascl_cli.attacks.interface import Attack
+from rnascl_cli.attacks.registry import Options, build_attacks
+from rnascl_cli.attacks.resume import Journal
+from rnascl_cli.core.units import parse_epsilon
 from tests.attacks import tiny
 from tests.attacks.tiny import Interrupting
 

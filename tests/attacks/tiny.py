@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from rnascl_cli.attacks.evaluate import Evaluator
 from rnascl_cli.attacks.gradient import Linf, cross_entropy, projected_gradient
-from rnascl_cli.engine.seeds import generator
+from rnascl_cli.core.random_streams import generator
 
 CLASSES, SIDE = 10, 8
 

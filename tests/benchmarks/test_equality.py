@@ -9,7 +9,7 @@ from torch import Tensor
 from benchmarks.reference import PlainSearch
 from benchmarks.search_step import FLOAT32, first_batch
 from benchmarks.workload import Workload, our_search, plain_search
-from rnascl_cli.distill.choices import Choices
+from rnascl_cli.distill.architecture_parameters import Choices
 from rnascl_cli.distill.gumbel import sample_noise
 
 pytestmark = pytest.mark.unit

@@ -12,7 +12,7 @@ from benchmarks import __main__ as command
 from benchmarks.gpu import HOW, How, epoch_seconds
 from benchmarks.search_step import scratch
 from benchmarks.workload import workload
-from rnascl_cli.engine.compute import resolve_compute
+from rnascl_cli.engine.device import resolve_compute
 from tests.engine.toy import CPU
 
 pytestmark = pytest.mark.unit

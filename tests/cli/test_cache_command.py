@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rnascl_cli.stages.cache_library import FOLDERS
-from rnascl_cli.stages.teacher_outputs import outputs_dir
+from rnascl_cli.cli.cache import FOLDERS
+from rnascl_cli.teachers.output_cache import outputs_dir
 from tests.command import done, refused, rnascl
 
 pytestmark = pytest.mark.pipeline

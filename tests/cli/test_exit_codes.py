@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rnascl_cli.cli import app
-from rnascl_cli.errors import RunError, UserError
+from rnascl_cli.core.errors import RunError, UserError
 from tests.command import done, files, rnascl, soon
 from tests.conftest import FAST
 
@@ -22,7 +22,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(source: Path, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr("rnascl_cli.stages.derive.derive", fail)
+    monkeypatch.setattr("rnascl_cli.stages.search.derive.derive", fail)
 
 
 @pytest.mark.unit

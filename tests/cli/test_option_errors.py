@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from rnascl_cli.cli import adv_finetune, attack, options, quickstart, search, teacher, train
-from rnascl_cli.cli.naming import NAMES
-from rnascl_cli.cli.options import build_recipe
-from rnascl_cli.errors import UserError
+from rnascl_cli.cli.options import NAMES, build_recipe
+from rnascl_cli.core.errors import UserError
 from rnascl_cli.recipes import Option
 from tests.cli.test_help_pages import COMMANDS
 from tests.command import refused
@@ -186,8 +185,8 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rnascl_cli.recipes.resolve", stop)
     monkeypatch.setattr(options, "count", lambda text, _: text)
     monkeypatch.setattr(train, "_read", lambda _: bare)
-    monkeypatch.setattr("rnascl_cli.stages.adv_finetune.source_run", lambda _: (bare, None))
-    monkeypatch.setattr("rnascl_cli.stages.attack_target.find_target", lambda _: bare)
+    monkeypatch.setattr("rnascl_cli.stages.training.adv_finetune.source_run", lambda _: (bare, None))
+    monkeypatch.setattr("rnascl_cli.stages.attack.target.find_target", lambda _: bare)
 
 
 @pytest.mark.usefixtures("stopped")

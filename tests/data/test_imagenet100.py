@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from rnascl_cli.core.errors import UserError
 from rnascl_cli.data import folder, load_data
 from rnascl_cli.data.folder import imagenet100_classes, imagenet_classes
-from rnascl_cli.errors import UserError
 from rnascl_cli.recipes import DataSettings
 from tests.data.conftest import write_image
 

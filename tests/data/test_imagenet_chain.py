@@ -15,10 +15,10 @@ import torch
 from rnascl_cli.artifacts.documents import AdvFinetuneDocument, AttackDocument, SearchDocument, TrainDocument
 from rnascl_cli.artifacts.store import read_document
 from rnascl_cli.data.folder import imagenet100_classes, imagenet_classes
-from rnascl_cli.models.checkpoints import write_teacher
-from rnascl_cli.models.public_teachers import IMAGENET_MEAN, IMAGENET_STD
-from rnascl_cli.models.teachers import build_teacher
 from rnascl_cli.spaces import SPACES
+from rnascl_cli.teachers.architectures import build_teacher
+from rnascl_cli.teachers.load import write_teacher
+from rnascl_cli.teachers.public_checkpoints import IMAGENET_MEAN, IMAGENET_STD
 from tests.command import done, refused
 from tests.photographs import write_photographs
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from rnascl_cli.data import Share, batches
 from rnascl_cli.data.augment import Crop
 from rnascl_cli.recipes import AdvFinetuneSettings, TeacherTrainSettings
-from rnascl_cli.stages.perturbing import perturb, starting_offset
-from rnascl_cli.stages.search_task import split_batch
+from rnascl_cli.stages.search.step import split_batch
+from rnascl_cli.stages.training.adversarial import perturb, starting_offset
 from tests.engine.toy import image_set
 from tests.ranks import become
 

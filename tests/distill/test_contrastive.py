@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rnascl_cli.distill.rivals.contrastive import ContrastiveLoss, draw_negatives, most_negatives
+from rnascl_cli.distill.baselines.crd import ContrastiveLoss, draw_negatives, most_negatives
 from tests.distill.beside import arrays, io, slopes
 
 pytestmark = pytest.mark.unit

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rnascl_cli.distill.choices import Choices
+from rnascl_cli.distill.architecture_parameters import Choices
 from rnascl_cli.distill.gumbel import Noise, gumbel_softmax, mean_entropy, mean_largest, sample_noise, temperature_at
 
 pytestmark = pytest.mark.unit

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rnascl_cli.distill.choices import Choices
+from rnascl_cli.distill.architecture_parameters import Choices
+from rnascl_cli.distill.cost_conditioned_sampling import Levels
 from rnascl_cli.distill.expected_cost import ExpectedCost
-from rnascl_cli.distill.levels import Levels
 from rnascl_cli.spaces import SPACES, SearchSpace, network_cost
 from tests.benchmarks.test_counts import NoWaiting
 

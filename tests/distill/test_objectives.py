@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnascl_cli.distill.objectives import Direction, add_up, cross_entropy, kl_divergence, trades_kl
+from rnascl_cli.distill.losses import Direction, add_up, cross_entropy, kl_divergence, trades_kl
 
 pytestmark = pytest.mark.unit
 

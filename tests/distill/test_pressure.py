@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from rnascl_cli.distill.cost_penalty import Pressure
 from rnascl_cli.distill.expected_cost import ExpectedCost, Measure
-from rnascl_cli.distill.pressure import Pressure
 from rnascl_cli.spaces import SPACES, network_cost
 from tests.models.slimming import one_hot
 

@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rnascl_cli.distill.rivals.attention_transfer import attention_transfer_loss, same_side
-from rnascl_cli.distill.rivals.contrastive import ContrastiveLoss
-from rnascl_cli.distill.rivals.neighbours import neighbour_loss
-from rnascl_cli.distill.rivals.relational import angle_loss, distance_loss, relational_loss
-from rnascl_cli.distill.rivals.similarity import similarity_loss
-from rnascl_cli.distill.rivals.soft_labels import soft_label_loss
-from rnascl_cli.distill.rivals.variational import VariationalLoss
+from rnascl_cli.distill.baselines.at import attention_transfer_loss, same_side
+from rnascl_cli.distill.baselines.crd import ContrastiveLoss
+from rnascl_cli.distill.baselines.kd import soft_label_loss
+from rnascl_cli.distill.baselines.pkt import neighbour_loss
+from rnascl_cli.distill.baselines.rkd import angle_loss, distance_loss, relational_loss
+from rnascl_cli.distill.baselines.sp import similarity_loss
+from rnascl_cli.distill.baselines.vid import VariationalLoss
 from tests.distill.beside import Array, arrays, io, slopes
 
 pytestmark = pytest.mark.unit

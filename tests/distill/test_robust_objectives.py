@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnascl_cli.distill.robust_objectives import (
+from rnascl_cli.distill.adversarial_losses import (
     ard_terms,
     boosted_cross_entropy,
     hardened_terms,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rnascl_cli.distill.tutors import last_layer_tutors, random_tutors, same_depth_tutors, tutors_by_hand
+from rnascl_cli.distill.tutor_baselines import last_layer_tutors, random_tutors, same_depth_tutors, tutors_by_hand
 
 pytestmark = pytest.mark.unit
 

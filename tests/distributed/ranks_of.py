@@ -39,7 +39,7 @@ def _rank(
         "MASTER_PORT": str(port),
     }
     torch.set_num_threads(1)
-    from rnascl_cli import ranks
+    from rnascl_cli.core import distributed
 
-    with ranks.together():
+    with distributed.together():
         torch.save(function(*arguments), folder / f"rank{number}.pt")

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from rnascl_cli import ranks
-from rnascl_cli.engine.agreement import Agreement, Wish
-from rnascl_cli.engine.optimise import descend
-from rnascl_cli.engine.tally import Tally
-from rnascl_cli.errors import RunError
+from rnascl_cli.core import distributed
+from rnascl_cli.core.errors import RunError
+from rnascl_cli.engine.metrics import Tally
+from rnascl_cli.engine.optimizer import descend
+from rnascl_cli.engine.stop_consensus import Agreement, Wish
 from tests.distributed.ranks_of import on_ranks
 
 pytestmark = pytest.mark.pipeline
@@ -31,11 +31,11 @@ def filled(number: int) -> Tally:
 
 def everything(folder: Path) -> dict[str, Any]:
     """What each rank sees of it."""
-    number = ranks.rank()
+    number = distributed.rank()
     found: dict[str, Any] = {}
-    found["all"] = ranks.from_all(f"of {number}")
-    found["first"] = ranks.from_first(lambda: f"found by {number}")
-    found["turns"] = list(ranks.in_turns([1, 2, 3], lambda item: (item, number)))
+    found["all"] = distributed.from_all(f"of {number}")
+    found["first"] = distributed.from_first(lambda: f"found by {number}")
+    found["turns"] = list(distributed.in_turns([1, 2, 3], lambda item: (item, number)))
 
     agreement = Agreement()
     wishes = [Wish(15, checkpoint=True) if (step, number) == (1, 1) else Wish() for step in range(3)]
@@ -61,17 +61,17 @@ def everything(folder: Path) -> dict[str, Any]:
     descend(optimiser, (x_b @ weight).square().mean(), images=len(x_b))
     found["weight"] = weight.detach()
 
-    with ranks.local_first():
+    with distributed.local_first():
         found["saw"] = (folder / "made").exists()
         (folder / "made").touch()
     try:
-        with ranks.local_first():
+        with distributed.local_first():
             if number == 0:
                 raise ValueError
     except ValueError:
         pass
-    ranks.wait()  # had the first kept the other waiting, it would hang here
-    found["tells"] = ranks.from_all(ranks.first_to_tell())
+    distributed.wait()  # had the first kept the other waiting, it would hang here
+    found["tells"] = distributed.from_all(distributed.first_to_tell())
     return found
 
 

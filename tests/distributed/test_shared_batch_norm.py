@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rnascl_cli import ranks
-from rnascl_cli.models.norms import BatchNorm2d, over_all_ranks
+from rnascl_cli.core import distributed
+from rnascl_cli.models.batch_norm import BatchNorm2d, over_all_ranks
 from tests.distributed.ranks_of import on_ranks
 
 pytestmark = pytest.mark.pipeline
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.pipeline
 
 def pass_through(x_BCHW: Tensor, target_BCHW: Tensor, mask_C: Tensor | None) -> dict[str, Tensor]:
     """Forward and backward of this rank's images: those at rank, rank + size, ..."""
-    own = slice(ranks.rank(), None, ranks.size())
+    own = slice(distributed.rank(), None, distributed.size())
     norm = BatchNorm2d(3)
     with torch.no_grad():
         norm.weight.copy_(torch.tensor([1.0, -2.0, 0.5]))
@@ -34,8 +34,8 @@ def pass_through(x_BCHW: Tensor, target_BCHW: Tensor, mask_C: Tensor | None) -> 
     return {
         "out": out.detach(),
         "x": x.grad,
-        "weight": ranks.add_over_ranks(norm.weight.grad),
-        "bias": ranks.add_over_ranks(norm.bias.grad),
+        "weight": distributed.add_over_ranks(norm.weight.grad),
+        "bias": distributed.add_over_ranks(norm.bias.grad),
         "mean": norm.running_mean,
         "var": norm.running_var,
     }
@@ -74,7 +74,7 @@ def test_the_shared_formula_is_exact_on_even_areas(monkeypatch: pytest.MonkeyPat
     norm, exact = BatchNorm2d(3), nn.BatchNorm2d(3).double()
     exact_BCHW = x_BCHW.double().requires_grad_()
     ((exact(exact_BCHW) - target_BCHW) ** 2).sum().backward()
-    monkeypatch.setattr(ranks, "share_batches", lambda: True)
+    monkeypatch.setattr(distributed, "share_batches", lambda: True)
     own_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last).requires_grad_()
     ((norm(own_BCHW) - target_BCHW) ** 2).sum().backward()
     assert own_BCHW.grad is not None

@@ -22,9 +22,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rnascl_cli import ranks
 from rnascl_cli.artifacts.documents import AttackDocument, TrainDocument
 from rnascl_cli.artifacts.store import read_document, read_weights
+from rnascl_cli.core import distributed
 from rnascl_cli.engine.run_directory import JOURNAL, PREVIOUS, has_checkpoint
 from tests.command import done, soon
 from tests.conftest import _teacher_file
@@ -62,7 +62,7 @@ class World:
         done("derive", self.out("search", "one"), "--out", folder / "derived.json")
         for stage in STAGES[1:]:
             # A teacher is compared with what one process makes of the same formula: torch's own is too coarse.
-            with mock.patch.object(ranks, "share_batches", lambda stage=stage: stage == "teacher train"):
+            with mock.patch.object(distributed, "share_batches", lambda stage=stage: stage == "teacher train"):
                 done(*self.command(stage, self.out(stage, "one")))
 
     def out(self, stage: str, name: str) -> Path:

@@ -34,7 +34,7 @@ class Noted(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Recording:
-    """A :class:`~rnascl_cli.engine.replay.Recorder`.
+    """A :class:`~rnascl_cli.engine.cuda_graphs.Recorder`.
 
     Attributes:
         recorded: Operators of each recording.

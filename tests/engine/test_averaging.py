@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from rnascl_cli.engine.averaging import WeightAverage
+from rnascl_cli.engine.weight_averaging import WeightAverage
 from rnascl_cli.recipes import EMA, SWA
 
 pytestmark = pytest.mark.unit

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from rnascl_cli.core.errors import UserError
 from rnascl_cli.engine.checkpoint import (
     SEAL,
     _Sealing,
@@ -18,9 +19,8 @@ from rnascl_cli.engine.checkpoint import (
     read_newest,
     write_checkpoint,
 )
-from rnascl_cli.engine.fit import fit
 from rnascl_cli.engine.run_directory import CHECKPOINT, PREVIOUS
-from rnascl_cli.errors import UserError
+from rnascl_cli.engine.training_loop import fit
 from tests.engine.toy import CPU, Stopped, ToyTask, numbers, stop_at, toy_plan
 
 pytestmark = pytest.mark.unit

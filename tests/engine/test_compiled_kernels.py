@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
-from rnascl_cli.engine.compute import has_cpp_compiler
+from rnascl_cli.engine.device import has_cpp_compiler
+from rnascl_cli.models.attention_maps import recording_maps
 from rnascl_cli.models.blocks import MaskedInvertedResidual
-from rnascl_cli.models.taps import recording_maps
 from tests.engine.toy import CPU
 
 pytestmark = [

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rnascl_cli.engine.device_views import DeviceViews, free_memory
-from rnascl_cli.engine.view_store import Record, ViewStore
+from rnascl_cli.teachers.device_store import DeviceViews, free_memory
+from rnascl_cli.teachers.disk_store import Record, ViewStore
 
 pytestmark = pytest.mark.unit
 

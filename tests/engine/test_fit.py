@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
+from rnascl_cli.core.errors import Interrupted, RunError, UserError
 from rnascl_cli.data import Batch
 from rnascl_cli.engine.checkpoint import read_checkpoint, write_checkpoint
-from rnascl_cli.engine.fit import fit
-from rnascl_cli.errors import Interrupted, RunError, UserError
+from rnascl_cli.engine.training_loop import fit
 from tests.engine.toy import CPU, TIMES, Stopped, ToyTask, image_set, numbers, stop_at, toy_plan
 
 pytestmark = pytest.mark.unit

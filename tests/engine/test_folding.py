@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rnascl_cli.engine.folding import folded
+from rnascl_cli.models.batchnorm_folding import folded
 from rnascl_cli.models.blocks import MaskableConv2d
-from rnascl_cli.models.convolutions import Conv2d
+from rnascl_cli.models.conv import Conv2d
 from rnascl_cli.models.student import Student
 from rnascl_cli.spaces import space_named
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from rnascl_cli.engine.heap import OWN_WORD
+from rnascl_cli.engine.malloc import OWN_WORD
 
 pytestmark = pytest.mark.unit
 
 CODE = """
 import resource
-from rnascl_cli.engine.heap import keep_freed_memory
+from rnascl_cli.engine.malloc import keep_freed_memory
 kept = keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from rnascl_cli.core.errors import Interrupted
 from rnascl_cli.engine.interrupts import ending_at_once, finishing_steps
-from rnascl_cli.errors import Interrupted
 from tests.ranks import become
 
 pytestmark = pytest.mark.unit

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rnascl_cli import ranks
-from rnascl_cli.engine import compute
-from rnascl_cli.engine.compute import Compute, peak_memory_bytes, resolve_compute
+from rnascl_cli.core import distributed
+from rnascl_cli.core.errors import UserError
+from rnascl_cli.core.random_streams import generator
+from rnascl_cli.engine import device
+from rnascl_cli.engine.device import Compute, peak_memory_bytes, resolve_compute
 from rnascl_cli.engine.evaluate import accuracy
 from rnascl_cli.engine.modes import evaluating, fixed_statistics, frozen
-from rnascl_cli.engine.seeds import generator
-from rnascl_cli.errors import UserError
 from tests.engine.recording import Recording
 from tests.engine.toy import CPU, image_set
 
@@ -116,7 +116,7 @@ def test_precision_by_the_processor(
     cpuinfo = tmp_path / "cpuinfo"  # None: a system without one
     if flags is not None:
         cpuinfo.write_text(f"model name : Some CPU\nflags : fpu {flags}\n", encoding="utf-8")
-    monkeypatch.setattr(compute, "CPUINFO", cpuinfo)
+    monkeypatch.setattr(device, "CPUINFO", cpuinfo)
     auto = resolve_compute("cpu", "auto")
     assert (auto.student, auto.teacher, auto.precision) == (precision, precision, precision)
 
@@ -139,15 +139,15 @@ def test_steps_are_recorded_where_one_process_has_a_gpu(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    monkeypatch.setattr(compute, "CudaGraphs", Recording)
-    monkeypatch.setattr(compute, "make_deterministic", lambda: None)
-    monkeypatch.setattr(ranks, "size", lambda: ranks_)
+    monkeypatch.setattr(device, "CudaGraphs", Recording)
+    monkeypatch.setattr(device, "make_deterministic", lambda: None)
+    monkeypatch.setattr(distributed, "size", lambda: ranks_)
     found = resolve_compute("auto", "fp32", deterministic=deterministic, capture=None)
     assert (found.step_recorder is not None) == recorded
 
 
 def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compute, "make_deterministic", lambda: None)
+    monkeypatch.setattr(device, "make_deterministic", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match=r"compile_steps.*on a GPU.*deterministic"):
@@ -156,7 +156,7 @@ def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("CXX", "/nowhere/g++ -O3")
     with pytest.raises(UserError, match=r"compile_steps.*needs a C\+\+ compiler for a CPU; install g\+\+"):
         resolve_compute("cpu", "fp32", compiles=True)
-    monkeypatch.setattr(ranks, "size", lambda: 2)
+    monkeypatch.setattr(distributed, "size", lambda: 2)
     with pytest.raises(UserError, match=r"compile_steps.*several processes"):
         resolve_compute("cpu", "fp32", compiles=True)
 

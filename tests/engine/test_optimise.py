@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rnascl_cli.engine.optimise import build_optimiser, learning_rate, set_learning_rate
+from rnascl_cli.engine.optimizer import build_optimiser, learning_rate, set_learning_rate
 from rnascl_cli.recipes import SGD, Adam, CosineSchedule, StepSchedule
 
 pytestmark = pytest.mark.unit

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from rnascl_cli.engine import progress as module
-from rnascl_cli.engine.progress import long_progress
+from rnascl_cli.core import progress as module
+from rnascl_cli.core.progress import long_progress
 
 pytestmark = pytest.mark.unit
 

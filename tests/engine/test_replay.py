@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch._dynamo.exc import Unsupported
 
-from rnascl_cli.engine.compute import resolve_compute
+from rnascl_cli.core.errors import Interrupted, RunError, UserError
+from rnascl_cli.engine.cuda_graphs import CudaGraphs, Replay
+from rnascl_cli.engine.device import resolve_compute
 from rnascl_cli.engine.interrupts import finishing_steps
-from rnascl_cli.engine.optimise import build_optimiser, set_learning_rate
-from rnascl_cli.engine.replay import CudaGraphs, Replay
-from rnascl_cli.errors import Interrupted, RunError, UserError
+from rnascl_cli.engine.optimizer import build_optimiser, set_learning_rate
 from rnascl_cli.recipes import SGD, Adam
 from tests.engine.recording import Recording
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from rnascl_cli.core.errors import UserError
 from rnascl_cli.engine.lock import LOCK
 from rnascl_cli.engine.run_directory import ARTIFACTS, RunDirectory
-from rnascl_cli.errors import UserError
 
 pytestmark = pytest.mark.unit
 

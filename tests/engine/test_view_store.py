@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rnascl_cli.engine.view_store import IMAGES, SEEN, Record, ViewStore, missing_rows
+from rnascl_cli.teachers.disk_store import IMAGES, SEEN, Record, ViewStore, missing_rows
 
 pytestmark = pytest.mark.unit
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from rnascl_cli.data import Batch, ImageSet
 from rnascl_cli.data.augment import Crop
-from rnascl_cli.engine.compute import Compute
-from rnascl_cli.engine.fit import History, Plan, ScheduledOptimiser, Stateful
+from rnascl_cli.engine.device import Compute
 from rnascl_cli.engine.run_directory import RunDirectory
+from rnascl_cli.engine.training_loop import History, Plan, ScheduledOptimiser, Stateful
 from rnascl_cli.recipes import StepSchedule
 
 CPU = Compute(torch.device("cpu"), "fp32", "fp32")

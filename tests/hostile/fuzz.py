@@ -151,8 +151,8 @@ def _child(name: str, engine: str, seconds: float, root: Path, findings: Path, c
 def _good_world(root: Path) -> None:
     import torch
 
-    from rnascl_cli.models.checkpoints import write_teacher
-    from rnascl_cli.models.teachers import build_teacher
+    from rnascl_cli.teachers.architectures import build_teacher
+    from rnascl_cli.teachers.load import write_teacher
     from tests.hostile.good_runs import write_runs
 
     torch.set_num_threads(1)

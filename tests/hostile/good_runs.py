@@ -20,11 +20,11 @@ from rnascl_cli.artifacts.documents import (
     Verdicts,
 )
 from rnascl_cli.artifacts.store import sha256_file, write_document
-from rnascl_cli.models.checkpoints import read_teacher
+from rnascl_cli.models.attention_maps import tappable_layers
 from rnascl_cli.models.files import build_student, save_student
-from rnascl_cli.models.taps import tappable_layers
 from rnascl_cli.recipes import Recipe
 from rnascl_cli.spaces import SPACES, network_cost
+from rnascl_cli.teachers.load import read_teacher
 
 SPACE = SPACES["S3"]
 WIDTHS = [choices[0] for choices in SPACE.block_choices]

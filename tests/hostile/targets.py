@@ -21,21 +21,21 @@ from PIL import Image
 
 from rnascl_cli.artifacts.documents import DOCUMENTS
 from rnascl_cli.artifacts.store import document_json, parse_document, read_any_document, sha256_bytes
-from rnascl_cli.attacks.journal import Journal
+from rnascl_cli.attacks.resume import Journal
+from rnascl_cli.core.errors import LONGEST_LINE, UserError, one_line
 from rnascl_cli.data.decode import Shape, decode
 from rnascl_cli.engine.checkpoint import SEAL
 from rnascl_cli.engine.checkpoint import read_checkpoint as read_own_checkpoint
-from rnascl_cli.errors import LONGEST_LINE, UserError, one_line
-from rnascl_cli.models.checkpoints import read_checkpoint
-from rnascl_cli.models.files import resolve_model
+from rnascl_cli.loading import resolve_model
 from rnascl_cli.recipes import Recipe, parse_setting, read_recipe_file, recipes_folder, resolve
-from rnascl_cli.recipes.layers import STUDIES
+from rnascl_cli.recipes.load import STUDIES
 from rnascl_cli.recipes.study import read_study
-from rnascl_cli.reporting.collect import collect
-from rnascl_cli.reporting.drawing import LIGHT, Plot, Rendered
+from rnascl_cli.reporting.data.collect import collect
+from rnascl_cli.reporting.figures.style import LIGHT, Plot, Rendered
 from rnascl_cli.reporting.page import build_page, html, markdown
-from rnascl_cli.stages.derive import derive
-from rnascl_cli.stages.study_plan import plan_study
+from rnascl_cli.stages.search.derive import derive
+from rnascl_cli.stages.study.plan import plan_study
+from rnascl_cli.teachers.load import read_checkpoint
 
 JOURNAL_HEADER = {"model_sha256": "a" * 64, "images": [0, 1, 2], "seed": 0}
 RUNS = {"search": "search", "derived": "train", "train": "train", "adv-finetune": "fine", "attack": "attack"}

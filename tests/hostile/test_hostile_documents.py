@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from rnascl_cli.cli import app
-from rnascl_cli.errors import LONGEST_LINE
+from rnascl_cli.core.errors import LONGEST_LINE
 from tests.command import done
 from tests.conftest import FAST
 from tests.hostile.conftest import Untouched

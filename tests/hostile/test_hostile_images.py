@@ -18,8 +18,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torchvision.datasets import CIFAR10
 
+from rnascl_cli.core.errors import UserError
 from rnascl_cli.data import Data, load_data
-from rnascl_cli.errors import UserError
 from rnascl_cli.recipes import DataSettings
 from tests.command import done, rnascl
 from tests.conftest import FAST

@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 import rnascl_cli
 from rnascl_cli.artifacts.store import HEADER_KEY, SEAL, SEAL_OF, read_weights, write_weights
 from rnascl_cli.cli import app
-from rnascl_cli.errors import UserError
-from rnascl_cli.models.files import resolve_model
+from rnascl_cli.core.errors import UserError
+from rnascl_cli.loading import resolve_model
 from rnascl_cli.spaces import SPACES, network_cost
 from tests.command import done
 from tests.conftest import FAST
@@ -144,7 +144,7 @@ def unfolding() -> bytes:
 
 def state() -> dict[str, torch.Tensor]:
     """A whole r8."""
-    from rnascl_cli.models.teachers import build_teacher, network_of
+    from rnascl_cli.teachers.architectures import build_teacher, network_of
 
     return dict(network_of(build_teacher("r8", num_classes=10)).state_dict())
 
@@ -232,7 +232,7 @@ def test_memory_does_not_follow_what_files_claim(world: Path) -> None:
     program = """
 import resource, sys
 from pathlib import Path
-from rnascl_cli.errors import UserError
+from rnascl_cli.core.errors import UserError
 from rnascl_cli.models.files import resolve_model
 resolve_model("r8.safetensors")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rnascl_cli.models.convolutions import Conv2d, without_fallback
+from rnascl_cli.models.conv import Conv2d, without_fallback
 from rnascl_cli.models.student import Student
 from rnascl_cli.models.supernet import Supernet
 from rnascl_cli.spaces import SPACES

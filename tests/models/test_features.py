@@ -12,13 +12,13 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from rnascl_cli.models.features import Point, recording_features, student_points, teacher_points
 from rnascl_cli.models.student import Student
-from rnascl_cli.models.teachers import build_teacher
-from rnascl_cli.models.teachers.imagenet import Normalised
-from rnascl_cli.models.teachers.resnet import Bottleneck, CifarResNet
-from rnascl_cli.models.teachers.wide_resnet import WideResNet
 from rnascl_cli.spaces import SPACES
+from rnascl_cli.teachers.architectures import build_teacher
+from rnascl_cli.teachers.architectures.imagenet import Normalised
+from rnascl_cli.teachers.architectures.resnet import Bottleneck, CifarResNet
+from rnascl_cli.teachers.architectures.wide_resnet import WideResNet
+from rnascl_cli.teachers.features import Point, recording_features, student_points, teacher_points
 
 pytestmark = pytest.mark.unit
 

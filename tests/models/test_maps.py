@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rnascl_cli.models.maps import LayerMaps, to_common_side
+from rnascl_cli.models.attention_maps import LayerMaps, to_common_side
 
 pytestmark = pytest.mark.unit
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rnascl_cli.models.sparing import relu, relu_of_sum
-from rnascl_cli.models.taps import recording_maps
-from rnascl_cli.models.teachers.resnet import BasicBlock, Bottleneck, CifarResNet
-from rnascl_cli.models.teachers.wide_resnet import WideResNet
+from rnascl_cli.models.attention_maps import recording_maps
+from rnascl_cli.teachers.architectures.inplace import relu, relu_of_sum
+from rnascl_cli.teachers.architectures.resnet import BasicBlock, Bottleneck, CifarResNet
+from rnascl_cli.teachers.architectures.wide_resnet import WideResNet
 
 pytestmark = pytest.mark.unit
 

@@ -13,15 +13,9 @@ from safetensors.torch import load_file, save_file
 import rnascl_cli
 from rnascl_cli.artifacts.documents import Architecture
 from rnascl_cli.artifacts.store import sha256_file, write_weights
-from rnascl_cli.errors import RunError, UserError
-from rnascl_cli.models.files import (
-    build_student,
-    checked_architecture,
-    load_model,
-    load_student,
-    resolve_model,
-    save_student,
-)
+from rnascl_cli.core.errors import RunError, UserError
+from rnascl_cli.loading import load_model, resolve_model
+from rnascl_cli.models.files import build_student, checked_architecture, load_student, save_student
 from rnascl_cli.models.student import Student
 from rnascl_cli.spaces import SPACES, network_cost
 from tests.models.slimming import images, shaken

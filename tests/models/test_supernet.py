@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.counting import Operators
+from rnascl_cli.models.attention_maps import Tap, recording_maps, tappable_layers
 from rnascl_cli.models.blocks import InvertedResidual, MaskedInvertedResidual
 from rnascl_cli.models.student import Student
 from rnascl_cli.models.supernet import Supernet
-from rnascl_cli.models.taps import Tap, recording_maps, tappable_layers
 from rnascl_cli.spaces import SPACES, SearchSpace, Stage
 from tests.models.slimming import CASES, HEADED, TINY, cut_out, images, one_hot, padded, random_supernet, shaken
 

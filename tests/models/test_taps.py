@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from rnascl_cli.models.energies import energy, widened_energy, widens
-from rnascl_cli.models.maps import to_common_side
+from rnascl_cli.models.attention_energy import energy, widened_energy, widens
+from rnascl_cli.models.attention_maps import Tap, recording_maps, tappable_layers, to_common_side
 from rnascl_cli.models.normalise import Normalise
 from rnascl_cli.models.student import Student
-from rnascl_cli.models.taps import Tap, recording_maps, tappable_layers
-from rnascl_cli.models.teachers import build_teacher
 from rnascl_cli.spaces import SPACES
+from rnascl_cli.teachers.architectures import build_teacher
 from tests.models.slimming import TINY, images
 
 pytestmark = pytest.mark.unit
@@ -101,7 +100,7 @@ def test_a_bf16_energy_in_pieces_is_the_whole(
 
     exact = map_and_slopes(activation_BCHW.detach().float().requires_grad_(True))
     whole = map_and_slopes(activation_BCHW)
-    monkeypatch.setattr("rnascl_cli.models.energies.CACHED_NUMBERS", numbers)
+    monkeypatch.setattr("rnascl_cli.models.attention_energy.CACHED_NUMBERS", numbers)
     pieces = map_and_slopes(activation_BCHW)
     assert pieces[1].dtype == torch.bfloat16
     for found in (whole, pieces):

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from hypothesis import HealthCheck, settings
 
-from rnascl_cli.errors import UserError
+from rnascl_cli.core.errors import UserError
 
 T = TypeVar("T")
 

@@ -32,7 +32,7 @@ from rnascl_cli.artifacts.documents import (
 )
 from rnascl_cli.artifacts.reading import parse_json
 from rnascl_cli.artifacts.store import document_json, parse_document, read_any_document, write_document
-from rnascl_cli.errors import UserError
+from rnascl_cli.core.errors import UserError
 from tests.property.profile import quick
 
 pytestmark = pytest.mark.unit

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnascl_cli.errors import UserError
+from rnascl_cli.core.errors import UserError
 from tests.cli.test_help_pages import COMMANDS
 from tests.command import files, rnascl
 from tests.property.profile import quick

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rnascl_cli.core.units import parse_epsilon
 from rnascl_cli.recipes import Recipe, parse_setting, read_recipe_file, resolve
-from rnascl_cli.units import parse_epsilon
 from tests.property.profile import attempt, quick
 
 pytestmark = pytest.mark.unit

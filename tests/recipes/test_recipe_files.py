@@ -11,25 +11,25 @@ from typing import Any, get_args
 import pytest
 
 from rnascl_cli.artifacts.documents import Rival
-from rnascl_cli.attacks.catalogue import Options, build_attacks
+from rnascl_cli.attacks.registry import Options, build_attacks
 from rnascl_cli.distill.gumbel import temperature_at
-from rnascl_cli.engine.optimise import learning_rate
+from rnascl_cli.engine.optimizer import learning_rate
 from rnascl_cli.engine.run_directory import RunDirectory
-from rnascl_cli.models.public_teachers import PUBLIC
-from rnascl_cli.models.teachers import architecture_named
 from rnascl_cli.recipes import SGD, CosineSchedule, Recipe, StepSchedule, find_recipe, read_recipe_file, resolve
 from rnascl_cli.recipes import recipes_folder as folder
-from rnascl_cli.recipes.layers import STUDIES
+from rnascl_cli.recipes.load import STUDIES
 from rnascl_cli.reporting.published import TABLES, PublishedRow, PublishedTable
 from rnascl_cli.spaces import SPACES
-from rnascl_cli.stages.adv_finetune import adv_finetune
-from rnascl_cli.stages.attack import attack
-from rnascl_cli.stages.attack_plan import plan
-from rnascl_cli.stages.attack_target import find_target
-from rnascl_cli.stages.derive import derive
-from rnascl_cli.stages.search import search
-from rnascl_cli.stages.teacher import train_teacher
-from rnascl_cli.stages.train import train
+from rnascl_cli.stages.attack.attack import attack
+from rnascl_cli.stages.attack.plan import plan
+from rnascl_cli.stages.attack.target import find_target
+from rnascl_cli.stages.search.derive import derive
+from rnascl_cli.stages.search.search import search
+from rnascl_cli.stages.teacher.train import train_teacher
+from rnascl_cli.stages.training.adv_finetune import adv_finetune
+from rnascl_cli.stages.training.train import train
+from rnascl_cli.teachers.architectures import architecture_named
+from rnascl_cli.teachers.public_checkpoints import PUBLIC
 from tests.photographs import write_photographs
 
 FILES = sorted(path for path in folder().rglob("*.toml") if path.parent.name != STUDIES)

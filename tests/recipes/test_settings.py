@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from rnascl_cli.artifacts.documents import Provenance
 from rnascl_cli.cli.options import build_recipe
-from rnascl_cli.errors import UserError, nearest
+from rnascl_cli.core.errors import UserError, nearest
 from rnascl_cli.recipes import (
     SGD,
     Adam,

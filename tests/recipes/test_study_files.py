@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from rnascl_cli.errors import UserError
+from rnascl_cli.core.errors import UserError
 from rnascl_cli.recipes import recipes_folder
-from rnascl_cli.recipes.layers import STUDIES
+from rnascl_cli.recipes.load import STUDIES
 from rnascl_cli.recipes.study import find_study, flat, read_study
-from rnascl_cli.stages.study_plan import plan_study
+from rnascl_cli.stages.study.plan import plan_study
 
 pytestmark = pytest.mark.unit
 

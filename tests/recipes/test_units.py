@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnascl_cli.errors import UserError
+from rnascl_cli.core.errors import UserError
+from rnascl_cli.core.units import Epsilon, parse_count, parse_epsilon, parse_epsilons
 from rnascl_cli.recipes import parse_setting, resolve
-from rnascl_cli.units import Epsilon, parse_count, parse_epsilon, parse_epsilons
 
 pytestmark = pytest.mark.unit
 

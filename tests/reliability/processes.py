@@ -108,8 +108,8 @@ def _run(arguments: list[str], log: str, cwd: str | None, environment: dict[str,
     signal.signal(signal.SIGINT, signal.default_int_handler)
     import torch
 
-    from rnascl_cli import console
     from rnascl_cli.cli.app import main
+    from rnascl_cli.core import console
 
     torch.set_num_threads(1)
     console.stderr.file = sys.stderr

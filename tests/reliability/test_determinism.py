@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rnascl_cli.engine.compute import make_deterministic
-from rnascl_cli.models.maps import to_common_side
+from rnascl_cli.engine.device import make_deterministic
+from rnascl_cli.models.attention_maps import to_common_side
 from tests.command import done
 from tests.reliability.conftest import Whole
 from tests.reliability.drills import differences

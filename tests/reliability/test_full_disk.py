@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from rnascl_cli.artifacts.store import write_bytes, write_weights
-from rnascl_cli.attacks.journal import Done, Journal
+from rnascl_cli.attacks.resume import Done, Journal
+from rnascl_cli.core.errors import RunError, WriteError
 from rnascl_cli.engine.checkpoint import read_checkpoint, write_checkpoint
-from rnascl_cli.engine.fit import fit
-from rnascl_cli.engine.view_store import Record, ViewStore
-from rnascl_cli.errors import RunError, WriteError
+from rnascl_cli.engine.training_loop import fit
+from rnascl_cli.teachers.disk_store import Record, ViewStore
 from tests.command import files
 from tests.engine.toy import CPU, ToyTask, numbers, toy_plan
 from tests.reliability.conftest import Whole

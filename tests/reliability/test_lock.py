@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from rnascl_cli.core.errors import UserError
 from rnascl_cli.engine import lock as module
 from rnascl_cli.engine.lock import LOCK, lock_directory, refuse_if_in_use
 from rnascl_cli.engine.run_directory import RunDirectory
-from rnascl_cli.errors import UserError
 from tests.command import refused
 from tests.reliability.drills import leftovers
 from tests.reliability.processes import Command, run_command

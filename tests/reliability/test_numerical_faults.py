@@ -16,13 +16,13 @@ from torch import nn
 from rnascl_cli import load
 from rnascl_cli.artifacts.documents import AttackDocument
 from rnascl_cli.artifacts.store import read_document
+from rnascl_cli.core.errors import RunError
 from rnascl_cli.engine.checkpoint import first_not_finite, read_checkpoint
-from rnascl_cli.engine.place import set_place
-from rnascl_cli.errors import RunError
-from rnascl_cli.models.checkpoints import write_teacher
-from rnascl_cli.models.teachers import build_teacher
-from rnascl_cli.stages.inspection import Inspection, constant, zero_layers
-from rnascl_cli.stages.teaching import Lesson
+from rnascl_cli.engine.training_loop import set_place
+from rnascl_cli.stages.training.sanity_checks import Inspection, constant, zero_layers
+from rnascl_cli.teachers.architectures import build_teacher
+from rnascl_cli.teachers.forward import Lesson
+from rnascl_cli.teachers.load import write_teacher
 from tests.command import done, refused, rnascl
 from tests.conftest import FAST
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rnascl_cli.engine.command_line import commanded_as, how_to_go_on, with_resume
+from rnascl_cli.engine.resume_command import commanded_as, how_to_go_on, with_resume
 from tests.command import rnascl
 from tests.conftest import FAST as SMALL
 from tests.ranks import become
@@ -100,7 +100,7 @@ def test_quickstart_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def stopped(*_: object, **__: object) -> None:
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr("rnascl_cli.stages.teacher.train_teacher", stopped)
+    monkeypatch.setattr("rnascl_cli.stages.teacher.train.train_teacher", stopped)
     outcome = rnascl("quickstart", "--recipe", "smoke/tiny", "--out", tmp_path / "q")
     assert (outcome.code, outcome.out) == (143, "")
     assert outcome.err.splitlines()[-1] == "rnascl: quickstart: stopped; the same command with --force starts it again"

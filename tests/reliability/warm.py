@@ -7,9 +7,9 @@ import sklearn.datasets
 import torch._dynamo  # by the first step of an optimiser, which takes seconds
 
 import rnascl_cli.cli.app
-import rnascl_cli.stages.adv_finetune
-import rnascl_cli.stages.attack
-import rnascl_cli.stages.search
-import rnascl_cli.stages.teacher
-import rnascl_cli.stages.teacher_library
-import rnascl_cli.stages.train
+import rnascl_cli.stages.attack.attack
+import rnascl_cli.stages.search.search
+import rnascl_cli.stages.teacher.import_checkpoint
+import rnascl_cli.stages.teacher.train
+import rnascl_cli.stages.training.adv_finetune
+import rnascl_cli.stages.training.train

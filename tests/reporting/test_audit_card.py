@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from rnascl_cli.reporting.audit import audit_cards, audit_cell, unaudited, verdict
-from rnascl_cli.reporting.collect import collect
-from rnascl_cli.reporting.gaps import find_gaps, listed, warnings
-from rnascl_cli.reporting.lineage import models
-from rnascl_cli.reporting.measured import Group, groups
+from rnascl_cli.reporting.data.collect import collect
+from rnascl_cli.reporting.data.comparable_groups import Group, groups
+from rnascl_cli.reporting.data.lineage import models
 from rnascl_cli.reporting.page import build_page, html, markdown
-from rnascl_cli.reporting.summary import tiles
+from rnascl_cli.reporting.tables.audit import audit_cards, audit_cell, unaudited, verdict
+from rnascl_cli.reporting.tables.missing_runs import find_gaps, listed, warnings
+from rnascl_cli.reporting.tables.summary import tiles
 from tests.reporting import factories as make
 from tests.reporting.test_report_stage import read, undrawn
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from rnascl_cli.errors import UserError
-from rnascl_cli.reporting.collect import collect
-from rnascl_cli.reporting.compare import match
-from rnascl_cli.reporting.lineage import models
-from rnascl_cli.reporting.making import making
+from rnascl_cli.core.errors import UserError
+from rnascl_cli.reporting.data.collect import collect
+from rnascl_cli.reporting.data.lineage import models
 from rnascl_cli.reporting.published import TABLE_1, TABLES
-from rnascl_cli.reporting.summary import model_tables
-from rnascl_cli.reporting.tables import NOTHING
+from rnascl_cli.reporting.tables.provenance import making
+from rnascl_cli.reporting.tables.published import match
+from rnascl_cli.reporting.tables.summary import model_tables
+from rnascl_cli.reporting.tables.table import NOTHING
 from tests.reporting import factories as make
 
 

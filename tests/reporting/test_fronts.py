@@ -8,13 +8,13 @@ import pytest
 
 from rnascl_cli.artifacts.documents import BudgetRecord, DerivedDocument, FrontPoint, SearchDocument, TrainDocument
 from rnascl_cli.artifacts.store import read_document, sha256_file, write_document
-from rnascl_cli.reporting.collect import collect
-from rnascl_cli.reporting.drawing import render
-from rnascl_cli.reporting.front import budget_words, derived_widths, fronts
-from rnascl_cli.reporting.lineage import models
+from rnascl_cli.reporting.data.collect import collect
+from rnascl_cli.reporting.data.lineage import models
+from rnascl_cli.reporting.figures.style import render
 from rnascl_cli.reporting.sections import sections
+from rnascl_cli.reporting.tables.pareto import budget_words, derived_widths, fronts
 from rnascl_cli.spaces import SPACES, Budget, Networks
-from rnascl_cli.stages.derive import derive
+from rnascl_cli.stages.search.derive import derive
 from tests.reporting.factories import write_derived, write_search, write_train
 
 pytestmark = pytest.mark.unit

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rnascl_cli.errors import UserError
-from rnascl_cli.reporting.collect import collect
-from rnascl_cli.reporting.leftovers import journal_words, read_metrics
+from rnascl_cli.core.errors import UserError
+from rnascl_cli.reporting.data.collect import collect
+from rnascl_cli.reporting.data.unfinished_runs import journal_words, read_metrics
 from rnascl_cli.reporting.page import build_page, html
 from tests.reporting import factories as make
 from tests.reporting.test_report_stage import read, undrawn

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from rnascl_cli.reporting.collect import collect
-from rnascl_cli.reporting.drawing import Plot, Rendered, render
+from rnascl_cli.reporting.data.collect import collect
+from rnascl_cli.reporting.figures.style import Plot, Rendered, render
 from rnascl_cli.reporting.page import build_page, html
 from tests.reporting import factories as make
 

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from rnascl_cli.reporting.attack_plots import attack_plots, looks, names
-from rnascl_cli.reporting.collect import collect
-from rnascl_cli.reporting.drawing import Plot, marker, render
-from rnascl_cli.reporting.evidence import Tutored, counts, tutored
-from rnascl_cli.reporting.lineage import models
-from rnascl_cli.reporting.measured import groups
-from rnascl_cli.reporting.published_plots import published_plots
-from rnascl_cli.reporting.search_plots import curves, hardening, series
-from rnascl_cli.reporting.tables import slug
-from rnascl_cli.reporting.tutor_plots import tutor_counts, tutor_heatmap
+from rnascl_cli.reporting.data.collect import collect
+from rnascl_cli.reporting.data.comparable_groups import groups
+from rnascl_cli.reporting.data.lineage import models
+from rnascl_cli.reporting.figures.attacks import attack_plots, looks, names
+from rnascl_cli.reporting.figures.published import published_plots
+from rnascl_cli.reporting.figures.search import curves, hardening, series
+from rnascl_cli.reporting.figures.style import Plot, marker, render
+from rnascl_cli.reporting.figures.tutors import tutor_counts, tutor_heatmap
+from rnascl_cli.reporting.tables.table import slug
+from rnascl_cli.reporting.tables.tutor_statistics import Tutored, counts, tutored
 from tests.reporting import factories as make
 
 

@@ -10,15 +10,15 @@ from PIL import Image
 
 from rnascl_cli.artifacts.documents import DerivedDocument, TeacherReference, TrainDocument, TutorMap
 from rnascl_cli.artifacts.store import sha256_file, write_document
-from rnascl_cli.errors import UserError
+from rnascl_cli.core.errors import UserError
+from rnascl_cli.models.attention_maps import tappable_layers
 from rnascl_cli.models.files import build_student, save_student
-from rnascl_cli.models.taps import tappable_layers
-from rnascl_cli.models.teachers import build_teacher
-from rnascl_cli.reporting.collect import collect
-from rnascl_cli.reporting.lineage import models
-from rnascl_cli.reporting.map_plots import map_plot
-from rnascl_cli.stages import attention_maps as module
-from rnascl_cli.stages.attention_maps import attention_maps
+from rnascl_cli.reporting.data.collect import collect
+from rnascl_cli.reporting.data.lineage import models
+from rnascl_cli.reporting.figures.attention_maps import map_plot
+from rnascl_cli.stages.report import attention_maps as module
+from rnascl_cli.stages.report.attention_maps import attention_maps
+from rnascl_cli.teachers.architectures import build_teacher
 from tests.reporting import factories as make
 from tests.reporting.watching import watched
 

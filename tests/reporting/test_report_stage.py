@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rnascl_cli.engine import progress
-from rnascl_cli.errors import UserError
-from rnascl_cli.reporting.collect import collect
-from rnascl_cli.reporting.digest import ReportSummary
-from rnascl_cli.reporting.drawing import Plot, Rendered
+from rnascl_cli.core import progress
+from rnascl_cli.core.errors import UserError
+from rnascl_cli.reporting.data.collect import collect
+from rnascl_cli.reporting.figures.style import Plot, Rendered
 from rnascl_cli.reporting.page import build_page, escape_markdown, fenced, html, markdown
-from rnascl_cli.stages import report as stage
+from rnascl_cli.reporting.tables.json_summary import ReportSummary
+from rnascl_cli.stages.report import report as stage
 from tests.reporting import factories as make
 from tests.reporting.watching import watched
 

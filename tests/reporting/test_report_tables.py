@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from rnascl_cli.artifacts.documents import DataReference, Verdicts
-from rnascl_cli.reporting.attack_tables import attack_tables
-from rnascl_cli.reporting.collect import collect
-from rnascl_cli.reporting.compare import beside_published, dataset_of, paper_tables, unmatched
-from rnascl_cli.reporting.gaps import find_gaps
-from rnascl_cli.reporting.lineage import models
-from rnascl_cli.reporting.making import changed_settings, making
-from rnascl_cli.reporting.measured import Group, groups
-from rnascl_cli.reporting.summary import headline, model_tables
-from rnascl_cli.reporting.tables import Cell, Table, accuracy, number, points, ranges, short_spec, wilson
+from rnascl_cli.reporting.data.collect import collect
+from rnascl_cli.reporting.data.comparable_groups import Group, groups
+from rnascl_cli.reporting.data.lineage import models
+from rnascl_cli.reporting.tables.attacks import attack_tables
+from rnascl_cli.reporting.tables.missing_runs import find_gaps
+from rnascl_cli.reporting.tables.provenance import changed_settings, making
+from rnascl_cli.reporting.tables.published import beside_published, dataset_of, paper_tables, unmatched
+from rnascl_cli.reporting.tables.summary import headline, model_tables
+from rnascl_cli.reporting.tables.table import Cell, Table, accuracy, number, points, ranges, short_spec, wilson
 from tests.reporting import factories as make
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from rnascl_cli.reporting.collect import collect
-from rnascl_cli.reporting.control_plots import comparison_plot
-from rnascl_cli.reporting.controls import Comparison, comparison_tables, comparisons, control_words
-from rnascl_cli.reporting.drawing import render
-from rnascl_cli.reporting.lineage import models
-from rnascl_cli.reporting.measured import groups
+from rnascl_cli.reporting.data.collect import collect
+from rnascl_cli.reporting.data.comparable_groups import groups
+from rnascl_cli.reporting.data.lineage import models
+from rnascl_cli.reporting.figures.paired_comparison import comparison_plot
+from rnascl_cli.reporting.figures.style import render
 from rnascl_cli.reporting.page import build_page, html
+from rnascl_cli.reporting.tables.paired_comparison import Comparison, comparison_tables, comparisons, control_words
 from tests.reporting import factories as make
 from tests.reporting.test_report_stage import read, undrawn
 

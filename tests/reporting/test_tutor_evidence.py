@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rnascl_cli.reporting.collect import collect
-from rnascl_cli.reporting.evidence import (
+from rnascl_cli.reporting.data.collect import collect
+from rnascl_cli.reporting.tables.tutor_statistics import (
     agreement_table,
     decided_table,
     entropy,

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnascl_cli.errors import UserError
+from rnascl_cli.core.errors import UserError
 from rnascl_cli.spaces import SPACES, Budget, Cost, Networks, SearchSpace, Stage, chain, network_cost
 from rnascl_cli.spaces.budget import log_likelihood
 from tests.property.profile import quick

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rnascl_cli.errors import UserError
+from rnascl_cli.core.errors import UserError
 from rnascl_cli.spaces import SPACES, network_cost, space_named
 
 pytestmark = pytest.mark.unit

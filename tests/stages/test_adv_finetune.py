@@ -15,7 +15,7 @@ from rnascl_cli.artifacts.documents import AdvFinetuneDocument
 from rnascl_cli.artifacts.store import read_document, sha256_file
 from rnascl_cli.data import Batch, load_data
 from rnascl_cli.recipes import DataSettings
-from rnascl_cli.stages import adv_finetune as stage
+from rnascl_cli.stages.training import adv_finetune as stage
 from tests.command import done, files, refused, rnascl
 from tests.conftest import FAST
 from tests.stages.test_search_chain import TERMS, numbers

@@ -20,10 +20,10 @@ from rnascl_cli.engine.modes import fixed_statistics
 from rnascl_cli.models.files import build_student
 from rnascl_cli.recipes import SGD, AdvFinetuneSettings, AttentionSettings, KLSettings, PerturbationSettings
 from rnascl_cli.spaces import SPACES, network_cost
-from rnascl_cli.stages import perturbing, robust_step
-from rnascl_cli.stages.adv_finetune import AdvFinetuneTask
-from rnascl_cli.stages.apprentice import Answer, apprenticeship
-from rnascl_cli.stages.perturbing import FAST_STEP, perturb, starting_offset
+from rnascl_cli.stages.training import adversarial
+from rnascl_cli.stages.training.adv_finetune import AdvFinetuneTask
+from rnascl_cli.stages.training.adversarial import FAST_STEP, perturb, starting_offset
+from rnascl_cli.stages.training.distillation import Answer, apprenticeship
 from tests.batches import as_batch
 from tests.engine.toy import CPU, image_set
 from tests.models.slimming import shaken
@@ -107,7 +107,7 @@ def test_where_each_method_starts(tiny: Tiny, method: Any, monkeypatch: pytest.M
         starts.append(start_BCHW - x_BCHW)
         return x_BCHW
 
-    monkeypatch.setattr(perturbing, "projected_gradient", noted)
+    monkeypatch.setattr(adversarial, "projected_gradient", noted)
     settings = AdvFinetuneSettings(method=method, perturbation=PerturbationSettings(eps=0.1))
     for seed in (0, 0, 1):
         x_BCHW, y_B = torch.full((16, 3, 16, 16), 0.5), torch.zeros(16, dtype=torch.int64)
@@ -131,7 +131,7 @@ def test_the_student_is_attacked_in_eval_mode_and_left_as_it_was(
         seen.append((student.training, any(parameter.requires_grad for parameter in student.parameters())))
         return x_BCHW
 
-    monkeypatch.setattr(robust_step, "perturb", noted)
+    monkeypatch.setattr(adversarial, "perturb", noted)
     task.step(as_batch(x_BCHW, y_B))
     assert seen == [(False, False)]
     assert student.training
@@ -162,7 +162,7 @@ def test_the_teachers_terms_are_on_the_clean_images(
     method: Any, provenance: Provenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, student, x_BCHW, y_B = fine_tuning(method, provenance)
-    monkeypatch.setattr(robust_step, "perturb", lambda *_, **__: 1 - x_BCHW)
+    monkeypatch.setattr(adversarial, "perturb", lambda *_, **__: 1 - x_BCHW)
     student.train()
     with torch.no_grad(), fixed_statistics(student):
         clean_BK = student(x_BCHW)
@@ -186,7 +186,7 @@ def test_the_terms_by_hand(method: Any, provenance: Provenance, monkeypatch: pyt
     student.train()
     with torch.no_grad(), fixed_statistics(student):
         p_BK, r_BK = (student(x).double().softmax(1) for x in (x_BCHW, perturbed_BCHW))
-    monkeypatch.setattr(robust_step, "perturb", lambda *_, **__: perturbed_BCHW)
+    monkeypatch.setattr(adversarial, "perturb", lambda *_, **__: perturbed_BCHW)
     found = {name: value.item() for name, value in task.step(as_batch(x_BCHW, y_B)).items()}
     clean_ce, perturbed_ce = (-sum(math.log(q[b, y_B[b]].item()) for b in range(6)) / 6 for q in (p_BK, r_BK))
     assert abs(clean_ce - perturbed_ce) > 0.01
@@ -212,7 +212,7 @@ def test_running_statistics_are_of_the_images_that_have_a_term(
     with torch.no_grad():
         for images_BCHW in (x_BCHW, 1 - x_BCHW) if method == "trades" else (1 - x_BCHW,):
             other(images_BCHW)
-    monkeypatch.setattr(robust_step, "perturb", lambda *_, **__: 1 - x_BCHW)
+    monkeypatch.setattr(adversarial, "perturb", lambda *_, **__: 1 - x_BCHW)
     before = {name: tensor.clone() for name, tensor in student.named_buffers()}
     task.step(as_batch(x_BCHW, y_B))
     expected = dict(other.named_buffers())

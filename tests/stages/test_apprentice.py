@@ -18,14 +18,14 @@ from torch.nn import functional as F
 from rnascl_cli.artifacts.documents import Architecture, DerivedDocument, Paradigm, Provenance, TutorMap
 from rnascl_cli.data import ImageSet
 from rnascl_cli.engine.modes import fixed_statistics
-from rnascl_cli.models.checkpoints import Teacher, read_teacher
+from rnascl_cli.models.attention_maps import tappable_layers
 from rnascl_cli.models.files import build_student
 from rnascl_cli.models.student import Student
-from rnascl_cli.models.taps import tappable_layers
 from rnascl_cli.recipes import SGD, AttentionSettings, KLSettings, TrainSettings
 from rnascl_cli.spaces import SPACES, network_cost
-from rnascl_cli.stages.apprentice import Apprentice, apprenticeship, distinct_tutors
-from rnascl_cli.stages.train import TrainTask
+from rnascl_cli.stages.training.distillation import Apprentice, apprenticeship, distinct_tutors
+from rnascl_cli.stages.training.train import TrainTask
+from rnascl_cli.teachers.load import Teacher, read_teacher
 from tests.batches import as_batch
 from tests.engine.toy import CPU, image_set
 from tests.models.slimming import shaken

@@ -15,9 +15,9 @@ from rnascl_cli.artifacts.store import parse_document, read_document, sha256_fil
 from rnascl_cli.cli import app
 from rnascl_cli.recipes import CostSettings, SearchSettings
 from rnascl_cli.spaces import SPACES, Budget, Networks
-from rnascl_cli.stages.budgeting import steering
-from rnascl_cli.stages.derive import derive
-from rnascl_cli.stages.search_task import SearchTask
+from rnascl_cli.stages.search.budget import steering
+from rnascl_cli.stages.search.derive import derive
+from rnascl_cli.stages.search.step import SearchTask
 from tests.command import Outcome, done, files, refused, rnascl
 from tests.conftest import FAST
 

@@ -18,12 +18,12 @@ from rnascl_cli.artifacts.documents import AdvFinetuneDocument, TrainDocument
 from rnascl_cli.artifacts.runs import student_document
 from rnascl_cli.artifacts.store import read_document
 from rnascl_cli.data import ImageSet, load_data
-from rnascl_cli.engine.averaging import averaging
-from rnascl_cli.engine.fit import fit
+from rnascl_cli.engine.training_loop import fit
+from rnascl_cli.engine.weight_averaging import averaging
 from rnascl_cli.recipes import EMA, SWA, DataSettings, StopSettings
-from rnascl_cli.stages import choosing
-from rnascl_cli.stages.choosing import Best, Validation
-from rnascl_cli.stages.student_task import StudentTask
+from rnascl_cli.stages.training import model_selection
+from rnascl_cli.stages.training.model_selection import Best, Validation
+from rnascl_cli.stages.training.step import StudentTask
 from tests.command import done, refused
 from tests.conftest import FAST
 from tests.engine.toy import CPU, Stopped, ToyTask, image_set, stop_at, toy_plan
@@ -44,8 +44,8 @@ def held_out(tmp_path_factory: pytest.TempPathFactory, searched: dict[str, Path]
 def scripted(monkeypatch: pytest.MonkeyPatch, script: list[tuple[float, float]]) -> None:
     """Let the held-out accuracies be these, epoch by epoch."""
     robust, clean = iter([pair[0] for pair in script]), iter([pair[1] for pair in script])
-    monkeypatch.setattr(choosing, "robust_accuracy", lambda *_, **__: next(robust))
-    monkeypatch.setattr(choosing, "accuracy", lambda *_, **__: next(clean))
+    monkeypatch.setattr(model_selection, "robust_accuracy", lambda *_, **__: next(robust))
+    monkeypatch.setattr(model_selection, "accuracy", lambda *_, **__: next(clean))
 
 
 @pytest.mark.unit

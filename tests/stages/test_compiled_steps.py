@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from rnascl_cli.artifacts.documents import SearchDocument
 from rnascl_cli.artifacts.store import read_document
-from rnascl_cli.engine.compute import Compute
-from rnascl_cli.stages import planning
+from rnascl_cli.engine.device import Compute
+from rnascl_cli.stages.training import setup
 from tests.command import done, rnascl
 from tests.engine.toy import CPU
 from tests.stages.searches import assert_same_search
@@ -46,7 +46,7 @@ def compiles(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     torch.compiler.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    monkeypatch.setattr(planning, "resolve_compute", compute)
+    monkeypatch.setattr(setup, "resolve_compute", compute)
     return followed
 
 
@@ -105,7 +105,7 @@ def test_a_resumed_run_compiles_the_same_steps(
         return told_apart
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    monkeypatch.setattr(planning, "resolve_compute", lambda *_, compiles, **__: replace(CPU, compiles=compiles))
+    monkeypatch.setattr(setup, "resolve_compute", lambda *_, compiles, **__: replace(CPU, compiles=compiles))
     command = ["train", searched["rnas-cl"], *SMALL, *MORE, "--epochs", 2, "--set", "compile_steps=true"]
     torch.compiler.reset()
     assert rnascl(*command, "--out", tmp_path / "stopped").code == 128 + signal.SIGTERM

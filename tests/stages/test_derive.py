@@ -11,9 +11,9 @@ import pytest
 
 from rnascl_cli.artifacts.documents import DerivedDocument
 from rnascl_cli.artifacts.store import parse_document, read_document, sha256_file
-from rnascl_cli.distill.tutors import random_tutors, same_depth_tutors
+from rnascl_cli.distill.tutor_baselines import random_tutors, same_depth_tutors
 from rnascl_cli.spaces import SPACES, network_cost
-from rnascl_cli.stages.derive import argmax, derive
+from rnascl_cli.stages.search.derive import argmax, derive
 from tests.command import done, files, refused
 from tests.conftest import FAST
 

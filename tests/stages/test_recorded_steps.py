@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from rnascl_cli.artifacts.documents import SearchDocument, TrainDocument
 from rnascl_cli.artifacts.store import read_document
-from rnascl_cli.stages import planning
+from rnascl_cli.stages.training import setup
 from tests.command import done, refused
 from tests.engine.recording import Recording
 from tests.engine.toy import CPU
@@ -33,7 +33,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recording:
     def compute(*_: Any, capture: bool, **__: Any) -> Any:
         return replace(CPU, step_recorder=found if capture else None)
 
-    monkeypatch.setattr(planning, "resolve_compute", compute)
+    monkeypatch.setattr(setup, "resolve_compute", compute)
     return found
 
 

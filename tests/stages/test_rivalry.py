@@ -10,25 +10,25 @@ import pytest
 import torch
 from torch import nn
 
-from rnascl_cli import ranks
 from rnascl_cli.artifacts.documents import AdvFinetuneDocument, Rival, TeacherReference, TrainDocument
 from rnascl_cli.artifacts.store import document_json, read_document
+from rnascl_cli.core import distributed
+from rnascl_cli.core.errors import UserError
 from rnascl_cli.data import Batch, Data, batches, load_data
 from rnascl_cli.data.augment import Unchanged
-from rnascl_cli.distill.rivals.contrastive import ContrastiveLoss
-from rnascl_cli.errors import UserError
-from rnascl_cli.models.checkpoints import Teacher, read_teacher, write_teacher
+from rnascl_cli.distill.baselines.crd import ContrastiveLoss
 from rnascl_cli.models.files import build_student
-from rnascl_cli.models.teachers import build_teacher
 from rnascl_cli.recipes import DataSettings, Distillation, Recipe, resolve
-from rnascl_cli.reporting.collect import collect
-from rnascl_cli.reporting.lineage import models
-from rnascl_cli.stages import rivalry as room
-from rnascl_cli.stages import train as stage
-from rnascl_cli.stages.apprentice import apprenticeship
-from rnascl_cli.stages.derive import derive
-from rnascl_cli.stages.rivalry import COMPARES, find_guide, rivalry
-from rnascl_cli.stages.sharing import check_can_be_shared
+from rnascl_cli.reporting.data.collect import collect
+from rnascl_cli.reporting.data.lineage import models
+from rnascl_cli.stages.search.derive import derive
+from rnascl_cli.stages.training import distillation_baselines as room
+from rnascl_cli.stages.training import train as stage
+from rnascl_cli.stages.training.distillation import apprenticeship
+from rnascl_cli.stages.training.distillation_baselines import COMPARES, find_guide, rivalry
+from rnascl_cli.stages.training.setup import check_can_be_shared
+from rnascl_cli.teachers.architectures import build_teacher
+from rnascl_cli.teachers.load import Teacher, read_teacher, write_teacher
 from tests.command import done, refused, rnascl
 from tests.conftest import FAST
 from tests.engine.toy import CPU
@@ -341,7 +341,7 @@ def test_a_step_moves_the_student_and_what_the_rival_learns(
 @pytest.mark.parametrize("name", ["sp", "rkd", "crd", "pkt"])
 def test_a_loss_that_relates_images_is_refused_to_several_ranks(monkeypatch: pytest.MonkeyPatch, name: Any) -> None:
     check_can_be_shared(16, attention=None, rival=name)
-    monkeypatch.setattr(ranks, "size", lambda: 2)
+    monkeypatch.setattr(distributed, "size", lambda: 2)
     with pytest.raises(UserError, match=f"--distill {name}: relates the images of a whole batch"):
         check_can_be_shared(16, attention=None, rival=name)
     check_can_be_shared(16, attention=None, rival="at")

@@ -15,15 +15,14 @@ from torch import Tensor, nn
 from rnascl_cli.artifacts.documents import AdvFinetuneDocument, TrainDocument
 from rnascl_cli.artifacts.store import read_document
 from rnascl_cli.attacks.gradient import Linf, cross_entropy, projected_gradient
+from rnascl_cli.core.errors import RunError
 from rnascl_cli.data import Share
-from rnascl_cli.engine.place import set_place
-from rnascl_cli.errors import RunError
+from rnascl_cli.engine.training_loop import set_place
 from rnascl_cli.recipes import PerturbationSettings, RobustSettings
-from rnascl_cli.stages.inspection import Inspection, warn_of_idle_settings
-from rnascl_cli.stages.perturbing import kl_from
-from rnascl_cli.stages.robust_step import RobustObjective
-from rnascl_cli.stages.student_task import StudentTask
-from rnascl_cli.stages.teaching import Lesson
+from rnascl_cli.stages.training.adversarial import RobustObjective, kl_from
+from rnascl_cli.stages.training.sanity_checks import Inspection, warn_of_idle_settings
+from rnascl_cli.stages.training.step import StudentTask
+from rnascl_cli.teachers.forward import Lesson
 from tests.command import done, refused, rnascl
 from tests.conftest import FAST
 from tests.stages.test_adversarial_terms import Tiny

@@ -19,10 +19,9 @@ from rnascl_cli.attacks.gradient import Linf, cross_entropy, projected_gradient
 from rnascl_cli.data import Batch, Data, load_data
 from rnascl_cli.engine.modes import fixed_statistics
 from rnascl_cli.recipes import DataSettings, KLSettings, PerturbationSettings, SearchRobustSettings, SearchSettings
-from rnascl_cli.stages.perturbing import kl_from
-from rnascl_cli.stages.robust_step import own_stream
-from rnascl_cli.stages.search_images import Mixture
-from rnascl_cli.stages.search_task import SearchTask
+from rnascl_cli.stages.search.adversarial import Mixture
+from rnascl_cli.stages.search.step import SearchTask
+from rnascl_cli.stages.training.adversarial import kl_from, own_stream
 from tests.batches import as_batch, drawn_part
 from tests.command import done, refused, rnascl
 from tests.stages.test_search_chain import numbers

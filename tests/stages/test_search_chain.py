@@ -13,11 +13,11 @@ import torch
 from rnascl_cli.artifacts.documents import Paradigm, SearchDocument
 from rnascl_cli.artifacts.store import read_document, sha256_file
 from rnascl_cli.cli import app
-from rnascl_cli.models.checkpoints import read_teacher
+from rnascl_cli.models.attention_maps import tappable_layers
 from rnascl_cli.models.student import Student
-from rnascl_cli.models.taps import tappable_layers
 from rnascl_cli.spaces import SPACES, network_cost
-from rnascl_cli.stages.search_task import SearchTask
+from rnascl_cli.stages.search.step import SearchTask
+from rnascl_cli.teachers.load import read_teacher
 from tests.command import done, files, refused, rnascl
 
 pytestmark = pytest.mark.pipeline

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from rnascl_cli.artifacts.documents import Paradigm
 from rnascl_cli.data import Batch, Data, load_data
-from rnascl_cli.distill.choices import Choices, Sample
+from rnascl_cli.distill.architecture_parameters import Choices, Sample
 from rnascl_cli.engine.modes import fixed_statistics
-from rnascl_cli.models.checkpoints import read_teacher
-from rnascl_cli.models.norms import BatchNorm2d
+from rnascl_cli.models.attention_maps import recording_maps, tappable_layers
+from rnascl_cli.models.batch_norm import BatchNorm2d
 from rnascl_cli.models.supernet import Supernet
-from rnascl_cli.models.taps import recording_maps, tappable_layers
 from rnascl_cli.recipes import (
     AttentionSettings,
     CostSettings,
@@ -32,11 +31,12 @@ from rnascl_cli.recipes import (
     SearchRobustSettings,
     SearchSettings,
 )
+from rnascl_cli.recipes.paradigms import needs_teacher, uses_kl, uses_tutors
 from rnascl_cli.spaces import SPACES, network_cost
-from rnascl_cli.stages.paradigms import needs_teacher, uses_kl, uses_tutors
-from rnascl_cli.stages.search_images import Part
-from rnascl_cli.stages.search_task import SearchTask, split_batch
-from rnascl_cli.stages.teaching import Lesson, on_duty
+from rnascl_cli.stages.search.adversarial import Part
+from rnascl_cli.stages.search.step import SearchTask, split_batch
+from rnascl_cli.teachers.forward import Lesson, on_duty
+from rnascl_cli.teachers.load import read_teacher
 from tests.batches import as_batch, drawn_part
 from tests.engine.toy import CPU
 

@@ -18,13 +18,12 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from rnascl_cli.errors import RunError, UserError
+from rnascl_cli.core.errors import RunError, UserError
 from rnascl_cli.recipes.study import Study
-from rnascl_cli.reporting.study_results import read_searches
-from rnascl_cli.stages.study import end, run_study
-from rnascl_cli.stages.study_plan import StudyPlan, plan_study
-from rnascl_cli.stages.study_record import STEPS, StudyRecord
-from rnascl_cli.stages.study_results import tell_results
+from rnascl_cli.reporting.data.study import read_searches
+from rnascl_cli.stages.study.plan import StudyPlan, plan_study
+from rnascl_cli.stages.study.results import tell_results
+from rnascl_cli.stages.study.runner import STEPS, StudyRecord, end, run_study
 from tests.command import done, refused, soon
 
 SCRIPT = """#!/bin/sh
@@ -51,7 +50,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     script.write_text(SCRIPT, encoding="utf-8")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    monkeypatch.setattr("rnascl_cli.stages.study.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("rnascl_cli.stages.study.runner.POLL_SECONDS", 0.01)
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
     return tmp_path / "calls"
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from rnascl_cli.core.errors import UserError, counted
 from rnascl_cli.data import load_data
-from rnascl_cli.errors import UserError, counted
 from rnascl_cli.recipes import DataSettings
 from rnascl_cli.recipes.data_spec import images_of
 from rnascl_cli.recipes.study import read_study
-from rnascl_cli.stages.study_plan import plan_study
-from rnascl_cli.stages.study_record import StudyRecord
-from tests.cli.test_import_walls import in_a_fresh_python
+from rnascl_cli.stages.study.plan import plan_study
+from rnascl_cli.stages.study.runner import StudyRecord
+from tests.cli.test_imports import in_a_fresh_python
 from tests.command import done, files, refused
 
 pytestmark = pytest.mark.unit

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from rnascl_cli.engine.following import VARIABLE
 from rnascl_cli.engine.lock import LOCK
+from rnascl_cli.engine.parent_death import VARIABLE
 from rnascl_cli.engine.run_directory import JOURNAL
 from rnascl_cli.recipes.study import Study
-from rnascl_cli.stages.study import going_on, run_study
-from rnascl_cli.stages.study_plan import plan_study
+from rnascl_cli.stages.study.plan import plan_study
+from rnascl_cli.stages.study.runner import going_on, run_study
 from tests.command import done, soon
 
 on_linux = pytest.mark.skipif(
@@ -26,14 +26,14 @@ on_linux = pytest.mark.skipif(
 
 FOLLOWER = """
 import time
-from rnascl_cli.engine.following import end_with_parent
+from rnascl_cli.engine.parent_death import end_with_parent
 end_with_parent()
 print("on", flush=True)
 time.sleep(60)
 """
 LEADER = """
 import os, subprocess, sys
-from rnascl_cli.engine.following import ending_with_this_process
+from rnascl_cli.engine.parent_death import ending_with_this_process
 child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], env={**os.environ, **ending_with_this_process()},
                          stdout=subprocess.PIPE, start_new_session=True)
 child.stdout.readline()

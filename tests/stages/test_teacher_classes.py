@@ -8,8 +8,8 @@ import pytest
 
 from rnascl_cli.artifacts.documents import AdvFinetuneDocument, SearchDocument, TrainDocument
 from rnascl_cli.artifacts.store import read_document
-from rnascl_cli.models.checkpoints import write_teacher
-from rnascl_cli.models.teachers import build_teacher
+from rnascl_cli.teachers.architectures import build_teacher
+from rnascl_cli.teachers.load import write_teacher
 from tests.command import done, refused
 from tests.conftest import FAST
 

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from rnascl_cli.artifacts.store import sha256_file
+from rnascl_cli.core.errors import UserError
 from rnascl_cli.data import Data, batches, load_data
 from rnascl_cli.data.augment import Crop
-from rnascl_cli.engine.compute import Compute
-from rnascl_cli.engine.view_store import Record, ViewStore
-from rnascl_cli.errors import UserError
-from rnascl_cli.models.checkpoints import Teacher, read_teacher
-from rnascl_cli.models.taps import tappable_layers
+from rnascl_cli.engine.device import Compute
+from rnascl_cli.models.attention_maps import tappable_layers
 from rnascl_cli.recipes import AttentionSettings, Recipe, resolve
-from rnascl_cli.stages import teacher_outputs
-from rnascl_cli.stages.teacher_outputs import KeptOutputs, keep_outputs, outputs_dir, reserved_bytes
-from rnascl_cli.stages.teaching import Lesson, on_duty
+from rnascl_cli.teachers import output_cache
+from rnascl_cli.teachers.disk_store import Record, ViewStore
+from rnascl_cli.teachers.forward import Lesson, on_duty
+from rnascl_cli.teachers.load import Teacher, read_teacher
+from rnascl_cli.teachers.output_cache import KeptOutputs, keep_outputs, outputs_dir, reserved_bytes
 from tests.command import done
 from tests.engine.toy import CPU, image_set
 
@@ -128,7 +128,7 @@ def test_the_same_lessons_from_the_memory_of_the_device(
 def test_too_little_memory(
     teacher: Teacher, data: Data, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(teacher_outputs, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(output_cache, "free_memory", lambda device: 1000)
     options: dict[str, Any] = {"data": data, "attention": ATTENTION, "maps": True, "compute": CPU}
     assert keep_outputs(recipe(where="device"), teacher, **options) is None
     assert "half of what is free" in capsys.readouterr().err

@@ -16,8 +16,8 @@ from rnascl_cli.artifacts.store import document_json, read_document, sha256_file
 from rnascl_cli.data import Batch, load_data
 from rnascl_cli.models.files import load_student
 from rnascl_cli.recipes import DataSettings
-from rnascl_cli.stages import train as stage
-from rnascl_cli.stages.derive import derive
+from rnascl_cli.stages.search.derive import derive
+from rnascl_cli.stages.training import train as stage
 from tests.command import done, files, refused, rnascl
 from tests.conftest import FAST
 from tests.stages.test_search_chain import TERMS, numbers

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from rnascl_cli.models.teachers import build_teacher
+from rnascl_cli.teachers.architectures import build_teacher
 
 
 @pytest.fixture(autouse=True)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnascl_cli.errors import UserError
-from rnascl_cli.models.taps import tappable_layers
-from rnascl_cli.models.teachers import ARCHITECTURES, architecture_named, build_teacher, without_memory
-from rnascl_cli.models.teachers.dialects import expected_tensors
-from rnascl_cli.models.teachers.resnet import BasicBlock, Bottleneck, CifarResNet
-from rnascl_cli.models.teachers.wide_resnet import WideResNet
-from rnascl_cli.stages.teacher_records import layer_table
+from rnascl_cli.core.errors import UserError
+from rnascl_cli.models.attention_maps import tappable_layers
+from rnascl_cli.stages.teacher.registry import layer_table
+from rnascl_cli.teachers.architectures import ARCHITECTURES, architecture_named, build_teacher, without_memory
+from rnascl_cli.teachers.architectures.resnet import BasicBlock, Bottleneck, CifarResNet
+from rnascl_cli.teachers.architectures.wide_resnet import WideResNet
+from rnascl_cli.teachers.state_dict_conversion import expected_tensors
 from tests.teachers.conftest import images
 
 # As published: WRN-34-10 46.2 M, WRN-34-20 184.5 M, ImageNet's as in torchvision's documentation.

@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rnascl_cli.artifacts.store import sha256_file
-from rnascl_cli.errors import RunError, UserError
-from rnascl_cli.models.checkpoints import read_teacher, write_teacher
+from rnascl_cli.core.errors import RunError, UserError
 from rnascl_cli.models.normalise import Normalise
-from rnascl_cli.models.public_teachers import PUBLIC
-from rnascl_cli.models.teachers import network_of
-from rnascl_cli.models.teachers.dialects import expected_tensors, translate
+from rnascl_cli.teachers.architectures import network_of
+from rnascl_cli.teachers.load import read_teacher, write_teacher
+from rnascl_cli.teachers.public_checkpoints import PUBLIC
+from rnascl_cli.teachers.state_dict_conversion import expected_tensors, translate
 from tests.teachers.conftest import images, random_teacher
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)

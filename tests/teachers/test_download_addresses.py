@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from rnascl_cli.core.errors import UserError
 from rnascl_cli.engine.download import addresses, parse_address
 from rnascl_cli.engine.download.addresses import Drive, Hub, Link
 from rnascl_cli.engine.download.pages import is_checkpoint, what_came_instead
-from rnascl_cli.errors import UserError
 from tests.teachers.downloading import DATA, OTHER, SCAN, SHA256, fetch, refused
 from tests.teachers.file_server import STALL_AT, FileServer, broken_off, files, page, redirect, status, whole
 

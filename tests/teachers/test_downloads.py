@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rnascl_cli.engine import progress
+from rnascl_cli.core import progress
+from rnascl_cli.core.errors import RunError, UserError
 from rnascl_cli.engine.download import DownloadError, Patience, downloaded, parse_address
-from rnascl_cli.errors import RunError, UserError
 from tests.teachers.downloading import DATA, OTHER, QUICK, SHA256, Got, fetch, parts, refused, said
 from tests.teachers.file_server import (
     ETAG,

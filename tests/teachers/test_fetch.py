@@ -18,9 +18,9 @@ import torch
 from rnascl_cli.artifacts.store import read_header
 from rnascl_cli.cli.app import run
 from rnascl_cli.engine.download import Patience, addresses
-from rnascl_cli.models.checkpoints import read_teacher, write_teacher
-from rnascl_cli.models.public_teachers import PUBLIC
-from rnascl_cli.stages import teacher_fetch
+from rnascl_cli.stages.teacher import fetch
+from rnascl_cli.teachers.load import read_teacher, write_teacher
+from rnascl_cli.teachers.public_checkpoints import PUBLIC
 from tests.teachers.conftest import images, random_teacher
 from tests.teachers.downloading import SCAN
 from tests.teachers.file_server import FileServer, Handler, broken_off, files, page, stalled, status, whole
@@ -49,9 +49,7 @@ def world(files: FileServer, monkeypatch: pytest.MonkeyPatch) -> FileServer:
     """Google Drive and the Hub on this machine, no patience, and r18 for a network that is small."""
     monkeypatch.setattr(addresses, "DRIVE", files.url("/uc") + "?id={id}")
     monkeypatch.setenv("HF_ENDPOINT", files.url(""))
-    monkeypatch.setattr(
-        teacher_fetch, "PATIENCE", Patience(connect=2.0, stall=0.2, attempts=2, pause=0.01, redirects=5)
-    )
+    monkeypatch.setattr(fetch, "PATIENCE", Patience(connect=2.0, stall=0.2, attempts=2, pause=0.01, redirects=5))
     small = dataclasses.replace(PUBLIC["r18"], architecture="r8")
     monkeypatch.setitem(PUBLIC, "r18", small)
     monkeypatch.setitem(PUBLIC, "r50", dataclasses.replace(small, mirror="hf:salman/robust/robust.ckpt"))
@@ -249,7 +247,7 @@ def test_ctrl_c_keeps_what_has_arrived(
         os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    monkeypatch.setattr(teacher_fetch, "PATIENCE", Patience(connect=2.0, stall=5.0, attempts=1))
+    monkeypatch.setattr(fetch, "PATIENCE", Patience(connect=2.0, stall=5.0, attempts=1))
     try:
         url = world.serve("/robust.pth", stalled(DATA, then=press), whole(DATA))
         assert run(["teacher", "fetch", url]) == 130
@@ -276,12 +274,12 @@ def test_two_fetches_at_once_share_one_download(world: FileServer, own_cache: Pa
     patient = Patience(connect=5.0, stall=10.0)
     results = []
 
-    def fetch() -> None:
-        results.append(teacher_fetch.fetch_teacher(url, own_cache / "t.safetensors", architecture="r8"))
+    def fetch_once() -> None:
+        results.append(fetch.fetch_teacher(url, own_cache / "t.safetensors", architecture="r8"))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teacher_fetch, "PATIENCE", patient)
-        threads = [threading.Thread(target=fetch) for _ in range(2)]
+        patch.setattr(fetch, "PATIENCE", patient)
+        threads = [threading.Thread(target=fetch_once) for _ in range(2)]
         threads[0].start()
         assert begun.wait(10)
         threads[1].start()
@@ -297,7 +295,7 @@ def test_two_fetches_at_once_share_one_download(world: FileServer, own_cache: Pa
 
 def test_every_public_teacher_has_addresses_that_can_be_read() -> None:
     for name in PUBLIC:
-        pages = [address.page for address, _ in teacher_fetch.wanted(name).addresses]
+        pages = [address.page for address, _ in fetch.wanted(name).addresses]
         assert pages[0] == PUBLIC[name].url
         if name in ("wrt50", "imagenet-r18", "imagenet-r50"):
             (mirror,) = pages[1:]

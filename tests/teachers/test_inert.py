@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 import torch
 
-from rnascl_cli.errors import UserError
-from rnascl_cli.models.checkpoints import read_checkpoint, read_teacher
-from rnascl_cli.models.teachers.inert import Inert, load_pickled
+from rnascl_cli.core.errors import UserError
+from rnascl_cli.teachers.load import read_checkpoint, read_teacher
+from rnascl_cli.teachers.safe_unpickling import Inert, load_pickled
 from tests.teachers.conftest import images, random_teacher
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)

@@ -10,12 +10,12 @@ import pytest
 
 from rnascl_cli.artifacts.documents import AttackDocument
 from rnascl_cli.artifacts.store import read_document, sha256_file, write_document
-from rnascl_cli.models.checkpoints import write_teacher
 from rnascl_cli.recipes import AttackSettings
-from rnascl_cli.stages import attack as attack_stage
-from rnascl_cli.stages import teacher_records
-from rnascl_cli.stages.attack_plan import Assault, plan
-from rnascl_cli.stages.teacher_records import measured_folder, usual_eps
+from rnascl_cli.stages.attack import attack as attack_stage
+from rnascl_cli.stages.attack.plan import Assault, plan
+from rnascl_cli.stages.teacher import registry
+from rnascl_cli.stages.teacher.registry import measured_folder, usual_eps
+from rnascl_cli.teachers.load import write_teacher
 from tests.command import done, refused
 from tests.teachers.conftest import random_teacher
 
@@ -92,7 +92,7 @@ def test_autoattack_is_measured_by_default_and_shown(mine: Path, monkeypatch: py
         write_document(directory / "attack.json", document)
         return document
 
-    monkeypatch.setattr(teacher_records, "attack", quick)
+    monkeypatch.setattr(registry, "attack", quick)
     report = json.loads(done("teacher", "measure", "mine", *MEASURE, "--json").out)
     assert [(settings.attacks, settings.eps) for settings in asked] == [(("pgd20", "aa"), ("4/255",))]
     pgd20, autoattack = (result["accuracy"] for result in report["results"])

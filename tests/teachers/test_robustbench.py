@@ -22,12 +22,12 @@ import timm  # noqa: F401 (before anything stands in for a missing package)
 import torch
 from torch import Tensor, nn
 
-from rnascl_cli.errors import UserError
-from rnascl_cli.models.checkpoints import read_teacher
-from rnascl_cli.models.public_teachers import PUBLIC
-from rnascl_cli.models.teachers import ARCHITECTURES, TeacherArchitecture
-from rnascl_cli.models.teachers.wide_resnet import WideResNet
-from rnascl_cli.stages.teacher_library import import_teacher
+from rnascl_cli.core.errors import UserError
+from rnascl_cli.stages.teacher.import_checkpoint import import_teacher
+from rnascl_cli.teachers.architectures import ARCHITECTURES, TeacherArchitecture
+from rnascl_cli.teachers.architectures.wide_resnet import WideResNet
+from rnascl_cli.teachers.load import read_teacher
+from rnascl_cli.teachers.public_checkpoints import PUBLIC
 from tests.teachers.conftest import images, shake
 
 NEEDED_BY_OTHER_MODELS = ("geotorch", "torchdiffeq")

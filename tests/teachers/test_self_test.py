@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnascl_cli.data import Data, load_data
-from rnascl_cli.models.checkpoints import read_teacher
-from rnascl_cli.models.public_teachers import PUBLIC
-from rnascl_cli.models.teachers import build_teacher
+from rnascl_cli.engine.evaluate import Measured
 from rnascl_cli.recipes import DataSettings
-from rnascl_cli.stages import teacher_self_test
-from rnascl_cli.stages.teacher_measuring import Measured
-from rnascl_cli.stages.teacher_self_test import Expected, _far_apart, expectation
+from rnascl_cli.stages.teacher import self_test
+from rnascl_cli.stages.teacher.self_test import Expected, _far_apart, expectation
+from rnascl_cli.teachers.architectures import build_teacher
+from rnascl_cli.teachers.load import read_teacher
+from rnascl_cli.teachers.public_checkpoints import PUBLIC
 from tests.command import done
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # one of the usual ones
@@ -132,15 +132,15 @@ def test_without_data_the_usual_set_is_taken_where_it_is_here(
         assert not training
         return load_data(settings.model_copy(update={"spec": "digits", "limit_test": 16}), seed=seed, training=False)
 
-    monkeypatch.setattr(teacher_self_test, "load_data", loaded)
+    monkeypatch.setattr(self_test, "load_data", loaded)
     (own_cache / "data" / "cifar-10-batches-py").mkdir(parents=True)
     outcome = done("teacher", "import", reader, *RIGHT, "--out", tmp_path / "t.safetensors", "--json")
     assert [(item.spec, item.limit_test) for item in asked] == [("cifar10", 256)]
     assert json.loads(outcome.out)["measured"]["n"] == 16
     assert "self-test on 256 images of cifar10, as no --data is given" in outcome.err
     for architecture, classes in (("r8", 7), ("imagenet-r18", 1000)):
-        assert teacher_self_test.default_data(architecture, classes, limit=8, seed=0) is None
-    assert teacher_self_test.default_data("r8", 100, limit=8, seed=0) is None  # CIFAR-100 is not here
+        assert self_test.default_data(architecture, classes, limit=8, seed=0) is None
+    assert self_test.default_data("r8", 100, limit=8, seed=0) is None  # CIFAR-100 is not here
 
 
 MEASURED = Measured(clean=0.85, pgd20=0.58, eps="8/255", n=256, data="cifar10", fingerprint="f")

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from rnascl_cli.cli.app import run
-from rnascl_cli.models.checkpoints import read_teacher, write_teacher
+from rnascl_cli.teachers.load import read_teacher, write_teacher
 from tests.teachers.conftest import images, random_teacher
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from rnascl_cli import load
 from rnascl_cli.artifacts.documents import AttackDocument, DerivedDocument, SearchDocument
 from rnascl_cli.artifacts.store import read_document
-from rnascl_cli.errors import UserError
-from rnascl_cli.models.checkpoints import read_teacher
-from rnascl_cli.models.files import resolve_model
-from rnascl_cli.models.taps import recording_maps, tappable_layers
-from rnascl_cli.models.teachers.dialects import expected_tensors, translate
-from rnascl_cli.models.teachers.timm_models import tensors_sha256, timm_model
-from rnascl_cli.stages.teaching import tutor_layers
+from rnascl_cli.core.errors import UserError
+from rnascl_cli.loading import resolve_model
+from rnascl_cli.models.attention_maps import recording_maps, tappable_layers
+from rnascl_cli.teachers.architectures.timm_models import tensors_sha256, timm_model
+from rnascl_cli.teachers.forward import tutor_layers
+from rnascl_cli.teachers.load import read_teacher
+from rnascl_cli.teachers.state_dict_conversion import expected_tensors, translate
 from tests.command import done, refused, rnascl
 from tests.conftest import FAST
 from tests.teachers.conftest import images, shake

@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnascl_cli.attacks.gradient import Linf, cross_entropy, projected_gradient
+from rnascl_cli.core.errors import RunError, UserError
 from rnascl_cli.data import Batch, ImageSet, load_data
-from rnascl_cli.engine.compute import Compute
+from rnascl_cli.engine.device import Compute
+from rnascl_cli.engine.evaluate import as_fraction, robust_accuracy
 from rnascl_cli.engine.run_directory import RunDirectory
-from rnascl_cli.errors import RunError, UserError
-from rnascl_cli.models.checkpoints import read_teacher, write_teacher
-from rnascl_cli.models.files import resolve_model
-from rnascl_cli.models.teachers import build_teacher
+from rnascl_cli.loading import resolve_model
 from rnascl_cli.recipes import DataSettings, PerturbationSettings, Recipe, TeacherTrainSettings, resolve
-from rnascl_cli.stages import choosing
-from rnascl_cli.stages import teacher as stage
-from rnascl_cli.stages.choosing import Best
-from rnascl_cli.stages.perturbing import perturb
-from rnascl_cli.stages.teacher import AdversarialTraining, train_teacher
-from rnascl_cli.stages.teacher_measuring import as_fraction, robust_accuracy
+from rnascl_cli.stages.teacher import train as stage
+from rnascl_cli.stages.teacher.train import AdversarialTraining, train_teacher
+from rnascl_cli.stages.training import model_selection
+from rnascl_cli.stages.training.adversarial import perturb
+from rnascl_cli.stages.training.model_selection import Best
+from rnascl_cli.teachers.architectures import build_teacher
+from rnascl_cli.teachers.load import read_teacher, write_teacher
 from tests.batches import as_batch
 from tests.teachers.conftest import random_teacher
 
@@ -265,7 +265,7 @@ def test_the_best_epoch_on_held_out_images_is_what_is_saved(tmp_path: Path, monk
             return next(scores)
         return 0.0
 
-    monkeypatch.setattr(choosing, "robust_accuracy", fake)
+    monkeypatch.setattr(model_selection, "robust_accuracy", fake)
     trained = train_teacher(recipe(epochs=3), tmp_path / "t.safetensors", RunDirectory(tmp_path / "run"))
     assert trained.best_epoch == 1
     saved = read_teacher(str(tmp_path / "t.safetensors")).module.state_dict()["conv1.weight"]

@@ -12,10 +12,10 @@ from urllib.parse import unquote, urlsplit
 
 import requests
 
-from rnascl_cli import __version__
+from rnascl_cli.core.errors import UserError
+from rnascl_cli.core.version import __version__
 from rnascl_cli.engine.download.pages import page_title, what_came_instead
 from rnascl_cli.engine.download.trouble import DownloadError, HiccupError, UnreachableError, refuse_status
-from rnascl_cli.errors import UserError
 
 DRIVE = "https://drive.google.com/uc?id={id}"
 HUB = "https://huggingface.co"

@@ -22,9 +22,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.filesize import decimal
 
 from rnascl_cli.artifacts.store import sha256_file, write_text
-from rnascl_cli.cache import VARIABLE
-from rnascl_cli.console import say
-from rnascl_cli.errors import RunError
+from rnascl_cli.core.cache_dir import VARIABLE
+from rnascl_cli.core.console import say
+from rnascl_cli.core.errors import RunError
 
 
 class Record(BaseModel):

@@ -12,9 +12,10 @@ from pathlib import Path, PurePosixPath
 import requests
 from rich.filesize import decimal
 
-from rnascl_cli import __version__
 from rnascl_cli.artifacts.store import sha256_file
-from rnascl_cli.console import say, warn
+from rnascl_cli.core.console import say, warn
+from rnascl_cli.core.progress import byte_progress
+from rnascl_cli.core.version import __version__
 from rnascl_cli.engine.download.addresses import Address, Offer
 from rnascl_cli.engine.download.pages import is_safetensors, what_came_instead
 from rnascl_cli.engine.download.partial import Partial, alone, folder_for, writing
@@ -26,7 +27,6 @@ from rnascl_cli.engine.download.trouble import (
     explained,
     refuse_status,
 )
-from rnascl_cli.engine.progress import byte_progress
 
 CHUNK = 2**16  # bytes; small, so that little is lost where a connection breaks
 HEAD = 512  # bytes that tell a checkpoint from a page

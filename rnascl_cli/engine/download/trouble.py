@@ -7,8 +7,8 @@ import re
 import requests
 import urllib3
 
+from rnascl_cli.core.errors import RunError
 from rnascl_cli.engine.download.pages import page_title
-from rnascl_cli.errors import RunError
 
 BUSY = (408, 425, 429)  # with every 5xx, what a server says when it may do better later
 LONGEST_WAIT = 60.0  # seconds; a server's Retry-After is heeded up to this

@@ -1,0 +1,135 @@
+"""The batches an interrupted evaluation has finished, so that ``--resume`` goes on behind them.
+
+A file of JSON lines: the first says what the evaluation is of, each further one is a finished batch. Each line is
+on disk before the next batch begins, so Ctrl-C, a kill or a power cut costs at most the batch it fell in; a last
+line that was cut short is dropped. Of several ranks the first writes and reads it, and tells the others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rnascl_cli.artifacts.reading import MAX_DOCUMENT_BYTES, read_bounded
+from rnascl_cli.artifacts.store import write_text
+from rnascl_cli.core import distributed
+from rnascl_cli.core.errors import UserError, WriteError
+
+MAX_JOURNAL_BYTES = 4 * MAX_DOCUMENT_BYTES
+
+Key = tuple[str, str, int]
+"""Attack, eps as text, number of the round."""
+
+
+class Done(NamedTuple):
+    """A finished batch.
+
+    Attributes:
+        broken: Its images that the batch's attack broke, test-set indices.
+        strays: How many of its perturbed images had left the ball, and were not counted.
+        seconds: What it took.
+        notes: What the attack noticed about the model.
+    """
+
+    broken: list[int]
+    strays: int
+    seconds: float
+    notes: list[str]
+
+
+@dataclass
+class Journal:
+    """Finished batches of one evaluation.
+
+    Attributes:
+        path: The file.
+        header: What the evaluation is of: model and data hashes and every setting that verdicts depend on.
+    """
+
+    path: Path
+    header: Mapping[str, Any]
+    _done: dict[tuple[Key, tuple[int, ...]], Done] = field(default_factory=dict)
+
+    def start(self) -> None:
+        """Begin a new file.
+
+        Raises:
+            WriteError: It cannot be written.
+        """
+        if distributed.is_first():
+            write_text(self.path, json.dumps(self.header, sort_keys=True) + "\n")
+
+    def load(self) -> int:
+        """Read the finished batches of an earlier run, and return how many there are.
+
+        Raises:
+            UserError: There is no file, or it is of another evaluation.
+        """
+        self._done = distributed.from_first(self._read)
+        return len(self._done)
+
+    def _read(self) -> dict[tuple[Key, tuple[int, ...]], Done]:
+        found: dict[tuple[Key, tuple[int, ...]], Done] = {}
+        if self.path.is_symlink():
+            raise UserError(f"--resume: {self.path}: is a link, which rnascl does not write; start without --resume")
+        try:
+            lines = read_bounded(self.path, MAX_JOURNAL_BYTES, what="journal").split(b"\n")
+        except OSError as error:
+            raise UserError(f"--resume: {self.path}: {error.strerror}; start without --resume") from None
+        # What follows the last newline was cut short; the file goes on from there.
+        whole = lines[:-1]
+        try:
+            header, *entries = [json.loads(line) for line in whole]
+            if header != json.loads(json.dumps(self.header)):
+                raise UserError(f"--resume: {self.path} is of {self._difference(header)}; start without --resume")
+            for entry in entries:
+                key = (entry["attack"], entry["eps"], entry["round"])
+                found[key, tuple(entry["images"])] = _checked(entry)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"--resume: {self.path} is damaged; start without --resume") from None
+        os.truncate(self.path, sum(len(line) + 1 for line in whole))
+        return found
+
+    def find(self, key: Key, images: Sequence[int]) -> Done | None:
+        """Return the outcome of a batch if it is finished."""
+        return self._done.get((key, tuple(images)))
+
+    def record(self, key: Key, images: Sequence[int], done: Done) -> None:
+        """Append a finished batch.
+
+        Raises:
+            WriteError: It cannot be written; the batches before are kept.
+        """
+        if not distributed.is_first():
+            return
+        attack, eps, number = key
+        entry = {"attack": attack, "eps": eps, "round": number, "images": list(images), **done._asdict()}
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise WriteError(self.path, error) from None
+
+    def remove(self) -> None:
+        """Delete the file: the evaluation is complete."""
+        if distributed.is_first():
+            self.path.unlink(missing_ok=True)
+
+    def _difference(self, header: Mapping[str, Any]) -> str:
+        names = [name for name in self.header if header.get(name) != self.header[name]]
+        return f"an evaluation with another {', '.join(names) or 'header'}"
+
+
+def _checked(entry: Mapping[str, Any]) -> Done:
+    done = Done(entry["broken"], int(entry["strays"]), float(entry["seconds"]), entry["notes"])
+    if not set(done.broken) <= set(entry["images"]) or not all(isinstance(note, str) for note in done.notes):
+        raise ValueError("an image broken that is not of the batch, or a note that is no text")
+    return done

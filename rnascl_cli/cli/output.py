@@ -1,0 +1,32 @@
+"""What a command prints on stdout when it ends: the artifact, or the run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rnascl_cli.core import console
+
+if TYPE_CHECKING:
+    from rnascl_cli.artifacts.documents import Document
+
+
+def _json(document: Document) -> str:
+    from rnascl_cli.artifacts.store import document_json  # it reads pydantic, which --help can do without
+
+    return document_json(document)
+
+
+def finish(document: Document, *, out: str, json: bool) -> None:
+    """End a stage: the artifact on stdout with ``--json``, else the run directory, so that shells can pass it on."""
+    console.result(_json(document) if json else out)
+
+
+def finish_all(documents: Sequence[Document], *, out: Sequence[str], json: bool) -> None:
+    """End a command on several models: a JSON list, or a directory a line; for one model as :func:`finish`."""
+    if len(documents) == 1:
+        finish(documents[0], out=out[0], json=json)
+    elif json:
+        console.result("[\n" + ",\n".join(_json(document).rstrip() for document in documents) + "\n]")
+    else:
+        console.result("\n".join(out))

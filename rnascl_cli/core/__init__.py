@@ -1,0 +1,1 @@
+"""Errors, console, units, distributed processes, progress and random streams; imports nothing else of rnascl."""

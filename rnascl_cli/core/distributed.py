@@ -1,0 +1,287 @@
+"""Which of several processes this is, and what they do together.
+
+``torchrun`` starts the same command several times and tells each its rank. Alone, every function here does
+nothing and imports nothing. Together, each rank works on its share of every batch, sums go over all ranks
+(NCCL between GPUs, gloo between CPUs), and the first rank alone writes and speaks.
+
+What leads a program one way or the other must be the same on every rank, or they wait for one another for ever: it
+follows from the command and the seed, or comes from the first rank (:func:`from_first`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rnascl_cli.core.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for the others before it gives up: one may be downloading, and torchrun sees a dead one."""
+
+_store: Any = None
+"""The key-value store of the processes that this one has joined; None alone.
+
+Some clusters set torchrun's variables for every job: they count only once a process has joined others.
+"""
+_alike = False
+
+
+class LostRankError(RunError):
+    """Another process of the job has ended, or cannot be reached."""
+
+
+def started_together() -> bool:
+    """Return whether torchrun, or who sets its variables, has started this process as one of several."""
+    return _number("WORLD_SIZE", 1) > 1 and all(os.environ.get(name) for name in ("RANK", "MASTER_ADDR"))
+
+
+def started_first() -> bool:
+    """Return whether this process is the one that works where only one can."""
+    return not started_together() or _number("RANK", 0) == 0
+
+
+def under_torchrun() -> bool:
+    """Return whether torchrun has started this process, if only as the one of a job of one."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def environment_alone() -> dict[str, str]:
+    """Return the environment for a process that this one starts and that is no rank of its job."""
+    told = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {
+        name: value for name, value in os.environ.items() if name not in told and not name.startswith("TORCHELASTIC_")
+    }
+
+
+def rank() -> int:
+    """Return this process's number, from 0."""
+    return _number("RANK", 0) if _store is not None else 0
+
+
+def size() -> int:
+    """Return how many processes there are."""
+    return _number("WORLD_SIZE", 1) if _store is not None else 1
+
+
+def is_first() -> bool:
+    """Return whether this is the process that writes and speaks."""
+    return rank() == 0
+
+
+def local_rank() -> int:
+    """Return this process's number on its machine: which of the machine's GPUs it takes."""
+    return _number("LOCAL_RANK", 0) if _store is not None else 0
+
+
+def local_size() -> int:
+    """Return how many of the processes are on this machine."""
+    return _number("LOCAL_WORLD_SIZE", 1) if _store is not None else 1
+
+
+def _number(variable: str, otherwise: int) -> int:
+    text = os.environ.get(variable)
+    if not text:
+        return otherwise
+    if not text.isdecimal():
+        raise UserError(f"{variable}={text}: not a number; start several processes with torchrun")
+    return int(text)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Join the other ranks for the while; alone, do nothing.
+
+    After an error the ranks stay joined, so that one of them says what it was (:func:`first_to_tell`): the process
+    is about to end.
+
+    Raises:
+        RunError: They do not find one another.
+    """
+    global _store
+    if not started_together():
+        yield
+        return
+    import torch
+    from torch import distributed
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(_number("LOCAL_RANK", 0) % torch.cuda.device_count())
+    try:
+        store, number, count = next(iter(rendezvous("env://", timeout=TIMEOUT)))
+        store = PrefixStore("rnascl", store)
+        distributed.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        raise RunError(f"the processes of this job do not find one another ({error}); see docs/scaling.md") from None
+    _store = store
+    yield
+    _store = None
+    distributed.destroy_process_group()
+
+
+def first_to_tell() -> bool:
+    """Return whether no rank has told yet how the job failed; from now on one has.
+
+    An error on one rank makes the others fail, too, and one on all would be told by all.
+    """
+    if _store is None:
+        return True
+    try:
+        told: int = _store.add("told", 1)
+    except RuntimeError:  # whoever keeps the store has gone: better twice than not at all
+        return True
+    return told == 1
+
+
+def wait() -> None:
+    """Go on when every rank has come here."""
+    if size() > 1:
+        import torch
+
+        add_over_ranks(torch.zeros(1))
+
+
+@contextlib.contextmanager
+def local_first() -> Iterator[None]:
+    """Let the first rank of each machine go ahead of the others: what it downloads or keeps, they find.
+
+    An error of the one ahead, who may know what to do about it, does not keep the others waiting.
+    """
+    ahead = local_rank() == 0
+    if not ahead:
+        wait()
+    try:
+        yield
+    except Exception:
+        if ahead:
+            wait()
+        raise
+    if ahead:
+        wait()
+
+
+def add_over_ranks(x: Tensor) -> Tensor:
+    """Add a tensor up over all ranks, in place, without gradient; return it.
+
+    Raises:
+        LostRankError: Another rank has ended.
+    """
+    if size() > 1:
+        from torch import distributed
+
+        with _noticing_losses():
+            distributed.all_reduce(x)
+    return x
+
+
+def largest_later(numbers: Sequence[int]) -> Callable[[], tuple[int, ...]]:
+    """Begin to look for the largest of all ranks' numbers, place by place, and go on with something else.
+
+    Returns:
+        Waits for them and returns them.
+    """
+    import torch
+    from torch import distributed
+
+    found = torch.tensor(numbers)
+    with _noticing_losses():
+        work = distributed.all_reduce(found, op=distributed.ReduceOp.MAX, async_op=True)
+
+    def result() -> tuple[int, ...]:
+        with _noticing_losses():
+            work.wait()
+        return tuple(found.tolist())
+
+    return result
+
+
+def from_all(value: T) -> list[T]:
+    """Return every rank's value, in the order of ranks.
+
+    Raises:
+        LostRankError: Another rank has ended.
+    """
+    if size() == 1:
+        return [value]
+    from torch import distributed
+
+    values = [value] * size()
+    with _noticing_losses():
+        distributed.all_gather_object(values, value)
+    return values
+
+
+def from_first(find: Callable[[], T]) -> T:
+    """Return what ``find`` returns on the first rank, where alone it is called.
+
+    Raises:
+        LostRankError: Another rank has ended.
+    """
+    if size() == 1:
+        return find()
+    from torch import distributed
+
+    values: list[Any] = [find() if is_first() else None]
+    with _noticing_losses():
+        distributed.broadcast_object_list(values, src=0)
+    found: T = values[0]
+    return found
+
+
+def in_turns(items: Sequence[T], work: Callable[[T], R]) -> Iterator[list[tuple[T, R]]]:
+    """Do something about each item, as many at a time as there are ranks, and tell every rank what came of it.
+
+    Args:
+        items: The same on every rank.
+        work: Done by one rank for each item; what it returns is sent to the others.
+
+    Yields:
+        Each turn's items and what came of them, in order.
+
+    Raises:
+        LostRankError: Another rank has ended.
+    """
+    for start in range(0, len(items), size()):
+        turn = items[start : start + size()]
+        own = work(turn[rank()]) if rank() < len(turn) else None
+        results: list[Any] = from_all(own)
+        yield list(zip(turn, results, strict=False))
+
+
+@contextlib.contextmanager
+def alike(same: bool) -> Iterator[None]:
+    """For the while, take note of whether every rank works on the same images, so that none has the others' to see."""
+    global _alike
+    before, _alike = _alike, same
+    try:
+        yield
+    finally:
+        _alike = before
+
+
+def share_batches() -> bool:
+    """Return whether the images of other ranks belong to the batch at hand."""
+    return size() > 1 and not _alike
+
+
+@contextlib.contextmanager
+def _noticing_losses() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostRankError(
+            f"another process of this job has ended, or cannot be reached ({error}); the last checkpoint, if there is "
+            "one, is kept: go on with --resume"
+        ) from error

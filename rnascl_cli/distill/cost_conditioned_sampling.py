@@ -1,0 +1,81 @@
+"""One search for networks of every size: each sample is drawn for a level of MACs, itself drawn from the whole range.
+
+The widths that one budget asks for say little about another one's: a search whose logits settle at 6 M MACs hardly
+ever runs its networks of 4 or 8 M. As in AttentiveNAS (Wang et al. 2021), a sample is therefore drawn in two steps:
+first a level, here uniformly from the cheapest to the dearest network asked for, then a network given that level. The
+latter comes from the search's own logits v, tilted as little as it takes: from softmax(v - lambda m), with m the MACs
+of each choice beside the widest neighbours and lambda such that the expected MACs are the level. Among all
+distributions with the same expected m this is the one nearest to softmax(v) in KL divergence; its most likely network
+is that of the Lagrangian relaxation of "the best under this budget", which is what is derived in the end
+(spaces/budget.py).
+
+Lambda is read off a fixed grid, so a step asks the device for nothing, and is no path for gradients.
+
+Shape suffixes: D blocks, N filter choices of the block that has most of them, K values of lambda.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rnascl_cli.core.device_transfer import sent
+from rnascl_cli.distill.architecture_parameters import Choices, Draw, Sample
+from rnascl_cli.distill.expected_cost import ExpectedCost
+from rnascl_cli.distill.gumbel import Noise
+from rnascl_cli.spaces import SearchSpace, network_cost
+
+GRID, STEEPNESS = 257, 12.0
+"""Lambdas on either side of 0, spaced as a hyperbolic sine: finely near 0, and beyond what any logit could outweigh."""
+
+
+class Levels(nn.Module):
+    """Samples of Gumbel weights whose expected MACs are spread evenly over a range.
+
+    Args:
+        space: The search space.
+        macs: Its expected MACs.
+        low: Of the range, in MACs.
+        high: Of the range, in MACs.
+        num_classes: Outputs of the classifier.
+        input_size: Height and width of the images.
+    """
+
+    def __init__(
+        self, space: SearchSpace, macs: ExpectedCost, *, low: int, high: int, num_classes: int, input_size: int
+    ) -> None:
+        super().__init__()
+        self._macs, self._low, self._high = macs, low, high
+        most = max(len(choices) for choices in space.block_choices)
+        m_DN = torch.zeros(len(space.block_choices), most, dtype=torch.float64)
+        for block, choices in enumerate(space.block_choices):
+            for index, width in enumerate(choices):
+                widths = [*space.largest[:block], width, *space.largest[block + 1 :]]
+                m_DN[block, index] = network_cost(space, widths, num_classes=num_classes, input_size=input_size).macs
+        rows = [row[: len(choices)] for row, choices in zip(m_DN, space.block_choices, strict=True)]
+        step = torch.cat([-row.diff() for row in rows]).mean()  # between two choices of a block, so that lambda is one
+        self.register_buffer("m", m_DN / step, persistent=False)
+        steps_K = torch.linspace(-STEEPNESS, STEEPNESS, GRID, dtype=torch.float64)
+        self.register_buffer("lambdas", steps_K.sinh() / 100, persistent=False)
+
+    def draw(self, choices: Choices, *, generator: torch.Generator, kind: Noise = "gumbel") -> Draw:
+        """Draw a level, and the noise of one sample of the choices."""
+        level = torch.rand((), generator=generator, dtype=torch.float64)
+        noise = choices.draw(generator=generator, kind=kind)
+        return noise._replace(level=sent(level, self.get_buffer("m").device))
+
+    def sample(self, choices: Choices, noise: Draw, *, temperature: float | Tensor) -> Sample:
+        """Return the Gumbel weights of the drawn level; the level is in the sample, in MACs, float64."""
+        assert noise.level is not None
+        level = self._low + noise.level * (self._high - self._low)
+        shift_DN = self.shift(choices.present().detach(), level)
+        return choices.sample(noise, temperature=temperature, shift_DN=shift_DN)._replace(level=level)
+
+    @torch.no_grad()
+    def shift(self, logits_DN: Tensor, level: Tensor) -> Tensor:
+        """Return -lambda m, which moves the expected MACs of softmax(logits) as near to the level as the grid can."""
+        lambdas_K, m_DN = self.get_buffer("lambdas"), self.get_buffer("m")
+        shifts_KDN = -lambdas_K[:, None, None] * m_DN
+        expected_K = torch.vmap(self._macs)(torch.softmax(logits_DN.double() + shifts_KDN, dim=-1))
+        nearest = (expected_K - level).abs().argmin()
+        return shifts_KDN.index_select(0, nearest.view(1)).squeeze(0).to(logits_DN.dtype)

@@ -1,0 +1,222 @@
+"""Device and precision of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, ParamSpec, TypeVar
+
+import torch
+from torch import nn
+
+from rnascl_cli.core import distributed
+from rnascl_cli.core.errors import UserError
+from rnascl_cli.engine.cuda_graphs import CudaGraphs, Recorder
+from rnascl_cli.engine.malloc import keep_freed_memory
+
+DType = Literal["fp32", "bf16"]
+CPUINFO = Path("/proc/cpuinfo")
+"""What Linux says about its processors."""
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how precisely the networks run.
+
+    Attributes:
+        device: The torch device.
+        student: Precision of the student or supernet.
+        teacher: Precision of the teacher's forward pass, which takes no gradient and bears bf16 well.
+        step_recorder: Of steps, to be replayed; None where each step is launched operator by operator.
+        compiles: Whether the networks' passes in a step are compiled.
+    """
+
+    device: torch.device
+    student: DType
+    teacher: DType
+    step_recorder: Recorder | None = None
+    compiles: bool = False
+
+    def student_autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Return the autocast context of the student's forward pass."""
+        return _autocast(self.device, self.student)
+
+    def teacher_autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Return the autocast context of the teacher's forward pass."""
+        return _autocast(self.device, self.teacher)
+
+    def compiled(self, function: Callable[P, R]) -> Callable[P, R] | None:
+        """Return a function compiled by ``torch.compile``, for inputs of few shapes; None where that is not wanted.
+
+        Its operators are fused into fewer kernels, for the backward pass too. The first call takes a minute or so on a
+        GPU, and some minutes on a CPU.
+        """
+        if not self.compiles:
+            return None
+        # torch goes by the forward convolutions of a graph, of which a backward pass has none: otherwise that lays the
+        # inputs of depthwise convolutions out as (B, H, C, W), which oneDNN has to copy back (torch 2.14).
+        options: dict[str, Any] | None = {"force_layout_optimization": True} if self.device.type == "cpu" else None
+        compiled: Callable[P, R] = torch.compile(function, fullgraph=True, dynamic=False, options=options)
+        return compiled
+
+    @contextlib.contextmanager
+    def teacher_weights(self, teacher: nn.Module) -> Iterator[None]:
+        """Hold the teacher's convolutions and linear layers in its precision for the while.
+
+        Autocast would round the same weights anew at each pass, which for a wide network takes longer than
+        many of its layers.
+        """
+        layers = [module for module in teacher.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+        exact = [(parameter, parameter.data) for layer in layers for parameter in layer.parameters()]
+        dtype = torch.bfloat16 if self.teacher == "bf16" else torch.float32
+        for parameter, data in exact:
+            parameter.data = data.to(dtype)
+        try:
+            yield
+        finally:
+            for parameter, data in exact:
+                parameter.data = data
+
+    @property
+    def device_name(self) -> str:
+        """What to call the device in a result, e.g. ``"cpu (AMD EPYC, 2 threads)"``, or ``"8 x cuda (...)"``."""
+        count = f"{distributed.size()} x " if distributed.size() > 1 else ""
+        if self.device.type == "cuda":
+            return f"{count}cuda ({torch.cuda.get_device_name(self.device)})"
+        return f"{count}cpu ({_cpu_model()}, {torch.get_num_threads()} threads)"
+
+    @property
+    def precision(self) -> str:
+        """Both precisions in words, for the provenance of a run with a teacher."""
+        return self.student if self.student == self.teacher else f"{self.student}, teacher {self.teacher}"
+
+
+def resolve_compute(
+    device: Literal["auto", "cpu", "cuda"],
+    precision: Literal["auto", "fp32", "bf16"],
+    *,
+    deterministic: bool = False,
+    capture: bool | None = False,
+    compiles: bool = False,
+) -> Compute:
+    """Choose device and precision.
+
+    ``auto`` takes CUDA where it is there. In precision, ``auto`` is bf16 for both networks on a GPU or a CPU that has
+    instructions for it, and float32 elsewhere.
+
+    Args:
+        device: As in the recipe.
+        precision: As in the recipe.
+        deterministic: Make this process deterministic first, see :func:`make_deterministic`.
+        capture: Record steps as CUDA graphs; None: where they can be.
+        compiles: Compile steps.
+
+    Raises:
+        UserError: CUDA was asked for and is not there, or is needed to record steps, or there are more processes than
+            GPUs on this machine, or steps can be neither recorded nor compiled as asked for.
+    """
+    if deterministic:
+        make_deterministic()
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device is available; use --device cpu or auto")
+    where = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    if where.type == "cpu":
+        keep_freed_memory()
+    elif distributed.local_size() > torch.cuda.device_count():
+        raise UserError(
+            f"torchrun --nproc-per-node {distributed.local_size()}: this machine has {torch.cuda.device_count()} GPUs; "
+            "start one process a GPU, or use --device cpu"
+        )
+    if capture is None:
+        capture = where.type == "cuda" and distributed.size() == 1 and not deterministic
+    recorder = _cuda_graphs(where) if capture else None
+    if compiles:
+        _check_can_compile(where, deterministic=deterministic)
+    if precision != "auto":
+        return Compute(where, precision, precision, recorder, compiles)
+    has_bf16 = torch.cuda.is_bf16_supported() if where.type == "cuda" else _cpu_has_bf16()
+    both: DType = "bf16" if has_bf16 else "fp32"
+    return Compute(where, both, both, recorder, compiles)
+
+
+def _cuda_graphs(where: torch.device) -> Recorder:
+    if where.type != "cuda":
+        raise UserError("recipe key 'capture_steps': steps are recorded as CUDA graphs, and this is no CUDA device")
+    if distributed.size() > 1:
+        raise UserError("recipe key 'capture_steps': steps that several processes share are not recorded; leave it out")
+    return CudaGraphs()
+
+
+def _check_can_compile(where: torch.device, *, deterministic: bool) -> None:
+    if distributed.size() > 1:
+        raise UserError("recipe key 'compile_steps': steps that several processes share are not compiled; leave it out")
+    if deterministic and where.type == "cuda":
+        raise UserError(
+            "recipe key 'compile_steps': on a GPU torch.compile chooses kernels by timing them, so that a run has "
+            "other last digits each time; leave it out, or deterministic"
+        )
+    if where.type == "cpu" and not has_cpp_compiler():
+        raise UserError(
+            "recipe key 'compile_steps': torch.compile needs a C++ compiler for a CPU; install g++, name one by CXX, "
+            "or leave the key out"
+        )
+
+
+def make_deterministic() -> None:
+    """Let torch take only operators that give the same bits every time, in this process and for good.
+
+    Must come before the first call to cuBLAS, which reads its workspace setting then. An operator that has no
+    such form is named by a warning of torch's on stderr.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the peak memory so far: allocated on the GPU, or resident in this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    import resource
+
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(kilobytes if platform.system() == "Darwin" else kilobytes * 1024)
+
+
+def _autocast(device: torch.device, precision: DType) -> contextlib.AbstractContextManager[object]:
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def has_cpp_compiler() -> bool:
+    """Return whether there is the compiler that torch.compile will call."""
+    if os.name != "posix":
+        return True  # which looks for one by other ways
+    named = os.environ.get("CXX", "").split() or ["clang++" if platform.system() == "Darwin" else "g++"]
+    return shutil.which(named[0]) is not None
+
+
+def _cpu_has_bf16() -> bool:
+    try:
+        flags = CPUINFO.read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _cpu_model() -> str:
+    try:
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

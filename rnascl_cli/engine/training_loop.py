@@ -1,0 +1,325 @@
+"""The loop that every training stage shares: epochs, schedule, metrics, checkpoints.
+
+A stage gives a :class:`Task`, which knows its mathematics; :func:`fit` knows batches, learning rates, what is
+written after each epoch, and how to go on after a stop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from rnascl_cli.core import distributed
+from rnascl_cli.core.console import warn
+from rnascl_cli.core.errors import Interrupted, RunError, UserError
+from rnascl_cli.core.progress import progress, say_epoch
+from rnascl_cli.core.random_streams import generator
+from rnascl_cli.data import Augment, Batch, ImageSet, Parts, batch_count, batches, undivided
+from rnascl_cli.engine.checkpoint import first_not_finite, read_newest, write_checkpoint
+from rnascl_cli.engine.device import Compute, peak_memory_bytes
+from rnascl_cli.engine.interrupts import StopRequest, finishing_steps, heed_no_other
+from rnascl_cli.engine.metrics import Tally
+from rnascl_cli.engine.optimizer import learning_rate, set_learning_rate
+from rnascl_cli.engine.resume_command import how_to_go_on
+from rnascl_cli.engine.run_directory import PREVIOUS, RunDirectory
+from rnascl_cli.engine.stop_consensus import Agreement, Wish
+from rnascl_cli.recipes import Schedule
+
+History = list[dict[str, Any]]
+
+LONELY = "Expected more than 1 value per channel"  # torch's BatchNorm, of one image whose map is one pixel
+LONELY_MEND = (
+    "one image is too little to take them from, as the last maps are a single pixel; use a larger --batch-size"
+)
+
+
+class Stateful(Protocol):
+    """Anything whose state goes into a checkpoint."""
+
+    def state_dict(self) -> Any:
+        """Return the state."""
+        ...
+
+    def load_state_dict(self, state: Any, /) -> Any:
+        """Take the state back."""
+        ...
+
+
+@dataclass(frozen=True)
+class ScheduledOptimiser:
+    """An optimiser and the schedule its learning rate follows."""
+
+    optimiser: torch.optim.Optimizer
+    schedule: Schedule
+    base: float
+
+
+class Task(Protocol):
+    """A stage's mathematics.
+
+    Attributes:
+        optimisers: Set to their scheduled learning rate before each step; the first one's is reported.
+        state: What a checkpoint must hold, by name.
+    """
+
+    optimisers: list[ScheduledOptimiser]
+    state: dict[str, Stateful]
+
+    def start_epoch(self, epoch: int, noise: torch.Generator) -> None:
+        """Prepare for an epoch whose random numbers come from ``noise``."""
+        ...
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """Take one step; return detached scalars by name: ``loss``, its terms, ``train_accuracy``.
+
+        Of several ranks each has its share of the batch (``batch.share``), and means are over that.
+        """
+        ...
+
+    def end_epoch(self) -> dict[str, Any]:
+        """Return what else the epoch's metrics should say."""
+        ...
+
+
+@runtime_checkable
+class EndsEarly(Protocol):
+    """A task that may be done before the last epoch; its state says so after a resumption, too."""
+
+    def finished(self) -> bool:
+        """Return whether no further epoch is wanted; asked before each."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the loop needs to know.
+
+    Attributes:
+        stage: Its name in messages and random streams.
+        epochs: Number of passes over ``images``.
+        batch_size: Images a step, over all ranks; the last batch of an epoch may be smaller.
+        seed: Seed of the run.
+        images: The training images.
+        augment: Applied to each batch on the device.
+        compute: Device and precision.
+        run: Where metrics and checkpoints go.
+        identity: What must be the same for a checkpoint to fit: recipe, data and teacher, as JSON-able values.
+        checkpoint_seconds: The longest an epoch goes on without a checkpoint in its middle.
+        parts: How the task's step divides a batch.
+    """
+
+    stage: str
+    epochs: int
+    batch_size: int
+    seed: int
+    images: ImageSet
+    augment: Augment
+    compute: Compute
+    run: RunDirectory
+    identity: dict[str, Any]
+    checkpoint_seconds: float = math.inf
+    parts: Parts = undivided
+
+
+def fit(task: Task, plan: Plan) -> History:
+    """Run a task to its last epoch, or until it is finished, and return the metrics of every epoch.
+
+    After each epoch ``metrics.jsonl`` and the checkpoint are written; inside an epoch a checkpoint is written at
+    Ctrl-C or SIGTERM, which end the run after the step, and when ``plan.checkpoint_seconds`` have passed. With
+    ``plan.run.resume`` the run goes on behind the checkpoint's last step, and gives what the uninterrupted run
+    would have given.
+
+    Raises:
+        UserError: The checkpoint belongs to another recipe, data set or teacher.
+        RunError: A term of the loss, or a weight, is not finite; nothing of that epoch is written.
+        WriteError: A file could not be written; the checkpoint before is unchanged.
+        Interrupted: Ctrl-C or SIGTERM; the message says how to go on.
+    """
+    with finishing_steps() as stop:
+        loop = _Loop(task, plan, plan.images.to(plan.compute.device), stop)
+        under_way = loop.resume() if plan.run.resume else None
+        for epoch in range(len(loop.history), plan.epochs):
+            if isinstance(task, EndsEarly) and task.finished():
+                break
+            loop.epoch(under_way or loop.begin(epoch))
+            under_way = None
+    plan.run.remove(PREVIOUS)
+    return loop.history
+
+
+@dataclass
+class _UnderWay:
+    """An epoch between two of its steps: what they reported, and the stream that the next ones draw from."""
+
+    tally: Tally
+    noise: torch.Generator
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"tally": self.tally.state_dict(), "noise": self.noise.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.tally.load_state_dict(state["tally"])
+        self.noise.set_state(state["noise"].cpu())
+
+
+class _Loop:
+    """A task on its way through the epochs, and what is kept of it."""
+
+    def __init__(self, task: Task, plan: Plan, images: ImageSet, stop: StopRequest) -> None:
+        self.task, self.plan, self.images, self.stop = task, plan, images, stop
+        self.history: History = []
+        self._agreement = Agreement()
+        self._steps = batch_count(images, plan.batch_size)
+        self._saved_at = time.monotonic()
+
+    def begin(self, epoch: int) -> _UnderWay:
+        """Return an epoch at its beginning."""
+        return _UnderWay(Tally(self.plan.stage, epoch), generator(self.plan.seed, self.plan.stage, "noise", epoch))
+
+    def epoch(self, under_way: _UnderWay) -> None:
+        """Run an epoch from its beginning, or from behind the steps that an interrupted run has taken of it."""
+        task, plan, tally = self.task, self.plan, under_way.tally
+        epoch, began = tally.epoch, time.perf_counter() - tally.seconds
+        task.start_epoch(epoch, under_way.noise)
+        with progress(f"{plan.stage} epoch {epoch + 1}/{plan.epochs}", self._steps) as advance:
+            advance(tally.steps)
+            for batch in self._batches(epoch, behind=tally.steps):
+                self._step(tally, batch)
+                advance()
+                wish = self._agreement.after_step(self._wish())
+                if wish.signum or wish.checkpoint:
+                    tally.seconds = time.perf_counter() - began
+                    tally.check()
+                    self._save(tally, under_way.state_dict())
+                    self._obey(wish, f"epoch {epoch + 1}, step {tally.steps} of {self._steps}")
+        means = tally.means()
+        self.history.append(self._entry(epoch, {**means, **task.end_epoch()}, began))
+        self._save(tally)
+        plan.run.write_metrics(self.history)
+        say_epoch(plan.stage, self.history[-1], plan.epochs)
+        self._obey(self._agreement.at_end(self._wish()), f"the end of epoch {epoch + 1}")
+
+    def _batches(self, epoch: int, *, behind: int) -> Iterator[Batch]:
+        """Yield the epoch's batches but for the first ``behind``, which an interrupted run has had."""
+        return batches(
+            self.images,
+            batch_size=self.plan.batch_size,
+            generator=generator(self.plan.seed, self.plan.stage, "batches", epoch),
+            augment=self.plan.augment,
+            device=self.plan.compute.device,
+            behind=behind,
+            parts=self.plan.parts,
+        )
+
+    def _step(self, tally: Tally, batch: Batch) -> None:
+        for item in self.task.optimisers:
+            share = (tally.epoch + tally.steps / self._steps) / self.plan.epochs
+            set_learning_rate(item.optimiser, learning_rate(item.schedule, item.base, share))
+        set_place(self.plan.stage, epoch=tally.epoch, step=tally.steps)
+        try:
+            with distributed.alike(batch.share.alike):
+                metrics = self.task.step(batch)
+        except ValueError as error:
+            if LONELY in str(error):
+                raise RunError(faulty("batch statistics", LONELY_MEND)) from None
+            raise
+        tally.add(metrics, batch.share.counted)
+
+    def _entry(self, epoch: int, metrics: dict[str, Any], began: float) -> dict[str, Any]:
+        first, plan = self.task.optimisers[0], self.plan
+        seconds = time.perf_counter() - began
+        return {
+            "epoch": epoch,
+            **metrics,
+            "lr": learning_rate(first.schedule, first.base, epoch / plan.epochs),
+            "seconds": seconds,
+            "images_per_second": len(self.images) / seconds,
+            "peak_memory_bytes": peak_memory_bytes(plan.compute.device),
+        }
+
+    def _wish(self) -> Wish:
+        """Return what this rank wants to be done between two steps."""
+        due = time.monotonic() - self._saved_at >= self.plan.checkpoint_seconds
+        return Wish(self.stop.signum or 0, checkpoint=due)
+
+    def _obey(self, wish: Wish, where: str) -> None:
+        """End the run if that is wanted; the checkpoint has just been written."""
+        if wish.signum:
+            heed_no_other()
+            distributed.wait()  # for the first one's checkpoint: torchrun ends the others when one has ended
+            run = self.plan.run
+            again = how_to_go_on(out=run.out or run.path, derived=run.path / "derived.json")
+            raise Interrupted(wish.signum, f"{self.plan.stage}: stopped at {where}; {again}")
+
+    def _save(self, tally: Tally, under_way: dict[str, Any] | None = None) -> None:
+        """Write the checkpoint, unless a weight in it is not finite."""
+        state = {name: item.state_dict() for name, item in self.task.state.items()}
+        if name := first_not_finite(state):
+            raise RunError(
+                f"{self.plan.stage}: '{name}' holds NaN or infinity after epoch {tally.epoch + 1}, step {tally.steps}; "
+                "lower the learning rate or use --precision fp32. The last checkpoint, if there is one, is kept"
+            )
+        content = {
+            "identity": _identity(self.plan),
+            "precision": self.plan.compute.student,
+            "history": self.history,
+            "under_way": under_way,
+            "state": state,
+        }
+        write_checkpoint(self.plan.run.path, content)
+        self._saved_at = time.monotonic()
+
+    def resume(self) -> _UnderWay | None:
+        """Take back the checkpoint, and return the epoch that it was written in the middle of, if it was."""
+        path, checkpoint = read_newest(self.plan.run.path, self.plan.compute.device)
+        if checkpoint.get("identity") != _identity(self.plan):
+            raise UserError(f"--resume: {path} belongs to another recipe, data set or teacher; give the same options")
+        # Allowed, as float32 is the way out where bf16 gave no numbers; checkpoints of older versions do not tell.
+        before, now = checkpoint.get("precision"), self.plan.compute.student
+        if before not in (None, now):
+            warn(f"--resume: {path} was trained in {before} and goes on in {now}; --precision {before} keeps to it")
+        try:
+            for name, item in self.task.state.items():
+                item.load_state_dict(checkpoint["state"][name])
+            self.history = list(checkpoint["history"])
+            under_way = None
+            if checkpoint["under_way"] is not None:
+                under_way = self.begin(len(self.history))
+                under_way.load_state_dict(checkpoint["under_way"])
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"--resume: {path}: does not fit this stage ({reason})") from None
+        if self.history:  # a stop between the checkpoint and the metrics left these a line short
+            self.plan.run.write_metrics(self.history)
+        return under_way
+
+
+def _identity(plan: Plan) -> str:
+    text = json.dumps({"stage": plan.stage, **plan.identity}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+_place: ContextVar[tuple[str, int, int] | None] = ContextVar("place", default=None)
+
+
+def set_place(stage: str, *, epoch: int, step: int) -> None:
+    """Take note of the step that is about to run; both numbers count from 0."""
+    _place.set((stage, epoch, step))
+
+
+def faulty(term: str, what: str) -> str:
+    """Return ``"search: 'kl' at epoch 1, step 1: WHAT"``, for the running step."""
+    place = _place.get()
+    if place is None:
+        return f"'{term}': {what}"
+    stage, epoch, step = place
+    return f"{stage}: '{term}' at epoch {epoch + 1}, step {step + 1}: {what}"

@@ -1,0 +1,1 @@
+"""Collecting runs and their lineage for a report."""

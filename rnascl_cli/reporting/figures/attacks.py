@@ -1,0 +1,246 @@
+"""Figures of accuracy under attack: Figures 1, 3, 5, 10 and 11 of the paper, from measured runs."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rnascl_cli.artifacts.documents import AttackResult
+from rnascl_cli.reporting.data.comparable_groups import ATTACK_NAMES, EPS_UNITS, Group, Measured, attack_name, usual_eps
+from rnascl_cli.reporting.data.lineage import Model
+from rnascl_cli.reporting.figures.style import Plot, Theme, colour, label, legend_below, line, marker, shading
+
+TEACHER_AREA = 90.0
+FEW = 8
+"""Up to so many models have a colour each; beyond, models trained alike share one."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a measurement is drawn: the index of its colour and marker, and its name in the legend."""
+
+    index: int
+    name: str
+
+
+def attack_plots(groups: Sequence[Group], models: Sequence[Model]) -> list[Plot]:
+    """Return the figures of each group of comparable measurements."""
+    plots = []
+    for group in groups:
+        usual = usual_eps(group)
+        if usual is None:
+            continue
+        drawn = looks(group, models)
+        plots += [_trade_off(group, drawn, usual), _by_attack(group, usual)]
+        if _sizes(group, None) > 1:
+            plots.append(_against_eps(group, drawn))
+    return plots
+
+
+def looks(group: Group, models: Sequence[Model]) -> list[Look]:
+    """Return how each measurement of a group is drawn, a model alike in all groups."""
+    if len(group.measured) <= FEW:
+        order = {id(model): index for index, model in enumerate(models)}
+        named = zip(group.measured, names(group), strict=True)
+        return [Look(order[id(found.model)], name) for found, name in named]
+    kinds = list(dict.fromkeys(_kind(model) for model in models))
+    return [Look(kinds.index(_kind(found.model)), _kind(found.model)) for found in group.measured]
+
+
+def _kind(model: Model) -> str:
+    return f"{model.architecture.space}, {model.trained}" if model.architecture else model.trained
+
+
+def names(group: Group) -> list[str]:
+    """Return one name a measurement: the model's, and the attack run's where a model was attacked twice."""
+    times = Counter(found.model.name for found in group.measured)
+    return [
+        f"{found.model.name} ({found.attack.run})" if times[found.model.name] > 1 else found.model.name
+        for found in group.measured
+    ]
+
+
+def _attacks(group: Group) -> list[str]:
+    found = {result.attack for measured in group.measured for result in measured.attack.document.results}
+    known = [name for name in ATTACK_NAMES if name in found]
+    return known + sorted(found - set(known))
+
+
+def _sizes(group: Group, attack: str | None) -> int:
+    """Return how many sizes of perturbation above zero one measurement went through, at most."""
+    return max(
+        len({r.eps_value for r in found.attack.document.results if r.attack == (attack or r.attack)} - {0.0})
+        for found in group.measured
+    )
+
+
+def _where(group: Group) -> str:
+    norm = "" if group.norm == "Linf" else f", norm {group.norm}"
+    return f"{group.n:,} test images of data {group.letter}, protocol {group.protocol}{norm}"
+
+
+def _trade_off(group: Group, drawn: Sequence[Look], eps: AttackResult) -> Plot:
+    present = _attacks(group)
+    chosen = [name for name in ("pgd20", "aa") if name in present] or present[:1]
+
+    def draw(figure: Any, theme: Theme) -> None:
+        axes = figure.subplots(1, len(chosen), squeeze=False, sharey=True)[0]
+        handles: dict[str, Any] = {}
+        for axis, attack in zip(axes, chosen, strict=True):
+            scatter(axis, group, drawn, attack, eps.eps_value, theme, handles)
+            axis.set_xlabel("Clean accuracy (%)")
+            axis.set_title(f"{attack_name(attack)}, eps {eps.eps}")
+            axis.margins(0.15)
+        axes[0].set_ylabel("Accuracy under attack (%)")
+        above_zero(axes[0])
+        add_sizes(handles, axes[0], [found.model for found in group.measured], theme)
+        legend_below(figure, list(handles.values()), list(handles))
+
+    return Plot(
+        f"clean-against-robust-{group.letter.lower()}",
+        f"Clean against robust accuracy ({group.letter})",
+        f"{_where(group)}. A larger marker is a larger network (area by the root of its params); a hollow one is a "
+        "network of unrecorded size, such as a teacher. Bars: 95 % intervals, where a subset was attacked.",
+        (3.7 * len(chosen) + 0.6, 4.2 + 0.22 * math.ceil(len({look.name for look in drawn}) / 2)),
+        draw,
+    )
+
+
+def scatter(
+    axis: Any, group: Group, drawn: Sequence[Look], attack: str, eps: float, theme: Theme, handles: dict[str, Any]
+) -> None:
+    """Draw each measurement's accuracy under an attack over its clean accuracy, and fill the legend's ``handles``."""
+    for found, look in zip(group.measured, drawn, strict=True):
+        result = found.at(attack, eps)
+        if result is not None:
+            handles.setdefault(look.name, _point(axis, found, result, look.index, theme))
+
+
+def area(params: int) -> float:
+    """Return the area of the marker of a network of this size, in square points."""
+    return 30 + 160 * math.sqrt(params / 1e6)
+
+
+def above_zero(axis: Any) -> None:
+    """Let the vertical axis begin just under zero, where margins would have it begin far below."""
+    low, high = axis.get_ylim()
+    if low < 0:
+        axis.set_ylim(bottom=-0.035 * high)
+
+
+def add_sizes(handles: dict[str, Any], axis: Any, models: Sequence[Model], theme: Theme) -> None:
+    """Add the smallest and the largest network to the legend, as outlines."""
+    sizes = sorted({model.architecture.params for model in models if model.architecture})
+    for params in dict.fromkeys((sizes[0], sizes[-1])) if sizes else ():
+        outline = axis.scatter([], [], s=area(params), color="none", edgecolors=theme.ink, linewidths=0.8)
+        handles.setdefault(f"{params / 1e6:.2g} M params", outline)
+
+
+def _point(axis: Any, found: Measured, result: AttackResult, look: int, theme: Theme) -> Any:
+    clean, robust = 100 * found.attack.document.clean_accuracy, 100 * result.accuracy
+    built = found.model.architecture
+    if result.confidence_interval is not None:
+        low, high = result.confidence_interval
+        axis.vlines(clean, 100 * low, 100 * high, color=colour(look), linewidth=1, alpha=0.8)
+    return axis.scatter(
+        clean,
+        robust,
+        s=TEACHER_AREA if built is None else area(built.params),
+        marker=marker(look),
+        color="none" if built is None else colour(look),
+        edgecolors=colour(look) if built is None else theme.ink,
+        linewidths=1.6 if built is None else 0.6,
+        zorder=3,
+    )
+
+
+def _by_attack(group: Group, eps: AttackResult) -> Plot:
+    attacks = [name for name in _attacks(group) if any(found.at(name, eps.eps_value) for found in group.measured)]
+    labels = ["Clean", *(attack_name(name) for name in attacks)]
+    rows = list(zip(group.measured, names(group), strict=True))
+    shades = shading(len(labels))
+
+    def draw(figure: Any, theme: Theme) -> None:
+        axis = figure.subplots()
+        handles: dict[str, Any] = {}
+        for row, (found, _) in enumerate(rows):
+            clean = found.attack.document.clean_accuracy
+            marks = [(0, clean, found.interval(clean))]
+            for index, attack in enumerate(attacks, 1):
+                if (result := found.at(attack, eps.eps_value)) is not None:
+                    marks.append((index, result.accuracy, result.confidence_interval))
+            shares = [100 * share for _, share, _ in marks]
+            axis.hlines(row, min(shares), max(shares), color=theme.faint, linewidth=11, alpha=0.6, zorder=1)
+            for index, share, interval in marks:
+                place = row + 0.64 * (index / max(len(labels) - 1, 1) - 0.5)  # or equal ones would hide each other
+                if interval is not None:
+                    axis.hlines(place, 100 * interval[0], 100 * interval[1], color=theme.ink, linewidth=0.8)
+                look = {"marker": marker(index), "color": shades[index], "edgecolors": theme.ink, "linewidths": 0.6}
+                point = axis.scatter(100 * share, place, s=46, zorder=3, **look)
+                handles.setdefault(labels[index], point)
+        axis.set_yticks(range(len(rows)), [label(name) for _, name in rows])
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.set_xlim(-1.5, 101.5)
+        axis.set_xlabel(f"Accuracy (%), attacks at eps {eps.eps}")
+        axis.grid(visible=False, axis="y")
+        order = [name for name in labels if name in handles]
+        legend_below(figure, [handles[name] for name in order], order)
+
+    return Plot(
+        f"accuracy-by-attack-{group.letter.lower()}",
+        f"What each attack leaves ({group.letter})",
+        f"{_where(group)}; attacks at eps {eps.eps}. One row a model; the bar spans from clean accuracy to the attack "
+        "that leaves least. A missing marker was not measured. Whiskers: 95 % intervals, where a subset was attacked.",
+        (7.9, 1.6 + max(0.62 * len(rows), 1.0)),
+        draw,
+    )
+
+
+def _against_eps(group: Group, drawn: Sequence[Look]) -> Plot:
+    swept = [name for name in _attacks(group) if _sizes(group, name) > 1] or _attacks(group)[:1]
+    # A Euclidean norm has no such step as a pixel's 1/255.
+    scale, units = (255.0, EPS_UNITS[group.protocol]) if group.norm == "Linf" else (1.0, "L2 over an image's pixels")
+
+    def draw(figure: Any, theme: Theme) -> None:
+        axes = figure.subplots(math.ceil(len(swept) / 3), min(3, len(swept)), squeeze=False, sharey=True).flatten()
+        handles: dict[str, Any] = {}
+        for axis, attack in zip(axes, swept, strict=False):
+            for found, look in zip(group.measured, drawn, strict=True):
+                track = _sweep(found, attack)
+                if track:
+                    (curve,) = axis.plot(
+                        [scale * eps for eps, _ in track],
+                        [100 * share for _, share in track],
+                        color=colour(look.index),
+                        linestyle=line(look.index) if len(track) > 2 else "none",
+                        marker=marker(look.index),
+                        clip_on=False,
+                        zorder=3,
+                    )
+                    handles.setdefault(look.name, curve)
+            axis.set_title(attack_name(attack))
+            axis.set_xlabel(f"eps ({units})")
+            axis.set_ylim(0, 100)
+            axis.set_xlim(left=0)
+        for axis in axes[len(swept) :]:
+            axis.set_axis_off()
+        axes[0].set_ylabel("Accuracy (%)")
+        legend_below(figure, list(handles.values()), list(handles))
+
+    return Plot(
+        f"accuracy-against-eps-{group.letter.lower()}",
+        f"Accuracy against the size of the perturbation ({group.letter})",
+        f"{_where(group)}. eps 0 is clean accuracy. A lone marker is a model attacked at one size only.",
+        (1.2 + 3.4 * min(3, len(swept)), 1.4 + 3.2 * math.ceil(len(swept) / 3)),
+        draw,
+    )
+
+
+def _sweep(found: Measured, attack: str) -> list[tuple[float, float]]:
+    track = {r.eps_value: r.accuracy for r in found.attack.document.results if r.attack == attack}
+    if len(set(track) - {0.0}) > 1:
+        track = {0.0: found.attack.document.clean_accuracy} | track
+    return sorted(track.items())

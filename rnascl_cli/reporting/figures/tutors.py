@@ -1,0 +1,137 @@
+"""Figures of tutor maps: logits, choices, how many student layers chose each teacher layer (Figures 4b, 6 and 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rnascl_cli.artifacts.documents import SearchDocument
+from rnascl_cli.distill.tutor_baselines import same_depth_tutors
+from rnascl_cli.reporting.data.collect import Artifact
+from rnascl_cli.reporting.figures.style import HEAT, PALETTE, Plot, Theme, colour, legend_below, marker
+from rnascl_cli.reporting.tables.table import slug
+from rnascl_cli.reporting.tables.tutor_statistics import Tutored, alike, counts, softmax
+
+NAMED_LAYERS = 45
+
+
+def tutor_heatmap(found: Artifact[SearchDocument]) -> Plot | None:
+    """Return the softmax of the tutor logits, student layers down, teacher layers across; None without tutors."""
+    document = found.document
+    if not document.tutor_logits or not document.teacher_layers:
+        return None
+    students, teachers = len(document.student_layers), len(document.teacher_layers)
+
+    def draw(figure: Any, theme: Theme) -> None:
+        axis = figure.subplots()
+        shares = [softmax(row) for row in document.tutor_logits]
+        relative = [[teachers * share for share in row] for row in shares]
+        image = axis.imshow(relative, cmap=HEAT, aspect="auto", interpolation="nearest")
+        axis.plot(
+            [row.index(max(row)) for row in shares],
+            range(students),
+            linestyle="none",
+            marker="o",
+            markersize=4,
+            markerfacecolor=PALETTE[1],
+            markeredgecolor="#fff",
+            markeredgewidth=0.7,
+        )
+        _layer_ticks(axis.xaxis, document.teacher_layers, rotation=90)
+        _layer_ticks(axis.yaxis, document.student_layers, rotation=0)
+        axis.set_xlabel("Teacher layer")
+        axis.set_ylabel("Student layer")
+        axis.grid(visible=False)
+        # The scale spans what is there, however little: the ticks say how much that is.
+        figure.colorbar(image, ax=axis, label="Softmax over that of an undecided layer", fraction=0.04, format="%.5g")
+
+    return Plot(
+        f"tutors-{slug(found.run)}",
+        f"{found.run}: tutors",
+        "Softmax of the tutor logits at the end of the search (temperature 1, no noise), first layers at the top "
+        f"left, over the 1/{teachers} of an undecided layer; mind the scale, which spans what is there. A dot marks "
+        "the tutor that derive takes for each student layer.",
+        (min(14.0, 3.2 + 0.22 * teachers), min(14.0, 2.4 + 0.17 * students)),
+        draw,
+    )
+
+
+def _layer_ticks(axis: Any, layers: Sequence[str], *, rotation: int) -> None:
+    if len(layers) <= NAMED_LAYERS:
+        axis.set_ticks(range(len(layers)), [f"{name} ({index})" for index, name in enumerate(layers)])
+        axis.set_tick_params(labelsize=7, labelrotation=rotation)
+    else:
+        axis.set_ticks(range(0, len(layers), 5))
+
+
+def tutor_counts(maps: Sequence[Tutored]) -> list[Plot]:
+    """Return, for each teacher, how many student layers chose each of its layers, one panel a search."""
+    by_teacher: dict[tuple[str, tuple[str, ...]], list[Tutored]] = {}
+    for found in maps:
+        key = (found.tutors.teacher.sha256, tuple(found.tutors.teacher_layers))
+        by_teacher.setdefault(key, []).append(found)
+    return [_counts(index, group) for index, group in enumerate(by_teacher.values(), 1)]
+
+
+def tutor_choices(maps: Sequence[Tutored]) -> list[Plot]:
+    """Return who chose whom: a dot a student layer, a colour a search; one figure a teacher and kind of student."""
+    return [_choices(index, group) for index, group in enumerate(alike(maps), 1)]
+
+
+def _choices(index: int, maps: Sequence[Tutored]) -> Plot:
+    first = maps[0].tutors
+    students, teachers = len(first.student_layers), len(first.teacher_layers)
+
+    def draw(figure: Any, theme: Theme) -> None:
+        axis = figure.subplots()
+        (depth,) = axis.plot(same_depth_tutors(students, teachers), color=theme.ink, linestyle=":", linewidth=1)
+        handles = [depth]
+        for place, found in enumerate(maps):
+            shift = (place - (len(maps) - 1) / 2) * min(0.2, 0.8 / len(maps))
+            where = [layer + shift for layer in range(students)]
+            look = {"marker": marker(place), "color": colour(place), "edgecolors": theme.ink, "linewidths": 0.4}
+            handles.append(axis.scatter(where, found.tutors.tutor, s=30, zorder=3, **look))
+        axis.set_xlabel("Student layer, first to last")
+        axis.set_ylabel(f"Layer of the teacher ({first.teacher.architecture})")
+        axis.set_ylim(-0.7, teachers - 0.3)
+        axis.yaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        named = [f"{found.run}, seed {found.seed}" for found in maps]
+        legend_below(figure, handles, ["same relative depth", *named])
+
+    return Plot(
+        f"tutor-choices-{index}",
+        f"Which layer of {first.teacher.architecture} teaches each student layer",
+        f"One marker a student layer and search; layers are counted from 0. {maps[0].space}, teacher "
+        f"{first.teacher.architecture}, sha256 {first.teacher.sha256[:12]}. Dotted: the map of the same relative "
+        "depth, which nobody has to learn.",
+        (max(7.0, 2.0 + 0.17 * students), 4.6),
+        draw,
+    )
+
+
+def _counts(index: int, maps: Sequence[Tutored]) -> Plot:
+    teacher = maps[0].tutors.teacher
+    layers = maps[0].tutors.teacher_layers
+
+    def draw(figure: Any, theme: Theme) -> None:
+        axes = figure.subplots(len(maps), 1, squeeze=False, sharex=True)[:, 0]
+        handles = []
+        for place, (axis, found) in enumerate(zip(axes, maps, strict=True)):
+            handles.append(axis.bar(range(len(layers)), counts(found.tutors), color=colour(place), width=0.8))
+            axis.set_ylabel("Student layers")
+            axis.yaxis.get_major_locator().set_params(integer=True)
+            axis.grid(visible=False, axis="x")
+        if len(layers) <= NAMED_LAYERS:
+            _layer_ticks(axes[-1].xaxis, layers, rotation=90)
+        axes[-1].set_xlabel(f"Layer of the teacher ({teacher.architecture})")
+        named = [f"{found.run}: {found.space}, seed {found.seed}, {len(found.tutors.tutor)} layers" for found in maps]
+        legend_below(figure, handles, named)
+
+    return Plot(
+        f"tutor-counts-{index}",
+        f"How many student layers chose each layer of {teacher.architecture}",
+        f"Teacher {teacher.architecture}, sha256 {teacher.sha256[:12]}. One panel a search; layers are counted from 0.",
+        (max(7.0, 2.0 + 0.2 * len(layers)), 1.9 + 1.7 * len(maps)),
+        draw,
+    )

@@ -1,0 +1,1 @@
+"""``attack``: robust accuracy of a model."""

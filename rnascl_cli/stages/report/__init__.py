@@ -1,0 +1,1 @@
+"""``report``: tables and figures from run directories."""

@@ -1,0 +1,1 @@
+"""``search`` and ``derive``: eq. (2), and the argmax of its logits."""

@@ -1,0 +1,1 @@
+"""``study``: a comparison of many runs from one file."""

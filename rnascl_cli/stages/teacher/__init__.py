@@ -1,0 +1,1 @@
+"""``teacher``: train, import, fetch and list robust teachers."""

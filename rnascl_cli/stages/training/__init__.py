@@ -1,0 +1,1 @@
+"""``train`` and ``adv-finetune``: eq. (3)."""

@@ -1,0 +1,1 @@
+"""Robust teachers: files, architectures, frozen forward pass and output cache."""
