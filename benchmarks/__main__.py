@@ -21,7 +21,7 @@ import torch
 
 from benchmarks import compiled, gpu, precision, search_step, startup
 from benchmarks.results import Device, Measurement, compare, record_baseline, table, write_document, write_json
-from rnascl_cli.engine.device import resolve_compute
+from rnascl_cli.engine.device import resolve_device
 
 GROUPS = {
     "counts": search_step.counts,
@@ -78,7 +78,7 @@ def main() -> int:
 
 def circumstances(threads: int, device: Device) -> dict[str, Any]:
     """Return what the numbers depend on besides the code."""
-    compute = resolve_compute(device, "auto")
+    compute = resolve_device(device, "auto")
     load = os.getloadavg()[0]
     return {
         "measured": datetime.date.today().isoformat(),

@@ -76,7 +76,7 @@ class Bench:
             device=self.device,
             batch_size=self.batch_size,
             layout=layout,
-            worker=worker,
+            attacked_model=worker,
         )
 
 

@@ -11,7 +11,7 @@ from benchmarks.search_step import DEFAULT_SIDE, IMAGES, LARGE_SIDE, REACH, SPAC
 from benchmarks.timing import ratio, take_turns
 from benchmarks.workload import our_search, plain_search, plain_stepping, stepping, workload
 from rnascl_cli.core.errors import UserError
-from rnascl_cli.engine.device import Compute, resolve_compute
+from rnascl_cli.engine.device import DeviceConfig, resolve_device
 
 
 def compiled(rounds: int) -> list[Measurement]:
@@ -20,7 +20,7 @@ def compiled(rounds: int) -> list[Measurement]:
     ``torch.compile`` takes some minutes at first, and half a minute where it finds what it compiled before.
     """
     try:
-        compute = resolve_compute("cpu", "auto", compiles=True)
+        compute = resolve_device("cpu", "auto", compile_enabled=True)
     except UserError as error:
         print(f"benchmarks: compiled: left out ({error})", file=sys.stderr)
         return []
@@ -28,10 +28,10 @@ def compiled(rounds: int) -> list[Measurement]:
     return [*rows, _compiled_with_kept_outputs(compute, rounds=rounds)]
 
 
-def _compiled(compute: Compute, *, side: int, rounds: int) -> list[Measurement]:
+def _compiled(compute: DeviceConfig, *, side: int, rounds: int) -> list[Measurement]:
     with scratch() as folder, contextlib.ExitStack() as stack:
         work = workload(folder, space=SPACE, teacher=TEACHER, side=side, images=IMAGES)
-        launched = stack.enter_context(our_search(work, compute=replace(compute, compiles=False)))
+        launched = stack.enter_context(our_search(work, compute=replace(compute, compile_enabled=False)))
         compiling = stack.enter_context(our_search(work, compute=compute))
         sides = {
             "plain": plain_stepping(plain_search(work), work),
@@ -55,11 +55,11 @@ def _compiled(compute: Compute, *, side: int, rounds: int) -> list[Measurement]:
     ]
 
 
-def _compiled_with_kept_outputs(compute: Compute, *, rounds: int) -> Measurement:
+def _compiled_with_kept_outputs(compute: DeviceConfig, *, rounds: int) -> Measurement:
     """Time steps that find the teacher's outputs among the kept ones, as most of a long search's do."""
     with scratch() as folder, contextlib.ExitStack() as stack:
         work = workload(folder, space=SPACE, teacher=TEACHER, side=DEFAULT_SIDE, images=IMAGES)
-        launched = stack.enter_context(our_search(work, compute=replace(compute, compiles=False), keep=True))
+        launched = stack.enter_context(our_search(work, compute=replace(compute, compile_enabled=False), keep=True))
         compiling = stack.enter_context(our_search(work, compute=compute, keep=True))
         sides = {"launched": stepping(launched, work), "compiled": stepping(compiling, work)}
         for _ in range(IMAGES // work.batch_size):  # the teacher looks, and the first step compiles

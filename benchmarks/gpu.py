@@ -13,9 +13,9 @@ from benchmarks.results import Measurement
 from benchmarks.search_step import SPACE, scratch
 from benchmarks.workload import Workload, our_search, workload
 from rnascl_cli.data.augment import Crop
-from rnascl_cli.engine.device import Compute, resolve_compute
+from rnascl_cli.engine.device import DeviceConfig, resolve_device
 from rnascl_cli.engine.run_directory import RunDirectory
-from rnascl_cli.engine.training_loop import Plan, fit
+from rnascl_cli.engine.training_loop import TrainingConfig, fit
 
 REACH = {"r18": 1.2, "wrn-34-10": 2.7, "wrn-34-20": 7.2}
 """Seconds an epoch that the issue asks for on an H200, by teacher."""
@@ -27,14 +27,14 @@ class How(NamedTuple):
 
     words: str
     capture: bool
-    compiles: bool
+    compile_enabled: bool
     images: int = IMAGES
 
 
 HOW = {
-    "compiled": How("compiled, recorded and replayed", capture=True, compiles=True),
-    "recorded": How("recorded and replayed", capture=True, compiles=False),
-    "launched": How("launched", capture=False, compiles=False, images=5_120),
+    "compiled": How("compiled, recorded and replayed", capture=True, compile_enabled=True),
+    "recorded": How("recorded and replayed", capture=True, compile_enabled=False),
+    "launched": How("launched", capture=False, compile_enabled=False, images=5_120),
 }
 
 
@@ -54,7 +54,7 @@ def epochs_with(teacher: str, epochs: int) -> list[Measurement]:
         for name, how in HOW.items():
             torch.compiler.reset()
             work = workload(folder, space=SPACE, teacher=teacher, side=SIDE, images=how.images)
-            compute = resolve_compute("cuda", "auto", capture=how.capture, compiles=how.compiles)
+            compute = resolve_device("cuda", "auto", capture=how.capture, compile_enabled=how.compile_enabled)
             seconds = epoch_seconds(work, compute, epochs=epochs)
             rows.append(
                 Measurement(
@@ -66,7 +66,7 @@ def epochs_with(teacher: str, epochs: int) -> list[Measurement]:
                     unit="s",
                     low=min(seconds),
                     high=max(seconds),
-                    at_most=REACH[teacher] if how.compiles else None,
+                    at_most=REACH[teacher] if how.compile_enabled else None,
                     note="median [fastest, slowest]",
                     kept=False,
                 )
@@ -74,14 +74,14 @@ def epochs_with(teacher: str, epochs: int) -> list[Measurement]:
     return rows
 
 
-def epoch_seconds(work: Workload, compute: Compute, *, epochs: int) -> list[float]:
+def epoch_seconds(work: Workload, compute: DeviceConfig, *, epochs: int) -> list[float]:
     """Return the seconds of each epoch of a search by the training loop, but for the first, which warms up and records.
 
     Images, augmentation and teacher are on the device, and no outputs are kept.
     """
     with TemporaryDirectory() as folder, our_search(work, compute=compute) as task:
         run = RunDirectory(Path(folder))
-        plan = Plan(
+        plan = TrainingConfig(
             stage="search",
             epochs=epochs + 1,
             batch_size=work.batch_size,

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from benchmarks.results import Measurement
 from benchmarks.search_step import BFLOAT16, FLOAT32
 from benchmarks.timing import ratio, take_turns
-from rnascl_cli.engine.device import Compute, resolve_compute
+from rnascl_cli.engine.device import DeviceConfig, resolve_device
 from rnascl_cli.models.conv import Conv2d
 from rnascl_cli.models.student import Student
 from rnascl_cli.spaces import space_named
@@ -23,7 +23,7 @@ CHANNELS, SIDE = 96, 16
 
 def precision(rounds: int) -> list[Measurement]:
     """Time bf16 against float32; nothing where ``--precision auto`` is float32."""
-    if resolve_compute("cpu", "auto").student == "fp32":
+    if resolve_device("cpu", "auto").student == "fp32":
         return []
     return [depthwise(rounds), training(rounds)]
 
@@ -59,7 +59,7 @@ def _passes(layer: nn.Conv2d) -> Callable[[], object]:
     return run
 
 
-def _training(compute: Compute) -> Callable[[], object]:
+def _training(compute: DeviceConfig) -> Callable[[], object]:
     torch.manual_seed(0)
     space = space_named(SPACE)
     student = Student(space, space.largest, num_classes=CLASSES)

@@ -26,15 +26,15 @@ from benchmarks.workload import (
     workload,
 )
 from rnascl_cli.data import Batch
-from rnascl_cli.engine.device import Compute, resolve_compute
+from rnascl_cli.engine.device import DeviceConfig, resolve_device
 from rnascl_cli.models.blocks import InvertedResidual, MaskedInvertedResidual
-from rnascl_cli.stages.search.step import SearchTask
+from rnascl_cli.stages.search.step import SearchStep
 
 SPACE, TEACHER, WIDER_TEACHER = "S5", "r18", "wrn-34-10"
 LARGE_SIDE, DEFAULT_SIDE = 32, 8
 IMAGES = 256
-FLOAT32 = Compute(torch.device("cpu"), "fp32", "fp32")
-BFLOAT16 = Compute(torch.device("cpu"), "bf16", "bf16")
+FLOAT32 = DeviceConfig(torch.device("cpu"), "fp32", "fp32")
+BFLOAT16 = DeviceConfig(torch.device("cpu"), "bf16", "bf16")
 REACH = {LARGE_SIDE: {"plain": 7.0, "hoisted": 3.5, "kept": 11.0}}
 """What the issue asks for, at its map size."""
 
@@ -52,7 +52,7 @@ def steps(rounds: int) -> list[Measurement]:
 def _steps(side: int, rounds: int) -> list[Measurement]:
     with scratch() as folder, contextlib.ExitStack() as stack:
         work = workload(folder, space=SPACE, teacher=TEACHER, side=side, images=IMAGES)
-        compute = resolve_compute("cpu", "auto")
+        compute = resolve_device("cpu", "auto")
         ours = stack.enter_context(our_search(work, compute=compute))
         kept = stack.enter_context(our_search(work, compute=compute, keep=True))
         without = stack.enter_context(our_search(work, compute=compute, paradigm="kl"))
@@ -113,7 +113,7 @@ def _steps(side: int, rounds: int) -> list[Measurement]:
     ]
 
 
-def teacher_convolutions(task: SearchTask, work: Workload, compute: Compute) -> Callable[[], object]:
+def teacher_convolutions(task: SearchStep, work: Workload, compute: DeviceConfig) -> Callable[[], object]:
     """Return a call that does the convolutions of the teacher's pass over a batch, and nothing else of it."""
     assert task._teacher is not None
     module = task._teacher._teacher.module
@@ -125,7 +125,7 @@ def teacher_convolutions(task: SearchTask, work: Workload, compute: Compute) -> 
                     lambda layer, given: convolutions.append((layer, given[0].clone()))
                 )
                 hooks.callback(note.remove)
-        task._teacher.look(first_batch(work))
+        task._teacher.forward(first_batch(work))
 
     @torch.no_grad()
     def run() -> None:
@@ -255,8 +255,8 @@ def saved_by(step: Callable[[], object], besides: list[Tensor]) -> tuple[int, in
     return saved.bytes, saved.tensors
 
 
-def _counted(work: Workload, compute: Compute, count: Callable[[Callable[[], object]], int]) -> int:
-    """Count our second step: the first one makes the optimisers' state."""
+def _counted(work: Workload, compute: DeviceConfig, count: Callable[[Callable[[], object]], int]) -> int:
+    """Count our second step: the first one makes the optimizers' state."""
     batch = first_batch(work)
     with our_search(work, compute=compute) as task:
         task.step(batch)

@@ -17,19 +17,19 @@ from benchmarks.reference import PlainSearch, pil_loader
 from rnascl_cli.artifacts.documents import Paradigm
 from rnascl_cli.data import Batch, Data, ImageSet, batches
 from rnascl_cli.data.augment import Crop
-from rnascl_cli.distill.architecture_parameters import Choices
-from rnascl_cli.engine.device import Compute
-from rnascl_cli.models.attention_maps import recording_maps, tappable_layers
+from rnascl_cli.distill.architecture_parameters import ArchitectureParameters
+from rnascl_cli.engine.device import DeviceConfig
+from rnascl_cli.models.attention_maps import attention_layers, record_attention_maps
 from rnascl_cli.models.supernet import Supernet
 from rnascl_cli.recipes import Recipe
 from rnascl_cli.recipes.paradigms import uses_tutors
 from rnascl_cli.recipes.settings import AttentionSettings, SearchSettings
 from rnascl_cli.spaces import SearchSpace, space_named
-from rnascl_cli.stages.search.step import SearchTask
+from rnascl_cli.stages.search.step import SearchStep
 from rnascl_cli.teachers.architectures import build_teacher
-from rnascl_cli.teachers.forward import on_duty
+from rnascl_cli.teachers.forward import frozen_teacher
 from rnascl_cli.teachers.load import Teacher, read_teacher, write_teacher
-from rnascl_cli.teachers.output_cache import keep_outputs
+from rnascl_cli.teachers.output_cache import open_output_cache
 
 CLASSES = 10
 
@@ -83,8 +83,8 @@ def workload(folder: Path, *, space: str, teacher: str, side: int, images: int, 
 
 @contextlib.contextmanager
 def our_search(
-    work: Workload, *, compute: Compute, paradigm: Paradigm = "rnas-cl", keep: bool = False
-) -> Iterator[SearchTask]:
+    work: Workload, *, compute: DeviceConfig, paradigm: Paradigm = "rnas-cl", keep: bool = False
+) -> Iterator[SearchStep]:
     """Set the search step up as the stage does.
 
     Args:
@@ -97,25 +97,25 @@ def our_search(
     teacher, tutoring = work.teacher(), uses_tutors(paradigm)
     torch.manual_seed(0)
     supernet = Supernet(work.space, num_classes=CLASSES, mean=work.data.mean, std=work.data.std)
-    layers = list(tappable_layers(teacher.module)) if tutoring else []
-    choices = Choices(
+    layers = list(attention_layers(teacher.module)) if tutoring else []
+    choices = ArchitectureParameters(
         work.space.block_choices,
-        student_layers=len(tappable_layers(supernet)) if tutoring else 0,
+        student_layers=len(attention_layers(supernet)) if tutoring else 0,
         teacher_layers=len(layers),
     )
     kept = None
     if keep:
         recipe = Recipe()
         recipe = recipe.model_copy(update={"teacher_cache": recipe.teacher_cache.model_copy(update={"mode": "on"})})
-        kept = keep_outputs(
+        kept = open_output_cache(
             recipe, teacher, data=work.data, attention=settings.attention, maps=tutoring, compute=compute
         )
     with contextlib.ExitStack() as stack:
         duty = stack.enter_context(
-            on_duty(teacher, attention=settings.attention, compute=compute, layers=layers, kept=kept)
+            frozen_teacher(teacher, attention=settings.attention, compute=compute, layers=layers, cache=kept)
         )
-        recorder = stack.enter_context(recording_maps(supernet, side=work.side)) if tutoring else None
-        task = SearchTask(settings, supernet, choices, data=work.data, teacher=duty, recorder=recorder, compute=compute)
+        recorder = stack.enter_context(record_attention_maps(supernet, side=work.side)) if tutoring else None
+        task = SearchStep(settings, supernet, choices, data=work.data, teacher=duty, recorder=recorder, compute=compute)
         task.start_epoch(0, torch.Generator().manual_seed(1))
         yield task
 
@@ -149,7 +149,7 @@ def our_batches(work: Workload) -> Iterator[Batch]:
         )
 
 
-def stepping(task: SearchTask, work: Workload) -> Callable[[], object]:
+def stepping(task: SearchStep, work: Workload) -> Callable[[], object]:
     """Return a call that draws a batch and takes our step on it."""
     drawn = our_batches(work)
     return lambda: task.step(next(drawn))

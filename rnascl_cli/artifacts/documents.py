@@ -22,20 +22,20 @@ InputSize = Annotated[int, Field(ge=8, le=LARGEST_INPUT, description="height and
 Paradigm = Literal["rnas-cl", "icc", "kl", "standard"]
 TUTORED: tuple[Paradigm, ...] = ("rnas-cl", "icc")
 """The paradigms that learn from tutors (section 4.3)."""
-Rival = Literal["kd", "at", "sp", "vid", "rkd", "crd", "pkt"]
+Baseline = Literal["kd", "at", "sp", "vid", "rkd", "crd", "pkt"]
 """The rival distillation losses of Figure 11."""
 Protocol = Literal["pixel", "paper-code"]
 TutorOrigin = Literal["searched", "random", "same-depth", "last-layer", "by-hand"]
 
 
-class Record(BaseModel):
+class FrozenModel(BaseModel):
     """Base of everything written to disk: frozen, unknown fields refused, NaN and infinity refused."""
 
     # Validators are built at the first use: `rnascl --help` reads no document.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
-class DataReference(Record):
+class DataReference(FrozenModel):
     """Which images a stage used: enough to load the same ones again and to notice when they changed."""
 
     spec: str = Field(description="the --data value, e.g. 'digits' or 'folder:/data/cifar'")
@@ -48,7 +48,7 @@ class DataReference(Record):
     test_images: int = Field(ge=0)
 
 
-class TeacherReference(Record):
+class TeacherReference(FrozenModel):
     """Which teacher a tutor map belongs to."""
 
     source: str = Field(description="the --teacher value as given: a name or a file")
@@ -57,7 +57,7 @@ class TeacherReference(Record):
     sha256: Sha256
 
 
-class Provenance(Record):
+class Provenance(FrozenModel):
     """How an artifact was made."""
 
     tool_version: str
@@ -74,14 +74,14 @@ class Provenance(Record):
     commit: str | None = Field(default=None, description="the tool's git commit, when run from a checkout")
 
 
-class Document(Record):
+class Document(FrozenModel):
     """A JSON document with a kind, a schema version and its provenance."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     provenance: Provenance
 
 
-class BudgetRecord(Record):
+class BudgetRecord(FrozenModel):
     """The most that a derived network may cost (search.max_macs, search.max_params, or options of ``derive``)."""
 
     max_macs: Annotated[int, Field(ge=1)] | None = Field(default=None, description="for one image; null: no limit")
@@ -94,7 +94,7 @@ class BudgetRecord(Record):
         return self
 
 
-class FrontPoint(Record):
+class FrontPoint(FrozenModel):
     """Which point of a search's front a network is, by rising MACs."""
 
     index: int = Field(ge=1, description="from 1")
@@ -148,7 +148,7 @@ class SearchDocument(Document):
         return self
 
 
-class Architecture(Record):
+class Architecture(FrozenModel):
     """A derived student: enough to build the network."""
 
     space: SpaceName
@@ -161,7 +161,7 @@ class Architecture(Record):
     macs: int = Field(ge=1, description="multiply-accumulates of convs and linear layers, for one image")
 
 
-class TutorMap(Record):
+class TutorMap(FrozenModel):
     """Which teacher layer teaches each student layer: the one-hot g of eq. (3)."""
 
     teacher: TeacherReference
@@ -192,14 +192,14 @@ class DerivedDocument(Document):
     point: FrontPoint | None = Field(default=None, description="null: the one network of its search")
 
 
-class Validation(Record):
+class Validation(FrozenModel):
     """Accuracies on the held-out training images."""
 
     clean: Fraction
     robust: Fraction = Field(description="under PGD of the recipe's eps and stop.steps")
 
 
-class Schooled(Document):
+class TrainedStudent(Document):
     """What a training of a student says of its end."""
 
     average: Literal["ema", "swa"] | None = Field(
@@ -209,12 +209,14 @@ class Schooled(Document):
     validation: Validation | None = Field(default=None, description="of the best epoch; null where none was chosen")
 
 
-class TrainDocument(Schooled):
+class TrainDocument(TrainedStudent):
     """What ``train`` reached."""
 
     kind: Literal["train"] = "train"
     paradigm: Paradigm
-    distill: Rival | None = Field(default=None, description="the rival loss that took the place of the teacher terms")
+    distill: Baseline | None = Field(
+        default=None, description="the rival loss that took the place of the teacher terms"
+    )
     architecture: Architecture
     student_sha256: Sha256
     clean_accuracy: Fraction = Field(description="on the test images")
@@ -224,13 +226,13 @@ class TrainDocument(Schooled):
     method: str | None = Field(default=None, description="trained on perturbed images by; null: on clean ones, eq. (3)")
 
 
-class AdvFinetuneDocument(Schooled):
+class AdvFinetuneDocument(TrainedStudent):
     """What ``adv-finetune`` reached."""
 
     kind: Literal["adv-finetune"] = "adv-finetune"
     method: str
     paradigm: Paradigm
-    distill: Rival | None = Field(default=None, description="the rival loss of the training that it started from")
+    distill: Baseline | None = Field(default=None, description="the rival loss of the training that it started from")
     holdout_seen: bool = Field(
         default=False, description="the student may have been trained before on images that are held out here"
     )
@@ -242,7 +244,7 @@ class AdvFinetuneDocument(Schooled):
     history: list[dict[str, Any]]
 
 
-class AttackResult(Record):
+class AttackResult(FrozenModel):
     """One attack at one eps."""
 
     attack: str
@@ -270,7 +272,7 @@ class AttackResult(Record):
         return self
 
 
-class Verdicts(Record):
+class Verdicts(FrozenModel):
     """Which test images one attack at one eps broke."""
 
     attack: str
@@ -278,7 +280,7 @@ class Verdicts(Record):
     broken: list[int] = Field(description="test-set indices, clean mistakes included, ascending")
 
 
-class AuditCheck(Record):
+class AuditCheck(FrozenModel):
     """One line of the gradient-masking audit."""
 
     name: str

@@ -120,7 +120,7 @@ def document_json(document: Document) -> str:
 
 def write_document(path: Path, document: Document) -> None:
     """Write ``document`` to ``path`` atomically; of several ranks, the first does."""
-    if distributed.is_first():
+    if distributed.is_rank_zero():
         write_text(path, document_json(document))
 
 
@@ -203,7 +203,7 @@ def write_weights(path: Path, tensors: dict[str, torch.Tensor], header: dict[str
     flat = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     sealed = {**header, SEAL: seal(header, flat), SEAL_OF: SEALED}
     data = save(flat, metadata={HEADER_KEY: json.dumps(sealed, sort_keys=True)})
-    if distributed.is_first():
+    if distributed.is_rank_zero():
         write_bytes(path, data)
     return sha256_bytes(data)
 

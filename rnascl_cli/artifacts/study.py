@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rnascl_cli.artifacts.documents import Fraction, Protocol, Record
+from rnascl_cli.artifacts.documents import Fraction, FrozenModel, Protocol
 
-Count = Annotated[int, Field(ge=0)]
+NonNegative = Annotated[int, Field(ge=0)]
 
 
-class Measured(Record):
+class MeasuredAttack(FrozenModel):
     """One attack at one eps, on one student."""
 
     attack: str
@@ -20,23 +20,25 @@ class Measured(Record):
     interval: tuple[Fraction, Fraction] = Field(description="95 % Wilson interval for the images drawn")
 
 
-class Attacked(Record):
+class AttackSummary(FrozenModel):
     """One measurement of one student."""
 
     protocol: Protocol
     n: int = Field(ge=1, description="test images")
     clean_accuracy: Fraction = Field(description="of those images")
-    results: list[Measured]
+    results: list[MeasuredAttack]
     warnings: list[str]
-    audit_passed: Count | None = Field(default=None, description="checks of the audit card that passed; null without")
+    audit_passed: NonNegative | None = Field(
+        default=None, description="checks of the audit card that passed; null without"
+    )
     audit_failed: list[str] | None = Field(default=None, description="names of those that did not")
 
 
-class StudyRow(Record):
+class StudyRow(FrozenModel):
     """A student of the study."""
 
     space: str
-    seed: Count
+    seed: NonNegative
     arm: str
     stage: str = Field(description="'train', or the fine-tuning's name")
     run: str = Field(description="its run directory below the study's")
@@ -44,20 +46,20 @@ class StudyRow(Record):
     params: int
     macs: int
     clean_accuracy: Fraction = Field(description="on all test images of the run")
-    test_images: Count
-    epochs: Count
+    test_images: NonNegative
+    epochs: NonNegative
     seconds: float = Field(ge=0.0, description="of its training alone")
-    attacks: dict[str, Attacked]
+    attacks: dict[str, AttackSummary]
 
 
-class SearchRow(Record):
+class SearchRow(FrozenModel):
     """A search of the study, and the network that it ended in."""
 
     space: str
-    seed: Count
+    seed: NonNegative
     arm: str
     run: str = Field(description="its run directory below the study's")
-    epochs: Count
+    epochs: NonNegative
     seconds: float = Field(ge=0.0)
     width_entropy: Fraction = Field(
         description="of softmax(v) after the last epoch, over the log of the choices' number"
@@ -67,7 +69,7 @@ class SearchRow(Record):
     smallest_macs: int = Field(description="of the smallest network of the space")
 
 
-class Circumstances(Record):
+class Circumstances(FrozenModel):
     """What the numbers depend on besides the study's file; lists where not all runs agree."""
 
     data: list[str] = Field(description="spec, fingerprint and numbers of images")
@@ -79,7 +81,7 @@ class Circumstances(Record):
     made: tuple[str, str] | None = Field(description="first and last day, ISO 8601")
 
 
-class StudyDocument(Record):
+class StudyDocument(FrozenModel):
     """A study, as far as it has been run."""
 
     kind: Literal["study"] = "study"
@@ -90,8 +92,8 @@ class StudyDocument(Record):
     reference: str
     arms: list[str] = Field(description="in the study's order")
     stages: list[str] = Field(description="'train', then the fine-tunings")
-    steps: Count
-    steps_done: Count
+    steps: NonNegative
+    steps_done: NonNegative
     failed: dict[str, str] = Field(default_factory=dict, description="steps that failed, and the last line of each")
     not_begun: list[str] = Field(default_factory=list, description="steps that need one that failed")
     circumstances: Circumstances

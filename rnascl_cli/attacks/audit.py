@@ -19,7 +19,7 @@ from torch import Tensor
 from rnascl_cli.artifacts.documents import AuditCheck
 from rnascl_cli.attacks.autoattack import AutoAttack
 from rnascl_cli.attacks.evaluate import Evaluator, Outcome
-from rnascl_cli.attacks.gradient import Model
+from rnascl_cli.attacks.gradient import LogitFunction
 from rnascl_cli.attacks.gradient_masking import AA_GAP, beyond_chance, percent
 from rnascl_cli.attacks.interface import Attack
 from rnascl_cli.attacks.registry import Options, build_attacks
@@ -110,7 +110,9 @@ def audit_model(
     large = LARGE_EPS if evaluator.norm == "Linf" else LARGE_EPS * math.sqrt(pixels)
     audit = _Audit(replace(evaluator, images=chosen), eps, Epsilon(f"{large:.3g}", large))
     known = {outcome.attack.name: outcome.broken_N[rows] for outcome in outcomes if outcome.eps.value == eps.value}
-    forward = distributed.from_first(lambda: _forward_checks(audit))  # a random model would lead each rank another way
+    forward = distributed.from_rank_zero(
+        lambda: _forward_checks(audit)
+    )  # a random model would lead each rank another way
     if not forward[-1].passed:  # nothing an attack finds is about one image then
         return forward
     pgd = audit.gradient("pgd20", eps=eps, broken_N=audit.none_N)
@@ -151,7 +153,7 @@ def _forward_checks(audit: _Audit) -> list[AuditCheck]:
     ]
 
 
-def _one_by_one(model: Model, x_BCHW: Tensor) -> Tensor | None:
+def _one_by_one(model: LogitFunction, x_BCHW: Tensor) -> Tensor | None:
     """Return the logits of images passed singly; None where the model takes no batch of one."""
     try:
         return torch.cat([model(x_BCHW[i : i + 1]) for i in range(len(x_BCHW))])

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from rnascl_cli.attacks.early_stopping import drop_broken
-from rnascl_cli.attacks.interface import Note, Problem, Round
+from rnascl_cli.attacks.interface import AttackContext, AttackPart, Note
 from rnascl_cli.attacks.names import PARTS
 from rnascl_cli.core.errors import UserError
 
@@ -69,14 +69,14 @@ class AutoAttack:
             )
         return able
 
-    def standard(self, num_classes: int) -> bool:
+    def is_standard(self, num_classes: int) -> bool:
         """Return whether all parts run as published: nine targets need ten classes."""
         parts = self.parts(num_classes)
         targeted = "apgd-t" in parts or "fab-t" in parts
         published = (self.iterations, self.queries) == (100, 5000)
         return published and parts == PARTS[self.name] and not (targeted and num_classes <= TARGETS)
 
-    def rounds(self, problem: Problem, note: Note) -> list[Round]:
+    def rounds(self, problem: AttackContext, note: Note) -> list[AttackPart]:
         """Return one round for each part, in AutoAttack's order."""
         parts = self.parts(problem.num_classes)
         if left_out := [part for part in PARTS[self.name] if part not in parts]:
@@ -91,9 +91,9 @@ class AutoAttack:
             "fab-t": 2 * self.iterations * targets,
             "square": self.queries,
         }
-        return [Round(part, passes[part], partial(_perturb, suite, part, problem)) for part in parts]
+        return [AttackPart(part, passes[part], partial(_perturb, suite, part, problem)) for part in parts]
 
-    def examine(self, problem: Problem, z_BCHW: Tensor, y_B: Tensor) -> list[str]:
+    def check_model(self, problem: AttackContext, z_BCHW: Tensor, y_B: Tensor) -> list[str]:
         """Run AutoAttack's checks for randomised, probability-valued and dynamic models on the first batch."""
         from pyautoattack import checks
 
@@ -107,7 +107,7 @@ class AutoAttack:
             checks.check_dynamic(problem.plain, z_BCHW, False, logger=collector)
         return messages
 
-    def _suite(self, problem: Problem, targets: int, note: Note) -> Any:
+    def _suite(self, problem: AttackContext, targets: int, note: Note) -> Any:
         from pyautoattack import AutoAttack as Suite
 
         suite: Any = Suite(
@@ -152,7 +152,9 @@ class _Collector:
     debug = info
 
 
-def _perturb(suite: Any, part: str, problem: Problem, z_BCHW: Tensor, y_B: Tensor, index_B: Sequence[int]) -> Tensor:
+def _perturb(
+    suite: Any, part: str, problem: AttackContext, z_BCHW: Tensor, y_B: Tensor, index_B: Sequence[int]
+) -> Tensor:
     worker = {
         "apgd-ce": suite.apgd,
         "apgd-dlr": suite.apgd,

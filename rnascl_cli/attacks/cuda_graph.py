@@ -15,9 +15,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from rnascl_cli.attacks.gradient import Model
+from rnascl_cli.attacks.gradient import LogitFunction
 
-Capture = Callable[[Model, Tensor], Model]
+Capture = Callable[[LogitFunction, Tensor], LogitFunction]
 """A model and a batch to its graph for batches of just that shape, whose output tensor is used again in each call."""
 SMALLEST = 16
 """Smallest batch that has a graph of its own."""
@@ -37,12 +37,12 @@ class Captured:
         capture: What makes a graph.
     """
 
-    def __init__(self, model: Model, *, batch_size: int, capture: Capture | None = None) -> None:
+    def __init__(self, model: LogitFunction, *, batch_size: int, capture: Capture | None = None) -> None:
         self._model = model
         self._capture = capture or _cuda_graph
         self._sizes = sorted({batch_size, *(batch_size >> halvings for halvings in range(1, 12))})
         self._sizes = [size for size in self._sizes if size >= min(SMALLEST, batch_size)]
-        self._graphs: dict[tuple[object, ...], Model] = {}
+        self._graphs: dict[tuple[object, ...], LogitFunction] = {}
 
     def __call__(self, x_BCHW: Tensor) -> Tensor:
         """Return the logits; a tensor of its own, which no later call changes."""
@@ -55,7 +55,7 @@ class Captured:
             self._graphs[key] = self._graph(full_BCHW)
         return self._graphs[key](_own_gradient(full_BCHW))[: len(x_BCHW)].clone()
 
-    def _graph(self, full_BCHW: Tensor) -> Model:
+    def _graph(self, full_BCHW: Tensor) -> LogitFunction:
         sample_BCHW = full_BCHW.detach().clone()
         try:
             graph = self._capture(self._model, sample_BCHW.clone().requires_grad_(True))
@@ -67,7 +67,7 @@ class Captured:
         return graph if apart <= AGREEMENT * float(expected_BK.abs().max()) else self._model
 
 
-def _cuda_graph(model: Model, sample_BCHW: Tensor) -> Model:
+def _cuda_graph(model: LogitFunction, sample_BCHW: Tensor) -> LogitFunction:
     device = sample_BCHW.device.type
 
     def function(x_BCHW: Tensor) -> Tensor:  # of a module, torch would replace the forward method
@@ -85,7 +85,7 @@ def _cuda_graph(model: Model, sample_BCHW: Tensor) -> Model:
         ),
     ):
         graph: Any = torch.cuda.make_graphed_callables(function, (sample_BCHW,))
-    return cast(Model, graph)
+    return cast(LogitFunction, graph)
 
 
 def _filled(x_BCHW: Tensor, size: int) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnascl_cli.attacks.gradient import Model
+from rnascl_cli.attacks.gradient import LogitFunction
 
 
 def drop_broken(part: Any) -> None:
@@ -29,7 +29,7 @@ def drop_broken(part: Any) -> None:
     whole = part.attack_single_run
 
     def run(x_BCHW: Tensor, y_B: Tensor, x_init: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        watch = _Watch(part.model, y_B)
+        watch = _StopWhenBroken(part.model, y_B)
         part.model, model = watch, part.model
         try:
             best_BCHW, unbroken_B, loss_B, found_BCHW = whole(x_BCHW, y_B, x_init)
@@ -48,7 +48,7 @@ class _AllBrokenError(Exception):
     """Nothing is left to attack."""
 
 
-class _Watch:
+class _StopWhenBroken:
     """The model as one run of APGD sees it.
 
     Attributes:
@@ -56,7 +56,7 @@ class _Watch:
         found_BCHW: What each of these looked like then.
     """
 
-    def __init__(self, model: Model, y_B: Tensor) -> None:
+    def __init__(self, model: LogitFunction, y_B: Tensor) -> None:
         self._model, self._y_B = model, y_B
         self._left_b = torch.arange(len(y_B), device=y_B.device)
         self._logits_BK: Tensor | None = None

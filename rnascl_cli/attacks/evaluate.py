@@ -21,10 +21,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rnascl_cli.attacks.gradient import Model, cross_entropy
-from rnascl_cli.attacks.interface import Attack, Norm, Problem, Round, Streams
-from rnascl_cli.attacks.protocol import PIXEL, Domain
-from rnascl_cli.attacks.resume import Done, Journal, Key
+from rnascl_cli.attacks.gradient import LogitFunction, cross_entropy
+from rnascl_cli.attacks.interface import Attack, AttackContext, AttackPart, NoiseStreams, Norm
+from rnascl_cli.attacks.protocol import PIXEL, AttackSpace
+from rnascl_cli.attacks.resume import FinishedBatch, Journal, Key
 from rnascl_cli.attacks.verdicts import allowed, right
 from rnascl_cli.core import distributed
 from rnascl_cli.core.units import Epsilon
@@ -65,7 +65,7 @@ class Outcome:
         attacked: How many images it had to work on.
         seconds: What that took.
         broken_by: Images broken by each round, by the round's name.
-        strays: Perturbed images that had left the ball or were not finite, and so were not counted.
+        out_of_ball: Perturbed images that had left the ball or were not finite, and so were not counted.
         notes: What the attack noticed about the model.
     """
 
@@ -75,7 +75,7 @@ class Outcome:
     attacked: int = 0
     seconds: float = 0.0
     broken_by: dict[str, int] = field(default_factory=dict)
-    strays: int = 0
+    out_of_ball: int = 0
     notes: tuple[str, ...] = ()
 
     @property
@@ -125,20 +125,20 @@ class Evaluator:
         worker: The same function as ``model`` up to rounding, made faster, for attacks to work on; None is ``model``.
     """
 
-    model: Model
+    model: LogitFunction
     images: Labelled
     num_classes: int
-    streams: Streams
+    streams: NoiseStreams
     device: torch.device
     seed: int = 0
-    domain: Domain = PIXEL
+    attack_space: AttackSpace = PIXEL
     norm: Norm = "Linf"
     batch_size: int = 250
     autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
     layout: torch.memory_format = torch.contiguous_format
     watch: Watch = _no_watch
     journal: Journal | None = None
-    worker: Model | None = None
+    attacked_model: LogitFunction | None = None
 
     def clean(self) -> Tensor:
         """Return which images the model classifies rightly as they are: ``right_N``, bool, on the CPU."""
@@ -149,7 +149,7 @@ class Evaluator:
             return right(self.model(x_BCHW), y_B).cpu()
 
         with exact_float32(), torch.no_grad(), self.watch("clean", len(self.images.labels_N)) as advance:
-            for turn in distributed.in_turns(self._split(torch.arange(len(self.images.labels_N))), judge):
+            for turn in distributed.round_robin(self._split(torch.arange(len(self.images.labels_N))), judge):
                 found += [right_B for _, right_B in turn]
                 advance(sum(len(rows) for rows, _ in turn))
         return torch.cat(found)
@@ -160,14 +160,14 @@ class Evaluator:
         if not len(rows):
             return Gradients(0, 0, 0)
         x_BCHW, y_B = self._batch(rows)
-        z_BCHW = self.domain.encode(x_BCHW).requires_grad_(True)
+        z_BCHW = self.attack_space.from_pixels(x_BCHW).requires_grad_(True)
         with exact_float32(), torch.enable_grad():
-            loss_B = cross_entropy(y_B)(_attached(self.model(self.domain.decode(z_BCHW)), z_BCHW))
+            loss_B = cross_entropy(y_B)(_attached(self.model(self.attack_space.to_pixels(z_BCHW)), z_BCHW))
             (gradient_BCHW,) = torch.autograd.grad(loss_B.sum(), z_BCHW)
         size_B = gradient_BCHW.abs().flatten(1).amax(dim=1)
         return Gradients(len(rows), int((size_B == 0).sum()), int((~size_B.isfinite()).sum()))
 
-    def sweep(self, attacks: Sequence[Attack], epsilons: Sequence[Epsilon], right_N: Tensor) -> list[Outcome]:
+    def evaluate(self, attacks: Sequence[Attack], epsilons: Sequence[Epsilon], right_N: Tensor) -> list[Outcome]:
         """Run every attack at every eps, the smallest first.
 
         An image that an attack breaks at one eps lies in the ball of every larger one too, so it stays broken
@@ -204,7 +204,7 @@ class Evaluator:
         result = Outcome(attack, eps, broken_N, attacked=todo)
         with exact_float32():
             rounds = attack.rounds(problem, notes.append)
-            notes += attack.examine(problem, *self._first_batch(broken_N))
+            notes += attack.check_model(problem, *self._first_batch(broken_N))
             with self.watch(f"{label} {eps.text}", todo * sum(item.passes for item in rounds)) as advance:
                 for number, item in enumerate(rounds):
                     meter.show = advance
@@ -216,27 +216,33 @@ class Evaluator:
         return replace(result, notes=tuple(dict.fromkeys(notes)))
 
     def _round(
-        self, result: Outcome, key: Key, item: Round, problem: Problem, meter: Meter, notes: list[str]
+        self, result: Outcome, key: Key, item: AttackPart, problem: AttackContext, meter: Meter, notes: list[str]
     ) -> Outcome:
-        broken_N, strays, seconds = result.broken_N.clone(), result.strays, result.seconds
+        broken_N, out_of_ball, seconds = result.broken_N.clone(), result.out_of_ball, result.seconds
         before = int(broken_N.sum())
         batches = self._split((~broken_N).nonzero().squeeze(1))
         for rows, done in zip(batches, self._done(key, item, batches, problem, meter, notes), strict=True):
             broken_N[rows] = torch.isin(self.images.index_N[rows], torch.tensor(done.broken, dtype=torch.int64))
-            strays, seconds = strays + done.strays, seconds + done.seconds
+            out_of_ball, seconds = out_of_ball + done.out_of_ball, seconds + done.seconds
             notes.extend(done.notes)
         found = {**result.broken_by, item.name: int(broken_N.sum()) - before}
-        return replace(result, broken_N=broken_N, strays=strays, seconds=seconds, broken_by=found)
+        return replace(result, broken_N=broken_N, out_of_ball=out_of_ball, seconds=seconds, broken_by=found)
 
     def _done(
-        self, key: Key, item: Round, batches: Sequence[Tensor], problem: Problem, meter: Meter, notes: list[str]
-    ) -> list[Done]:
+        self,
+        key: Key,
+        item: AttackPart,
+        batches: Sequence[Tensor],
+        problem: AttackContext,
+        meter: Meter,
+        notes: list[str],
+    ) -> list[FinishedBatch]:
         """Return what came of each batch: from the journal, or by attacking it now, which is written down."""
         index: list[list[int]] = [self.images.index_N[rows].tolist() for rows in batches]
         done = [self.journal.find(key, index_B) if self.journal else None for index_B in index]
         due = [number for number, known in enumerate(done) if known is None]
 
-        def attack(number: int) -> Done:
+        def attack(number: int) -> FinishedBatch:
             noticed = len(notes)
             with meter.batch(len(batches[number]) * item.passes):
                 found = self._attack_batch(item, problem, batches[number], index[number])
@@ -245,7 +251,7 @@ class Evaluator:
             return found
 
         meter.skip(sum(len(rows) * item.passes for rows, known in zip(batches, done, strict=True) if known))
-        for turn in distributed.in_turns(due, attack):
+        for turn in distributed.round_robin(due, attack):
             for place, (number, found) in enumerate(turn):
                 # What a turn took is what its longest batch took: seconds are those of a clock on the wall.
                 share = max(other.seconds for _, other in turn) / len(turn)
@@ -256,39 +262,41 @@ class Evaluator:
                     meter.skip(len(batches[number]) * item.passes)
         return [found for found in done if found is not None]
 
-    def _attack_batch(self, item: Round, problem: Problem, rows: Tensor, index_B: list[int]) -> Done:
+    def _attack_batch(
+        self, item: AttackPart, problem: AttackContext, rows: Tensor, index_B: list[int]
+    ) -> FinishedBatch:
         started = time.perf_counter()
         x_BCHW, y_B = self._batch(rows)
-        clean_BCHW = self.domain.encode(x_BCHW)
+        clean_BCHW = self.attack_space.from_pixels(x_BCHW)
         z_BCHW = item.perturb(clean_BCHW, y_B, index_B).detach()
-        allowed_B = allowed(z_BCHW, clean_BCHW, domain=self.domain, norm=self.norm, eps=problem.eps)
+        allowed_B = allowed(z_BCHW, clean_BCHW, attack_space=self.attack_space, norm=self.norm, eps=problem.eps)
         with torch.no_grad():
-            fooled_B = ~right(self.model(self.domain.pixels(z_BCHW)), y_B)
+            fooled_B = ~right(self.model(self.attack_space.pixels(z_BCHW)), y_B)
         broken_B = (fooled_B & allowed_B).tolist()
         broken = [index for index, lost in zip(index_B, broken_B, strict=True) if lost]
-        return Done(broken, int((~allowed_B).sum()), time.perf_counter() - started, [])
+        return FinishedBatch(broken, int((~allowed_B).sum()), time.perf_counter() - started, [])
 
-    def _problem(self, eps: Epsilon, meter: Meter) -> Problem:
-        worker = self.worker or self.model
+    def _problem(self, eps: Epsilon, meter: Meter) -> AttackContext:
+        worker = self.attacked_model or self.model
 
         def plain(z_BCHW: Tensor) -> Tensor:
             # The attacks of pyautoattack insist on contiguous tensors of their own.
-            return self.model(self.domain.decode(z_BCHW).contiguous(memory_format=self.layout))
+            return self.model(self.attack_space.to_pixels(z_BCHW).contiguous(memory_format=self.layout))
 
         def exact(z_BCHW: Tensor) -> Tensor:
             meter.count(len(z_BCHW))
-            logits_BK = worker(self.domain.decode(z_BCHW).contiguous(memory_format=self.layout))
+            logits_BK = worker(self.attack_space.to_pixels(z_BCHW).contiguous(memory_format=self.layout))
             return _attached(logits_BK, z_BCHW)
 
         def model(z_BCHW: Tensor) -> Tensor:
             with self.autocast():
                 return exact(z_BCHW)
 
-        return Problem(
+        return AttackContext(
             model=model,
             exact=exact,
             plain=plain,
-            domain=self.domain,
+            attack_space=self.attack_space,
             norm=self.norm,
             eps=eps.value,
             num_classes=self.num_classes,
@@ -299,7 +307,7 @@ class Evaluator:
 
     def _first_batch(self, broken_N: Tensor) -> tuple[Tensor, Tensor]:
         x_BCHW, y_B = self._batch((~broken_N).nonzero().squeeze(1)[: self.batch_size])
-        return self.domain.encode(x_BCHW), y_B
+        return self.attack_space.from_pixels(x_BCHW), y_B
 
     def _split(self, rows: Tensor) -> list[Tensor]:
         return [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]

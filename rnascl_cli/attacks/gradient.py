@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnascl_cli.core.device_transfer import sent
+from rnascl_cli.core.device_transfer import to_device_async
 
-Model = Callable[[Tensor], Tensor]
+LogitFunction = Callable[[Tensor], Tensor]
 LossB = Callable[[Tensor], Tensor]
 """Logits ``(B, K)`` to one number an image ``(B,)``, which the attack makes as large as it can."""
 
@@ -82,7 +82,7 @@ class L2:
 
 
 def projected_gradient(
-    model: Model,
+    model: LogitFunction,
     x_BCHW: Tensor,
     *,
     loss: LossB,
@@ -165,4 +165,4 @@ def _norms(delta_BCHW: Tensor) -> Tensor:
 def _rand(like: Tensor, generator: torch.Generator | None) -> Tensor:
     # Drawn on the generator's device (the CPU), so that a seed means the same noise everywhere.
     device = generator.device if generator is not None else like.device
-    return sent(torch.rand(like.shape, generator=generator, device=device), like.device).to(like.dtype)
+    return to_device_async(torch.rand(like.shape, generator=generator, device=device), like.device).to(like.dtype)

@@ -31,9 +31,9 @@ def masking_signs(outcomes: Sequence[Outcome], gradients: Gradients) -> list[str
     for name in dict.fromkeys(outcome.attack.name for outcome in outcomes):
         signs += _sweep_signs([outcome for outcome in outcomes if outcome.attack.name == name])
     for outcome in outcomes:
-        if outcome.strays:
+        if outcome.out_of_ball:
             signs.append(
-                f"{_at(outcome)}: {outcome.strays} perturbed images left the ball or were not finite; not counted"
+                f"{_at(outcome)}: {outcome.out_of_ball} perturbed images left the ball or were not finite; not counted"
             )
         signs += [f"{_at(outcome)}: {note}" for note in outcome.notes]
     return list(dict.fromkeys(signs))

@@ -12,11 +12,11 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from rnascl_cli.attacks.gradient import L2, Ball, Linf, Model
-from rnascl_cli.attacks.protocol import Domain
+from rnascl_cli.attacks.gradient import L2, Ball, Linf, LogitFunction
+from rnascl_cli.attacks.protocol import AttackSpace
 
 Norm = Literal["Linf", "L2"]
-Streams = Callable[[str, int, int], torch.Generator]
+NoiseStreams = Callable[[str, int, int], torch.Generator]
 """(what the noise is for, restart, test-set index of the image) to a CPU generator.
 
 Each image has its own, so that its verdict does not depend on which other images are attacked beside it.
@@ -25,7 +25,7 @@ Note = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class AttackContext:
     """One model, one eps: what an attack works on.
 
     Attributes:
@@ -41,15 +41,15 @@ class Problem:
         device: Where the images are.
     """
 
-    model: Model
-    exact: Model
-    plain: Model
-    domain: Domain
+    model: LogitFunction
+    exact: LogitFunction
+    plain: LogitFunction
+    attack_space: AttackSpace
     norm: Norm
     eps: float
     num_classes: int
     seed: int
-    streams: Streams
+    streams: NoiseStreams
     device: torch.device
 
     @property
@@ -59,7 +59,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Round:
+class AttackPart:
     """One pass of an attack over the images not broken yet: a restart, or a part of AutoAttack.
 
     Attributes:
@@ -95,11 +95,11 @@ class Attack(Protocol):
         """Return the length of a step at this eps; None where the attack chooses its own."""
         ...
 
-    def standard(self, num_classes: int) -> bool:
+    def is_standard(self, num_classes: int) -> bool:
         """Return whether the attack is in its published setting for this many classes."""
         ...
 
-    def rounds(self, problem: Problem, note: Note) -> list[Round]:
+    def rounds(self, problem: AttackContext, note: Note) -> list[AttackPart]:
         """Return the passes to make, in order.
 
         Args:
@@ -108,6 +108,6 @@ class Attack(Protocol):
         """
         ...
 
-    def examine(self, problem: Problem, z_BCHW: Tensor, y_B: Tensor) -> list[str]:
+    def check_model(self, problem: AttackContext, z_BCHW: Tensor, y_B: Tensor) -> list[str]:
         """Return what looks wrong about the model before the attack starts, from its first batch."""
         ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rnascl_cli.core.errors import UserError, nearest
+from rnascl_cli.core.errors import UserError, did_you_mean
 
 PARTS: dict[str, tuple[str, ...]] = {
     "aa": ("apgd-ce", "apgd-t", "fab-t", "square"),
@@ -53,6 +53,6 @@ def checked_names(names: Sequence[str], *, norm: str, paper_code: bool = False, 
             )
     for name in lower:
         if name not in KNOWN and pgd_steps(name) is None:
-            hint = nearest("pgd20" if name.startswith("pgd") else name, KNOWN)
+            hint = did_you_mean("pgd20" if name.startswith("pgd") else name, KNOWN)
             raise UserError(f"{option}: unknown attack '{name}'{hint}; pgdN takes any number of steps N")
     return lower

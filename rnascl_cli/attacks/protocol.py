@@ -16,7 +16,7 @@ Bound = Tensor | float
 
 
 @dataclass(frozen=True, eq=False)
-class Domain:
+class AttackSpace:
     """The space in which eps is measured: ``z = (x - mean) / std``.
 
     Attributes:
@@ -33,11 +33,11 @@ class Domain:
     lowest: Bound = 0.0
     highest: Bound = 1.0
 
-    def encode(self, x_BCHW: Tensor) -> Tensor:
+    def from_pixels(self, x_BCHW: Tensor) -> Tensor:
         """Return the attack's coordinates of images in [0, 1]."""
         return x_BCHW if self.protocol == "pixel" else (x_BCHW - self.mean) / self.std
 
-    def decode(self, z_BCHW: Tensor) -> Tensor:
+    def to_pixels(self, z_BCHW: Tensor) -> Tensor:
         """Return the pixels of ``z``, unclamped.
 
         Unclamped, because rounding moves a black pixel to about -1e-8, where a clamp would take its gradient.
@@ -46,7 +46,7 @@ class Domain:
 
     def pixels(self, z_BCHW: Tensor) -> Tensor:
         """Return the images that ``z`` stands for, in [0, 1]."""
-        return self.decode(z_BCHW).clamp(0.0, 1.0)
+        return self.to_pixels(z_BCHW).clamp(0.0, 1.0)
 
     def clip(self, z_BCHW: Tensor) -> Tensor:
         """Move ``z`` to the nearest valid value."""
@@ -54,10 +54,10 @@ class Domain:
         return torch.maximum(torch.minimum(z_BCHW, highest), lowest)
 
 
-PIXEL = Domain()
+PIXEL = AttackSpace()
 
 
-def normalised_domain(mean: Tensor, std: Tensor, *, clamp_to_unit: bool) -> Domain:
+def normalised_attack_space(mean: Tensor, std: Tensor, *, clamp_to_unit: bool) -> AttackSpace:
     """Return the domain of the ``paper-code`` protocol: eps is measured on normalised inputs.
 
     A ball of eps there is one of ``eps * std`` in pixels, about a quarter of it for CIFAR-10.
@@ -69,5 +69,5 @@ def normalised_domain(mean: Tensor, std: Tensor, *, clamp_to_unit: bool) -> Doma
             below the mean; otherwise to the values that pixels in [0, 1] have.
     """
     if clamp_to_unit:
-        return Domain("paper-code", mean, std)
-    return Domain("paper-code", mean, std, lowest=(0.0 - mean) / std, highest=(1.0 - mean) / std)
+        return AttackSpace("paper-code", mean, std)
+    return AttackSpace("paper-code", mean, std, lowest=(0.0 - mean) / std, highest=(1.0 - mean) / std)

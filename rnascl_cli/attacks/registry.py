@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rnascl_cli.attacks.autoattack import AutoAttack
 from rnascl_cli.attacks.gradient import LossB, cross_entropy, margin, projected_gradient
-from rnascl_cli.attacks.interface import Attack, Norm, Note, Problem, Round
+from rnascl_cli.attacks.interface import Attack, AttackContext, AttackPart, Norm, Note
 from rnascl_cli.attacks.names import PARTS, checked_names, pgd_steps
 from rnascl_cli.attacks.verdicts import right
 
@@ -57,15 +57,15 @@ class Clean:
         """There is no step."""
         return None
 
-    def standard(self, num_classes: int) -> bool:
+    def is_standard(self, num_classes: int) -> bool:
         """There is nothing to depart from."""
         return True
 
-    def rounds(self, problem: Problem, note: Note) -> list[Round]:
+    def rounds(self, problem: AttackContext, note: Note) -> list[AttackPart]:
         """There is nothing to run."""
         return []
 
-    def examine(self, problem: Problem, z_BCHW: Tensor, y_B: Tensor) -> list[str]:
+    def check_model(self, problem: AttackContext, z_BCHW: Tensor, y_B: Tensor) -> list[str]:
         """There is nothing to notice."""
         return []
 
@@ -100,22 +100,24 @@ class GradientAttack:
         """Return the length of a step at this eps."""
         return eps * self.step_share if self.step_size is None else self.step_size
 
-    def standard(self, num_classes: int) -> bool:
+    def is_standard(self, num_classes: int) -> bool:
         """These attacks work alike for any number of classes."""
         return True
 
-    def rounds(self, problem: Problem, note: Note) -> list[Round]:
+    def rounds(self, problem: AttackContext, note: Note) -> list[AttackPart]:
         """Return one round for each restart."""
         return [
-            Round(f"restart {number + 1}", self.steps, partial(self._perturb, problem, number))
+            AttackPart(f"restart {number + 1}", self.steps, partial(self._perturb, problem, number))
             for number in range(self.restarts)
         ]
 
-    def examine(self, problem: Problem, z_BCHW: Tensor, y_B: Tensor) -> list[str]:
+    def check_model(self, problem: AttackContext, z_BCHW: Tensor, y_B: Tensor) -> list[str]:
         """Gradients are looked at once for all attacks, not here."""
         return []
 
-    def _perturb(self, problem: Problem, restart: int, z_BCHW: Tensor, y_B: Tensor, index_B: Sequence[int]) -> Tensor:
+    def _perturb(
+        self, problem: AttackContext, restart: int, z_BCHW: Tensor, y_B: Tensor, index_B: Sequence[int]
+    ) -> Tensor:
         start_BCHW = z_BCHW
         if self.noise is not None:
             start_BCHW = z_BCHW + _noise(problem, z_BCHW, self.noise, restart, index_B)
@@ -130,7 +132,7 @@ class GradientAttack:
                 break
         return found_BCHW
 
-    def _climb(self, problem: Problem, z_BCHW: Tensor, y_B: Tensor, start_BCHW: Tensor, steps: int) -> Tensor:
+    def _climb(self, problem: AttackContext, z_BCHW: Tensor, y_B: Tensor, start_BCHW: Tensor, steps: int) -> Tensor:
         return projected_gradient(
             problem.model,
             z_BCHW,
@@ -140,8 +142,8 @@ class GradientAttack:
             steps=steps,
             start_BCHW=start_BCHW,
             momentum=self.momentum,
-            lowest=problem.domain.lowest,
-            highest=problem.domain.highest,
+            lowest=problem.attack_space.lowest,
+            highest=problem.attack_space.highest,
         )
 
 
@@ -191,7 +193,7 @@ def _doubling(steps: int) -> list[int]:
     return parts
 
 
-def _noise(problem: Problem, z_BCHW: Tensor, stream: str, restart: int, index_B: Sequence[int]) -> Tensor:
+def _noise(problem: AttackContext, z_BCHW: Tensor, stream: str, restart: int, index_B: Sequence[int]) -> Tensor:
     like_1CHW = torch.empty((1, *z_BCHW.shape[1:]))
     draws = [problem.ball.noise(like_1CHW, problem.streams(stream, restart, index)) for index in index_B]
     return torch.cat(draws).to(z_BCHW)

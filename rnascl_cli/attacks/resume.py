@@ -25,18 +25,18 @@ Key = tuple[str, str, int]
 """Attack, eps as text, number of the round."""
 
 
-class Done(NamedTuple):
+class FinishedBatch(NamedTuple):
     """A finished batch.
 
     Attributes:
         broken: Its images that the batch's attack broke, test-set indices.
-        strays: How many of its perturbed images had left the ball, and were not counted.
+        out_of_ball: How many of its perturbed images had left the ball, and were not counted.
         seconds: What it took.
         notes: What the attack noticed about the model.
     """
 
     broken: list[int]
-    strays: int
+    out_of_ball: int
     seconds: float
     notes: list[str]
 
@@ -52,7 +52,7 @@ class Journal:
 
     path: Path
     header: Mapping[str, Any]
-    _done: dict[tuple[Key, tuple[int, ...]], Done] = field(default_factory=dict)
+    _done: dict[tuple[Key, tuple[int, ...]], FinishedBatch] = field(default_factory=dict)
 
     def start(self) -> None:
         """Begin a new file.
@@ -60,7 +60,7 @@ class Journal:
         Raises:
             WriteError: It cannot be written.
         """
-        if distributed.is_first():
+        if distributed.is_rank_zero():
             write_text(self.path, json.dumps(self.header, sort_keys=True) + "\n")
 
     def load(self) -> int:
@@ -69,11 +69,11 @@ class Journal:
         Raises:
             UserError: There is no file, or it is of another evaluation.
         """
-        self._done = distributed.from_first(self._read)
+        self._done = distributed.from_rank_zero(self._read)
         return len(self._done)
 
-    def _read(self) -> dict[tuple[Key, tuple[int, ...]], Done]:
-        found: dict[tuple[Key, tuple[int, ...]], Done] = {}
+    def _read(self) -> dict[tuple[Key, tuple[int, ...]], FinishedBatch]:
+        found: dict[tuple[Key, tuple[int, ...]], FinishedBatch] = {}
         if self.path.is_symlink():
             raise UserError(f"--resume: {self.path}: is a link, which rnascl does not write; start without --resume")
         try:
@@ -96,17 +96,17 @@ class Journal:
         os.truncate(self.path, sum(len(line) + 1 for line in whole))
         return found
 
-    def find(self, key: Key, images: Sequence[int]) -> Done | None:
+    def find(self, key: Key, images: Sequence[int]) -> FinishedBatch | None:
         """Return the outcome of a batch if it is finished."""
         return self._done.get((key, tuple(images)))
 
-    def record(self, key: Key, images: Sequence[int], done: Done) -> None:
+    def record(self, key: Key, images: Sequence[int], done: FinishedBatch) -> None:
         """Append a finished batch.
 
         Raises:
             WriteError: It cannot be written; the batches before are kept.
         """
-        if not distributed.is_first():
+        if not distributed.is_rank_zero():
             return
         attack, eps, number = key
         entry = {"attack": attack, "eps": eps, "round": number, "images": list(images), **done._asdict()}
@@ -120,7 +120,7 @@ class Journal:
 
     def remove(self) -> None:
         """Delete the file: the evaluation is complete."""
-        if distributed.is_first():
+        if distributed.is_rank_zero():
             self.path.unlink(missing_ok=True)
 
     def _difference(self, header: Mapping[str, Any]) -> str:
@@ -128,8 +128,8 @@ class Journal:
         return f"an evaluation with another {', '.join(names) or 'header'}"
 
 
-def _checked(entry: Mapping[str, Any]) -> Done:
-    done = Done(entry["broken"], int(entry["strays"]), float(entry["seconds"]), entry["notes"])
+def _checked(entry: Mapping[str, Any]) -> FinishedBatch:
+    done = FinishedBatch(entry["broken"], int(entry["out_of_ball"]), float(entry["seconds"]), entry["notes"])
     if not set(done.broken) <= set(entry["images"]) or not all(isinstance(note, str) for note in done.notes):
         raise ValueError("an image broken that is not of the batch, or a note that is no text")
     return done

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rnascl_cli.attacks.interface import Norm
-from rnascl_cli.attacks.protocol import Domain
+from rnascl_cli.attacks.protocol import AttackSpace
 
 ROUNDING = 1e-6
 """How far beyond its bound a float32 number of about 1 may come by rounding."""
@@ -23,18 +23,18 @@ def right(logits_BK: Tensor, y_B: Tensor) -> Tensor:
     return (logits_BK.argmax(dim=1) == y_B) & logits_BK.isfinite().all(dim=1)
 
 
-def allowed(z_BCHW: Tensor, clean_BCHW: Tensor, *, domain: Domain, norm: Norm, eps: float) -> Tensor:
+def allowed(z_BCHW: Tensor, clean_BCHW: Tensor, *, attack_space: AttackSpace, norm: Norm, eps: float) -> Tensor:
     """Return which perturbed images are finite, valid and inside the ball, up to rounding.
 
     The ball's centre is the clean image clipped to the domain's valid range. Only the authors' own clamp
     makes that another point; clipping brings no two points further apart.
     """
-    delta_BD = (z_BCHW - domain.clip(clean_BCHW)).flatten(1)
+    delta_BD = (z_BCHW - attack_space.clip(clean_BCHW)).flatten(1)
     if norm == "Linf":
         inside_B = delta_BD.abs().amax(dim=1) <= eps + ROUNDING
     else:
         inside_B = torch.linalg.vector_norm(delta_BD, dim=1) <= eps * (1 + 1e-5) + ROUNDING
-    valid_B = ((z_BCHW - domain.clip(z_BCHW)).abs() <= ROUNDING).flatten(1).all(dim=1)
+    valid_B = ((z_BCHW - attack_space.clip(z_BCHW)).abs() <= ROUNDING).flatten(1).all(dim=1)
     return inside_B & valid_B & z_BCHW.isfinite().flatten(1).all(dim=1)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rnascl_cli.cli import options
-from rnascl_cli.cli.output import finish
+from rnascl_cli.cli.output import print_artifact
 from rnascl_cli.core import console
 
 NAME = "adv-finetune"
@@ -77,7 +77,7 @@ def command(
 
     path = out or options.new_run_directory(f"{resolved.adv_finetune.method}-{before.architecture.space}")
     document = adv_finetune(
-        source, resolved, RunDirectory.claim(path, own="adv-finetune.json", force=force, resume=resume)
+        source, resolved, RunDirectory.open(path, own="adv-finetune.json", force=force, resume=resume)
     )
-    console.say(f"fine-tuned by {document.method}: clean accuracy {document.clean_accuracy:.2%}; wrote {path}")
-    finish(document, out=str(path), json=json)
+    console.info(f"fine-tuned by {document.method}: clean accuracy {document.clean_accuracy:.2%}; wrote {path}")
+    print_artifact(document, out=str(path), json=json)

@@ -22,9 +22,9 @@ from rnascl_cli.cli import adv_finetune, attack, cache, derive, quickstart, repo
 from rnascl_cli.core import console, distributed
 from rnascl_cli.core.errors import Interrupted, RunError, UserError, one_line
 from rnascl_cli.core.version import __version__
-from rnascl_cli.engine.interrupts import ending_at_once
+from rnascl_cli.engine.interrupts import raise_on_signal
 from rnascl_cli.engine.parent_death import end_with_parent
-from rnascl_cli.engine.resume_command import commanded_as
+from rnascl_cli.engine.resume_command import recorded_command
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 INTERRUPTED = "interrupted; where a checkpoint was written, the same command with --resume goes on from it"
@@ -71,10 +71,10 @@ def _root(
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
     end_with_parent()
-    warnings.showwarning = lambda message, *_, **__: console.warn(one_line(str(message)))  # a line like any other
+    warnings.showwarning = lambda message, *_, **__: console.warning(one_line(str(message)))  # a line like any other
     arguments = sys.argv[1:]
-    together = distributed.started_together() and _is_shared(arguments)
-    sys.exit(run(arguments, together=together) if together or distributed.started_first() else 0)
+    together = distributed.is_distributed_launch() and _is_shared(arguments)
+    sys.exit(run(arguments, together=together) if together or distributed.is_launch_rank_zero() else 0)
 
 
 def _is_shared(arguments: list[str]) -> bool:
@@ -91,7 +91,7 @@ def run(arguments: list[str], *, together: bool = False) -> int:
     """
     try:
         _refuse_what_is_no_text(arguments)
-        with commanded_as(arguments), ending_at_once(), _joined() if together else contextlib.nullcontext():
+        with recorded_command(arguments), raise_on_signal(), _joined() if together else contextlib.nullcontext():
             outcome: Any = app(args=arguments, prog_name="rnascl", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         return _stopped(INTERRUPTED, EXIT_INTERRUPTED)
@@ -117,8 +117,8 @@ def run(arguments: list[str], *, together: bool = False) -> int:
 @contextlib.contextmanager
 def _joined() -> Iterator[None]:
     """Join the other ranks, of which only the first one shows what it does."""
-    with distributed.together():
-        console.stderr.quiet = not distributed.is_first()
+    with distributed.process_group():
+        console.stderr.quiet = not distributed.is_rank_zero()
         yield
 
 
@@ -145,12 +145,12 @@ def _usage_error(error: Any) -> int:
 
 def _stopped(message: str, code: int) -> int:
     """Say how to go on; every rank was stopped, and the first knows what was kept."""
-    return _complain(message, code) if distributed.is_first() else code
+    return _complain(message, code) if distributed.is_rank_zero() else code
 
 
 def _complain(message: str, code: int = EXIT_FAILED) -> int:
     if os.environ.get("RNASCL_DEBUG"):
         traceback.print_exc()
-    if distributed.first_to_tell():
+    if distributed.claim_error_report():
         print(f"rnascl: {one_line(message)}", file=sys.stderr)
     return code

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rnascl_cli.cli import options
-from rnascl_cli.cli.output import finish_all
+from rnascl_cli.cli.output import print_artifacts
 from rnascl_cli.core import distributed
 from rnascl_cli.core.errors import UserError
 
 if TYPE_CHECKING:
     from rnascl_cli.artifacts.documents import AttackDocument
-    from rnascl_cli.stages.attack.plan import Assault
+    from rnascl_cli.stages.attack.plan import AttackPlan
 
 NAME = "attack"
 EPILOG = "Example: rnascl attack runs/s5-trades --attack fgsm,mi-fgsm,pgd20,cw,aa --eps 8/255 --limit-test 500"
@@ -72,7 +72,7 @@ def command(
     json: options.Json = False,
 ) -> None:
     """Measure robust accuracy, attack by attack and image by image."""
-    from rnascl_cli.stages.attack.plan import plan
+    from rnascl_cli.stages.attack.plan import plan_attack
     from rnascl_cli.stages.attack.target import claim_directory, find_target, folders_in
 
     several = len(models) > 1
@@ -102,24 +102,24 @@ def command(
         where = folder if out else target.own_directory or folder
         claim_directory(target, where, force=force, resume=resume)
         named = None if where == target.own_directory else root
-        assaults.append(plan(target, resolved, where, audit=audit, out=named))
+        assaults.append(plan_attack(target, resolved, where, audit=audit, out=named))
     _carry_out(assaults, resume=resume, json=json)
 
 
-def _carry_out(assaults: Sequence[Assault], *, resume: bool, json: bool) -> None:
+def _carry_out(assaults: Sequence[AttackPlan], *, resume: bool, json: bool) -> None:
     """Run the attacks, one model after the other, and show what they found."""
     from rnascl_cli.cli import attack_tables  # it reads rich, which --help can do without
     from rnascl_cli.stages.attack.attack import attack
 
     documents: list[AttackDocument] = []
-    begun = distributed.from_first(lambda: [assault.begun for assault in assaults])
-    for assault, was_begun in zip(assaults, begun, strict=True):
+    begun = distributed.from_rank_zero(lambda: [plan.begun for plan in assaults])
+    for plan, was_begun in zip(assaults, begun, strict=True):
         # Of several models, an interrupted command has finished some and not come to others.
-        documents.append(attack(assault, resume=resume and (was_begun or not any(begun))))
+        documents.append(attack(plan, resume=resume and (was_begun or not any(begun))))
         attack_tables.show(documents[-1])
     if len(documents) > 1:
         attack_tables.show_side_by_side(documents)
-    finish_all(documents, out=[str(assault.directory) for assault in assaults], json=json)
+    print_artifacts(documents, out=[str(plan.directory) for plan in assaults], json=json)
 
 
 def _names_data(recipe: str | None, settings: Sequence[str]) -> bool:

@@ -35,12 +35,12 @@ def show(document: AttackDocument) -> None:
     console.stderr.print(table)
     if document.audit is not None:
         for check in document.audit:
-            console.say(f"{'pass' if check.passed else 'FAIL'}  {check.name}: {check.detail}")
+            console.info(f"{'pass' if check.passed else 'FAIL'}  {check.name}: {check.detail}")
         failed = sum(not check.passed for check in document.audit)
         verdict = f"{failed} of {len(document.audit)} checks failed: do not trust these numbers" if failed else "passed"
-        console.say(f"audit: {verdict}")
+        console.info(f"audit: {verdict}")
     for warning in document.warnings:
-        console.warn(warning)
+        console.warning(warning)
 
 
 def show_side_by_side(documents: Sequence[AttackDocument]) -> None:
@@ -60,9 +60,11 @@ def show_side_by_side(documents: Sequence[AttackDocument]) -> None:
     first = documents[0]
     for document in documents[1:]:
         if _images(document) != _images(first):
-            console.warn(f"{document.model} and {first.model} were attacked on different images; name them with --data")
+            console.warning(
+                f"{document.model} and {first.model} were attacked on different images; name them with --data"
+            )
         if document.provenance.recipe.get("attack") != first.provenance.recipe.get("attack"):
-            console.warn(f"{document.model} and {first.model} were attacked with different settings")
+            console.warning(f"{document.model} and {first.model} were attacked with different settings")
 
 
 def _images(document: AttackDocument) -> tuple[object, ...]:

@@ -14,7 +14,7 @@ import typer
 from rnascl_cli.cli import options
 from rnascl_cli.core import console
 from rnascl_cli.core.cache_dir import cache_dir
-from rnascl_cli.core.errors import RunError, UserError, nearest
+from rnascl_cli.core.errors import RunError, UserError, did_you_mean
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,7 +33,7 @@ def show(json: options.Json = False) -> None:
 
     entries = inventory()
     if json:
-        console.result(json_module.dumps([entry.to_json() for entry in entries], indent=2))
+        console.print_result(json_module.dumps([entry.to_json() for entry in entries], indent=2))
     else:
         console.stderr.print(table(entries))
 
@@ -51,7 +51,7 @@ def clear(
     """Delete kept outputs and decoded images, or the kinds named. Downloads and teachers go only when named."""
 
     freed = clear_kinds(kinds or ["outputs", "images"])
-    console.say(f"freed {freed / 1e9:.2f} GB")
+    console.info(f"freed {freed / 1e9:.2f} GB")
 
 
 FOLDERS = {"outputs": "teacher-outputs", "images": "images", "data": "data", "teachers": "teachers"}
@@ -59,7 +59,7 @@ FOLDERS = {"outputs": "teacher-outputs", "images": "images", "data": "data", "te
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """One thing kept.
 
     Attributes:
@@ -79,7 +79,7 @@ class Entry:
         return asdict(self)
 
 
-def inventory() -> list[Entry]:
+def inventory() -> list[CacheEntry]:
     """Return what is in the cache folder, kind by kind; empty where there is none."""
     from rnascl_cli.teachers.output_cache import used_bytes
 
@@ -88,7 +88,7 @@ def inventory() -> list[Entry]:
         root = cache_dir() / folder
         for path in sorted(root.iterdir()) if root.is_dir() else []:
             size = used_bytes(path) if path.is_dir() else path.stat().st_blocks * 512
-            entries.append(Entry(kind, path.name, size, _about_outputs(path) if kind == "outputs" else ""))
+            entries.append(CacheEntry(kind, path.name, size, _about_outputs(path) if kind == "outputs" else ""))
     return entries
 
 
@@ -126,7 +126,9 @@ def clear_kinds(kinds: Sequence[str]) -> int:
 
     for kind in kinds:
         if kind not in FOLDERS:
-            raise UserError(f"KIND: no kind '{kind}' in the cache{nearest(kind, FOLDERS)}; known: {', '.join(FOLDERS)}")
+            raise UserError(
+                f"KIND: no kind '{kind}' in the cache{did_you_mean(kind, FOLDERS)}; known: {', '.join(FOLDERS)}"
+            )
     freed = 0
     for kind in dict.fromkeys(kinds):
         root = cache_dir() / FOLDERS[kind]
@@ -140,7 +142,7 @@ def clear_kinds(kinds: Sequence[str]) -> int:
     return freed
 
 
-def table(entries: Sequence[Entry]) -> Table:
+def table(entries: Sequence[CacheEntry]) -> Table:
     """Return the inventory as a table, with the sum beneath."""
     from rich.table import Table
 

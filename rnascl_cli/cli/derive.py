@@ -49,7 +49,7 @@ def command(
     budget = Budget(options.count(max_macs, "--max-macs"), options.count(max_params, "--max-params"))
     document = derive(source, tutors=tutors, budget=budget, point=point)
     architecture = document.architecture
-    console.say(
+    console.info(
         f"derived {architecture.space}: widths {' '.join(map(str, architecture.widths))}, "
         f"{architecture.params / 1e6:.3f} M params, {architecture.macs / 1e6:.2f} M MACs"
         + (f"; tutors: {document.tutors.origin}" if document.tutors else "")
@@ -57,4 +57,4 @@ def command(
     if out is not None:
         write_document(out, document)
     if out is None or json:
-        console.result(document_json(document))
+        console.print_result(document_json(document))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from rnascl_cli.core.errors import UserError, expanded
+from rnascl_cli.core.errors import UserError, expand_user
 
 if TYPE_CHECKING:
     from rnascl_cli.recipes import Layer, Option
@@ -185,7 +185,7 @@ def _refuse_download_into(spec: str) -> None:
         UserError: ``spec`` is of that kind.
     """
     name, _, folder = spec.partition(":")
-    if name in DOWNLOADED and folder and not (expanded(folder, option="--data") / DOWNLOADED[name]).is_dir():
+    if name in DOWNLOADED and folder and not (expand_user(folder, option="--data") / DOWNLOADED[name]).is_dir():
         raise UserError(
             f"--data {spec}: the artifact given names that folder, and it holds no {name}; "
             f"give --data {name}:DIR, or --data {spec} to download there"

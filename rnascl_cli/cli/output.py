@@ -17,16 +17,16 @@ def _json(document: Document) -> str:
     return document_json(document)
 
 
-def finish(document: Document, *, out: str, json: bool) -> None:
+def print_artifact(document: Document, *, out: str, json: bool) -> None:
     """End a stage: the artifact on stdout with ``--json``, else the run directory, so that shells can pass it on."""
-    console.result(_json(document) if json else out)
+    console.print_result(_json(document) if json else out)
 
 
-def finish_all(documents: Sequence[Document], *, out: Sequence[str], json: bool) -> None:
+def print_artifacts(documents: Sequence[Document], *, out: Sequence[str], json: bool) -> None:
     """End a command on several models: a JSON list, or a directory a line; for one model as :func:`finish`."""
     if len(documents) == 1:
-        finish(documents[0], out=out[0], json=json)
+        print_artifact(documents[0], out=out[0], json=json)
     elif json:
-        console.result("[\n" + ",\n".join(_json(document).rstrip() for document in documents) + "\n]")
+        console.print_result("[\n" + ",\n".join(_json(document).rstrip() for document in documents) + "\n]")
     else:
-        console.result("\n".join(out))
+        console.print_result("\n".join(out))

@@ -37,8 +37,8 @@ def command(
     )  # refused before the start
     for arguments in chain(out, recipe, seed=seed, device=device, force=force):
         _run(arguments)
-    console.say(f"done: open {out / 'report' / 'report.html'}")
-    console.result(str(out / "report" / "report.html"))
+    console.info(f"done: open {out / 'report' / 'report.html'}")
+    console.print_result(str(out / "report" / "report.html"))
 
 
 def chain(out: Path, recipe: str, *, seed: int | None, device: str | None, force: bool) -> list[list[str]]:
@@ -62,7 +62,7 @@ def chain(out: Path, recipe: str, *, seed: int | None, device: str | None, force
 def _run(arguments: list[str]) -> None:
     from rnascl_cli.cli.app import run
 
-    console.say(f"\n$ rnascl {shlex.join(arguments)}")
+    console.info(f"\n$ rnascl {shlex.join(arguments)}")
     with contextlib.redirect_stdout(io.StringIO()):  # what the steps print as their result is none of quickstart's
         code = run(arguments)
     for signum in STOPPING:

@@ -36,9 +36,9 @@ def command(
 
     summary = report(runs, out=out, force=force, paper=paper, image=image)
     for warning in summary.warnings:
-        console.warn(warning)
+        console.warning(warning)
     remarks = f", remarks on what is missing or kept apart: {len(summary.gaps)}" if summary.gaps else ""
-    console.say(
+    console.info(
         f"models: {len(summary.models)}, warnings: {len(summary.warnings)}{remarks}; wrote {summary.out}/report.html"
     )
-    console.result(summary.model_dump_json(indent=2) if json else summary.out)
+    console.print_result(summary.model_dump_json(indent=2) if json else summary.out)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from rnascl_cli.cli import options
-from rnascl_cli.cli.output import finish
+from rnascl_cli.cli.output import print_artifact
 from rnascl_cli.core import console
 
 NAME = "search"
@@ -80,6 +80,6 @@ def command(
     from rnascl_cli.stages.search.search import search
 
     path = out or options.new_run_directory(f"search-{resolved.space}")
-    document = search(resolved, RunDirectory.claim(path, own="search.json", force=force, resume=resume))
-    console.say(f"searched space {document.space}: expected MACs {document.expected_macs / 1e6:.2f} M; wrote {path}")
-    finish(document, out=str(path), json=json)
+    document = search(resolved, RunDirectory.open(path, own="search.json", force=force, resume=resume))
+    console.info(f"searched space {document.space}: expected MACs {document.expected_macs / 1e6:.2f} M; wrote {path}")
+    print_artifact(document, out=str(path), json=json)

@@ -9,7 +9,7 @@ import typer
 
 from rnascl_cli.cli import options
 from rnascl_cli.core import console
-from rnascl_cli.core.errors import UserError, counted, naming
+from rnascl_cli.core.errors import UserError, pluralise, prefix_errors
 
 NAME = "study"
 EPILOG = "Example: rnascl study smoke --teacher teacher.safetensors --out runs/study"
@@ -47,18 +47,18 @@ def command(
 
     path = find_study(file)
     study = read_study(path)
-    with naming(f"study {path}"):
+    with prefix_errors(f"study {path}"):
         steps = plan_study(study, data=data, teacher=teacher)
         try:
             check_teacher(study, teacher)
         except UserError as error:
             if not plan and not only:
                 raise
-            console.warn(f"study {path}: {error}")  # the teacher may be elsewhere, or the steps asked for need none
+            console.warning(f"study {path}: {error}")  # the teacher may be elsewhere, or the steps asked for need none
     folder = out or Path("runs") / f"study-{path.stem}"
     asked = steps.only(only) if only else steps.steps
     if plan:
-        console.result("\n".join(step.typed(folder) for step in asked))
+        console.print_result("\n".join(step.typed(folder) for step in asked))
         return
     from rnascl_cli.stages.study.results import check_into, tell_results
     from rnascl_cli.stages.study.runner import end, has_ended, run_study
@@ -66,7 +66,7 @@ def command(
     if into is not None:
         check_into(into, path.stem)
     try:
-        with naming(f"study {path}"):
+        with prefix_errors(f"study {path}"):
             check_images(study, data=data)
             if not only:  # the steps asked for may need none
                 check_teacher_file(study, teacher=teacher)
@@ -76,7 +76,9 @@ def command(
     progress = run_study(steps, folder, jobs=jobs, minutes=minutes, only=only or ())
     document = tell_results(study, steps, progress, folder, source=path, into=into)
     if progress.minutes_up:
-        console.warn(f"study: time is up at {document.steps_done} of {document.steps} steps; the same command goes on")
-    console.say(f"study: {counted(len(document.rows), 'student')}; wrote {folder}/study.md")
-    console.result(document.model_dump_json(indent=2) if json else str(folder))
+        console.warning(
+            f"study: time is up at {document.steps_done} of {document.steps} steps; the same command goes on"
+        )
+    console.info(f"study: {pluralise(len(document.rows), 'student')}; wrote {folder}/study.md")
+    console.print_result(document.model_dump_json(indent=2) if json else str(folder))
     end(progress, steps=document.steps)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rnascl_cli.cli import options
-from rnascl_cli.cli.output import finish
+from rnascl_cli.cli.output import print_artifact
 from rnascl_cli.core import console
 from rnascl_cli.core.errors import UserError
 
 if TYPE_CHECKING:
     from rnascl_cli.recipes import Recipe
-    from rnascl_cli.stages.teacher.import_checkpoint import Imported
+    from rnascl_cli.stages.teacher.import_checkpoint import ImportResult
 
 app = typer.Typer(
     help="List, show, import, fetch, train and measure robust teachers.",
@@ -55,12 +55,12 @@ def list_command(json: options.Json = False) -> None:
 
     rows = list_teachers()
     if json:
-        console.result(json_format.dumps(rows, indent=2))
+        console.print_result(json_format.dumps(rows, indent=2))
         return
     lines = [("name", "architecture", "clean / AA published", "clean / PGD-20 / AA here", "from")]
     for row in rows:
         if "problem" in row:
-            console.warn(row["problem"])
+            console.warning(row["problem"])
             continue
         where = row["source"] or row["path"]
         lines.append(
@@ -72,7 +72,7 @@ def list_command(json: options.Json = False) -> None:
                 where if row["path"] else f"not here: rnascl teacher fetch {row['name']} ({where})",
             )
         )
-    console.result(_columns(lines))
+    console.print_result(_columns(lines))
 
 
 @app.command("show", epilog="Example: rnascl teacher show r18")
@@ -85,12 +85,12 @@ def show_command(
 
     shown = show_teacher(source)
     if json:
-        console.result(json_format.dumps(shown, indent=2))
+        console.print_result(json_format.dumps(shown, indent=2))
         return
     facts = [(key, _plain(value)) for key, value in shown.items() if key != "layers" and value is not None]
     layers = [("layer", "channels", "side")]
     layers += [(row["layer"], str(row["channels"]), str(row["side"])) for row in shown["layers"]]
-    console.result(f"{_columns(facts)}\n\n{_columns(layers)}")
+    console.print_result(f"{_columns(facts)}\n\n{_columns(layers)}")
 
 
 @app.command("import", epilog="Example: rnascl teacher import Sehwag2021Proxy_R18.pt --arch r18 --public r18")
@@ -241,15 +241,15 @@ def train_command(
     path = out or default_file(_trained_stem(resolved))
     folder = training_folder(path)
     check_out(path, force=force or (resume and has_checkpoint(folder)))  # killed after the file, before the end
-    run = RunDirectory.claim(folder, force=force, resume=resume, out=path)
+    run = RunDirectory.open(folder, force=force, resume=resume, out=path)
     trained = train_teacher(resolved, path, run)
     measured = trained.measured
-    console.say(
+    console.info(
         f"epoch {trained.best_epoch} was best on the held-out images; on {measured.n} test images: clean "
         f"{measured.clean:.4f}, PGD-20 at {measured.eps} {measured.pgd20:.4f}; wrote {path}"
     )
     shown = {**asdict(trained), "path": str(path)}
-    console.result(json_format.dumps(shown, indent=2) if json else str(path))
+    console.print_result(json_format.dumps(shown, indent=2) if json else str(path))
 
 
 @app.command("measure", epilog="Example: rnascl teacher measure wrt34 --data cifar10 --limit-test 1000")
@@ -292,10 +292,10 @@ def measure_command(
     )
     document, path = measure_teacher(source, resolved, force=force, resume=resume)
     accuracies = [f"{result.attack} at {result.eps} {result.accuracy:.4f}" for result in document.results]
-    console.say(f"on {document.n} test images: clean {document.clean_accuracy:.4f}, {', '.join(accuracies)}")
+    console.info(f"on {document.n} test images: clean {document.clean_accuracy:.4f}, {', '.join(accuracies)}")
     for warning in document.warnings:
-        console.warn(warning)
-    finish(document, out=str(path), json=json)
+        console.warning(warning)
+    print_artifact(document, out=str(path), json=json)
 
 
 def _trained_stem(recipe: Recipe) -> str:
@@ -321,26 +321,26 @@ def _self_test_recipe(data: str | None, *, limit_test: int | None, seed: int | N
     )
 
 
-def _finish_import(imported: Imported, *, json: bool) -> None:
-    console.say(
+def _finish_import(imported: ImportResult, *, json: bool) -> None:
+    console.info(
         f"{imported.architecture}, {imported.num_classes} classes; {len(imported.renamed)} tensors renamed, "
         f"{len(imported.dropped)} dropped, {len(imported.missed)} filled in; normalised by mean "
         f"{_plain(imported.mean)}, std {_plain(imported.std)}"
     )
     for theirs, ours in list(imported.renamed.items())[:3]:
-        console.say(f"  renamed, e.g. {theirs} to {ours}")
+        console.info(f"  renamed, e.g. {theirs} to {ours}")
     for theirs, reason in list(imported.dropped.items())[:3]:
-        console.say(f"  dropped, e.g. {theirs}: {reason}")
+        console.info(f"  dropped, e.g. {theirs}: {reason}")
     for name in imported.missed[:3]:
-        console.say(f"  filled in, e.g. {name}")
+        console.info(f"  filled in, e.g. {name}")
     if imported.measured is not None:
         published = imported.published or {}
-        console.say(
+        console.info(
             f"self-test on {imported.measured.n} images: clean {imported.measured.clean:.4f}"
             f"{_beside(published.get('clean'), 'published')}, PGD-20 at {imported.measured.eps} "
             f"{imported.measured.pgd20:.4f}{_beside(published.get('autoattack'), 'AutoAttack published')}"
         )
-    console.result(json_format.dumps(asdict(imported), indent=2) if json else imported.path)
+    console.print_result(json_format.dumps(asdict(imported), indent=2) if json else imported.path)
 
 
 def _constants(mean: str | None, std: str | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rnascl_cli.cli import options
-from rnascl_cli.cli.output import finish
+from rnascl_cli.cli.output import print_artifact
 from rnascl_cli.core import console, distributed
 from rnascl_cli.core.errors import UserError
 
@@ -67,7 +67,7 @@ def command(
     json: options.Json = False,
 ) -> None:
     """Train a derived network from scratch under its tutors, by eq. (3), or under a rival loss."""
-    document = distributed.from_first(lambda: _read(derived))
+    document = distributed.from_rank_zero(lambda: _read(derived))
     resolved = options.build_recipe(
         "train",
         recipe=recipe,
@@ -99,9 +99,9 @@ def command(
     from rnascl_cli.stages.training.train import train
 
     path = out or options.new_run_directory(f"train-{document.architecture.space}")
-    trained = train(document, resolved, RunDirectory.claim(path, own="train.json", force=force, resume=resume))
-    console.say(f"trained {trained.architecture.space}: clean accuracy {trained.clean_accuracy:.2%}; wrote {path}")
-    finish(trained, out=str(path), json=json)
+    trained = train(document, resolved, RunDirectory.open(path, own="train.json", force=force, resume=resume))
+    console.info(f"trained {trained.architecture.space}: clean accuracy {trained.clean_accuracy:.2%}; wrote {path}")
+    print_artifact(trained, out=str(path), json=json)
 
 
 def _read(source: str) -> DerivedDocument:

@@ -32,12 +32,12 @@ def __getattr__(name: str) -> Console:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def say(message: str) -> None:
+def info(message: str) -> None:
     """Print a line of information on stderr."""
     _print("", message)
 
 
-def warn(message: str) -> None:
+def warning(message: str) -> None:
     """Print a warning line on stderr."""
     _print("[bold yellow]warning:[/] ", message)
 
@@ -48,9 +48,9 @@ def _print(label: str, message: str) -> None:
     _console().print(f"{label}{escape(printable(message))}", highlight=False)
 
 
-def result(text: str) -> None:
+def print_result(text: str) -> None:
     """Print a result on stdout, where the next command of a pipe reads it; of several ranks, the first does."""
-    if not distributed.is_first():
+    if not distributed.is_rank_zero():
         return
     text = printable(text)
     sys.stdout.write(text if text.endswith("\n") else text + "\n")

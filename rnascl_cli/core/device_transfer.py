@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def sent(values: Tensor, device: torch.device) -> Tensor:
+def to_device_async(values: Tensor, device: torch.device) -> Tensor:
     """Return the values on ``device``; what lies there already is returned as it is.
 
     From ordinary memory of the CPU, or from rows that do not lie one behind the other, a copy to a GPU waits until

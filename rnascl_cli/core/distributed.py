@@ -5,7 +5,7 @@ nothing and imports nothing. Together, each rank works on its share of every bat
 (NCCL between GPUs, gloo between CPUs), and the first rank alone writes and speaks.
 
 What leads a program one way or the other must be the same on every rank, or they wait for one another for ever: it
-follows from the command and the seed, or comes from the first rank (:func:`from_first`).
+follows from the command and the seed, or comes from the first rank (:func:`from_rank_zero`).
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class LostRankError(RunError):
     """Another process of the job has ended, or cannot be reached."""
 
 
-def started_together() -> bool:
+def is_distributed_launch() -> bool:
     """Return whether torchrun, or who sets its variables, has started this process as one of several."""
     return _number("WORLD_SIZE", 1) > 1 and all(os.environ.get(name) for name in ("RANK", "MASTER_ADDR"))
 
 
-def started_first() -> bool:
+def is_launch_rank_zero() -> bool:
     """Return whether this process is the one that works where only one can."""
-    return not started_together() or _number("RANK", 0) == 0
+    return not is_distributed_launch() or _number("RANK", 0) == 0
 
 
 def under_torchrun() -> bool:
@@ -54,7 +54,7 @@ def under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def environment_alone() -> dict[str, str]:
+def non_distributed_environment() -> dict[str, str]:
     """Return the environment for a process that this one starts and that is no rank of its job."""
     told = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     return {
@@ -72,7 +72,7 @@ def size() -> int:
     return _number("WORLD_SIZE", 1) if _store is not None else 1
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Return whether this is the process that writes and speaks."""
     return rank() == 0
 
@@ -97,17 +97,17 @@ def _number(variable: str, otherwise: int) -> int:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Join the other ranks for the while; alone, do nothing.
 
-    After an error the ranks stay joined, so that one of them says what it was (:func:`first_to_tell`): the process
+    After an error the ranks stay joined, so that one of them says what it was (:func:`claim_error_report`): the process
     is about to end.
 
     Raises:
         RunError: They do not find one another.
     """
     global _store
-    if not started_together():
+    if not is_distributed_launch():
         yield
         return
     import torch
@@ -131,7 +131,7 @@ def together() -> Iterator[None]:
     distributed.destroy_process_group()
 
 
-def first_to_tell() -> bool:
+def claim_error_report() -> bool:
     """Return whether no rank has told yet how the job failed; from now on one has.
 
     An error on one rank makes the others fail, too, and one on all would be told by all.
@@ -145,34 +145,34 @@ def first_to_tell() -> bool:
     return told == 1
 
 
-def wait() -> None:
+def barrier() -> None:
     """Go on when every rank has come here."""
     if size() > 1:
         import torch
 
-        add_over_ranks(torch.zeros(1))
+        all_reduce_sum(torch.zeros(1))
 
 
 @contextlib.contextmanager
-def local_first() -> Iterator[None]:
+def local_rank_zero_first() -> Iterator[None]:
     """Let the first rank of each machine go ahead of the others: what it downloads or keeps, they find.
 
     An error of the one ahead, who may know what to do about it, does not keep the others waiting.
     """
     ahead = local_rank() == 0
     if not ahead:
-        wait()
+        barrier()
     try:
         yield
     except Exception:
         if ahead:
-            wait()
+            barrier()
         raise
     if ahead:
-        wait()
+        barrier()
 
 
-def add_over_ranks(x: Tensor) -> Tensor:
+def all_reduce_sum(x: Tensor) -> Tensor:
     """Add a tensor up over all ranks, in place, without gradient; return it.
 
     Raises:
@@ -186,7 +186,7 @@ def add_over_ranks(x: Tensor) -> Tensor:
     return x
 
 
-def largest_later(numbers: Sequence[int]) -> Callable[[], tuple[int, ...]]:
+def all_reduce_max_async(numbers: Sequence[int]) -> Callable[[], tuple[int, ...]]:
     """Begin to look for the largest of all ranks' numbers, place by place, and go on with something else.
 
     Returns:
@@ -207,7 +207,7 @@ def largest_later(numbers: Sequence[int]) -> Callable[[], tuple[int, ...]]:
     return result
 
 
-def from_all(value: T) -> list[T]:
+def all_gather_object(value: T) -> list[T]:
     """Return every rank's value, in the order of ranks.
 
     Raises:
@@ -223,7 +223,7 @@ def from_all(value: T) -> list[T]:
     return values
 
 
-def from_first(find: Callable[[], T]) -> T:
+def from_rank_zero(find: Callable[[], T]) -> T:
     """Return what ``find`` returns on the first rank, where alone it is called.
 
     Raises:
@@ -233,14 +233,14 @@ def from_first(find: Callable[[], T]) -> T:
         return find()
     from torch import distributed
 
-    values: list[Any] = [find() if is_first() else None]
+    values: list[Any] = [find() if is_rank_zero() else None]
     with _noticing_losses():
         distributed.broadcast_object_list(values, src=0)
     found: T = values[0]
     return found
 
 
-def in_turns(items: Sequence[T], work: Callable[[T], R]) -> Iterator[list[tuple[T, R]]]:
+def round_robin(items: Sequence[T], work: Callable[[T], R]) -> Iterator[list[tuple[T, R]]]:
     """Do something about each item, as many at a time as there are ranks, and tell every rank what came of it.
 
     Args:
@@ -256,12 +256,12 @@ def in_turns(items: Sequence[T], work: Callable[[T], R]) -> Iterator[list[tuple[
     for start in range(0, len(items), size()):
         turn = items[start : start + size()]
         own = work(turn[rank()]) if rank() < len(turn) else None
-        results: list[Any] = from_all(own)
+        results: list[Any] = all_gather_object(own)
         yield list(zip(turn, results, strict=False))
 
 
 @contextlib.contextmanager
-def alike(same: bool) -> Iterator[None]:
+def replicated_batch(same: bool) -> Iterator[None]:
     """For the while, take note of whether every rank works on the same images, so that none has the others' to see."""
     global _alike
     before, _alike = _alike, same

@@ -61,7 +61,7 @@ class Interrupted(BaseException):
 
 
 @contextlib.contextmanager
-def naming(place: str) -> Iterator[None]:
+def prefix_errors(place: str) -> Iterator[None]:
     """Put a place (a file, a table in it) before what a :class:`UserError` of the body says.
 
     Raises:
@@ -95,7 +95,7 @@ def printable(text: str) -> str:
     )
 
 
-def expanded(path: str, *, option: str) -> Path:
+def expand_user(path: str, *, option: str) -> Path:
     """Return a path that was typed, with ``~`` and ``~user`` as the folders they mean.
 
     Raises:
@@ -107,12 +107,12 @@ def expanded(path: str, *, option: str) -> Path:
         raise UserError(f"{option}: {path[:80]}: no such user, or no home folder; write the whole path") from None
 
 
-def counted(number: int, what: str) -> str:
+def pluralise(number: int, what: str) -> str:
     """Return a number of things, e.g. ``"1 step"``, ``"2 steps"``."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a ``"; did you mean 'x'? (known: ...)"`` clause for an unknown ``word``."""
     names = sorted(known)
     word = word[:100]  # the time goes with the square of its length

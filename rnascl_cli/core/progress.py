@@ -19,7 +19,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from rnascl_cli.core.console import say, stderr
+from rnascl_cli.core.console import info, stderr
 
 Advance = Callable[..., None]
 SECONDS_BETWEEN_LINES = 60.0  # about other work, where stderr is no terminal
@@ -68,7 +68,7 @@ def long_progress(label: str, total: int) -> Iterator[Advance]:
             if not stderr.is_terminal and now - last > SECONDS_BETWEEN_LINES and done:
                 last = now
                 left = (now - started) * (total - done) / done
-                say(f"{label}: {100 * done / total:.0f} % done, about {left / 60:.0f} min left")
+                info(f"{label}: {100 * done / total:.0f} % done, about {left / 60:.0f} min left")
 
         yield advance
 
@@ -100,7 +100,7 @@ def byte_progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
             bar.update(task, completed=done, total=total)
             if not stderr.is_terminal and time.monotonic() - last >= LINE_EVERY:
                 last = time.monotonic()
-                say(f"{label}: {decimal(done)}{'' if total is None else f' of {decimal(total)}'}")
+                info(f"{label}: {decimal(done)}{'' if total is None else f' of {decimal(total)}'}")
 
         yield show
 
@@ -116,7 +116,7 @@ def say_epoch(stage: str, entry: dict[str, Any], epochs: int) -> None:
     parts = [f"{name} {_short(entry[name])}" for name in shown if entry.get(name) is not None]
     done, seconds = entry["epoch"] + 1, entry["seconds"]
     left = _clock((epochs - done) * seconds)
-    say(f"{stage} epoch {done}/{epochs}: {', '.join(parts)}; {seconds:.0f} s, {left} left")
+    info(f"{stage} epoch {done}/{epochs}: {', '.join(parts)}; {seconds:.0f} s, {left} left")
 
 
 def _short(value: float) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnascl_cli.core.device_transfer import sent
+from rnascl_cli.core.device_transfer import to_device_async
 from rnascl_cli.recipes import DataSettings
 from rnascl_cli.recipes.data_spec import LARGEST_CIFAR_LIKE
 
@@ -73,7 +73,7 @@ class Crop:
         """Cut the views out of the images; the result is in channels_last memory order."""
         B, _, H, W = x_BCHW.shape
         device, corners = x_BCHW.device, 2 * self.pad + 1
-        views_B = sent(views_B, device)
+        views_B = to_device_async(views_B, device)
         corner_B, mirrored_B = views_B // self._sides, views_B % self._sides == 1
         padded_BHWC = F.pad(x_BCHW, (self.pad,) * 4).permute(0, 2, 3, 1)
         rows_BH = (corner_B // corners)[:, None] + torch.arange(H, device=device)
@@ -124,7 +124,7 @@ class ResizedCrop:
         theta_B23[:, 0, 0] = torch.where(views_B[:, 0] == 1, -width_B, width_B)
         theta_B23[:, 0, 2] = x_centre_B
         theta_B23[:, 1, 1], theta_B23[:, 1, 2] = height_B, y_centre_B
-        grid = F.affine_grid(sent(theta_B23, x_BCHW.device), list(x_BCHW.shape), align_corners=False)
+        grid = F.affine_grid(to_device_async(theta_B23, x_BCHW.device), list(x_BCHW.shape), align_corners=False)
         return F.grid_sample(x_BCHW, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
     def pixel_box(self, view: Sequence[float], *, width: int, height: int) -> tuple[int, int, int, int]:

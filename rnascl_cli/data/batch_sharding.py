@@ -26,7 +26,7 @@ def undivided(images: int) -> Sequence[int]:
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchShard:
     """Every ``step``-th image of a batch, from number ``first`` on.
 
     Attributes:
@@ -40,14 +40,14 @@ class Share:
     step: int = 1
 
     @classmethod
-    def of_batch(cls, images: int, parts: Parts = undivided) -> Share:
+    def of_batch(cls, images: int, parts: Parts = undivided) -> BatchShard:
         """Return this rank's share of a batch; all of it where a part is too small to give every rank an image."""
         if min(parts(images)) < distributed.size():
             return cls(images)
         return cls(images, distributed.rank(), distributed.size())
 
     @classmethod
-    def alone(cls, images: int) -> Share:
+    def alone(cls, images: int) -> BatchShard:
         """Return the share of the only process."""
         assert distributed.size() == 1, "with several ranks it must be said what share of a batch these images are"
         return cls(images)
@@ -56,25 +56,25 @@ class Share:
         return self.before(self.whole)
 
     @property
-    def alike(self) -> bool:
+    def replicated(self) -> bool:
         """Whether every rank has the whole batch."""
         return self.step == 1
 
     @property
     def counted(self) -> int:
         """How many images count as this rank's where all ranks' are added up: none twice."""
-        return len(self) if not self.alike or distributed.is_first() else 0
+        return len(self) if not self.replicated or distributed.is_rank_zero() else 0
 
     def before(self, cut: int) -> int:
         """Return how many of the batch's first ``cut`` images are in this share."""
         return len(range(self.first, cut, self.step))
 
-    def divided(self, cut: int) -> tuple[Share, Share]:
+    def split(self, cut: int) -> tuple[BatchShard, BatchShard]:
         """Return the same rank's shares of the batch's first ``cut`` images and of the others."""
-        behind = Share(self.whole - cut, (self.first - cut) % self.step, self.step)
-        return Share(cut, self.first, self.step), behind
+        behind = BatchShard(self.whole - cut, (self.first - cut) % self.step, self.step)
+        return BatchShard(cut, self.first, self.step), behind
 
-    def weighed(self, means: dict[str, Tensor], part: Share) -> dict[str, Tensor]:
+    def reweight(self, means: dict[str, Tensor], part: BatchShard) -> dict[str, Tensor]:
         """Turn means over a part's share into what, weighed by the whole share's images, adds up to the part's mean.
 
         The rank that has most images of the batch need not have most of the part.

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from rnascl_cli.core.cache_dir import cache_dir
-from rnascl_cli.core.console import say
-from rnascl_cli.core.errors import UserError, expanded
+from rnascl_cli.core.console import info
+from rnascl_cli.core.errors import UserError, expand_user
 from rnascl_cli.data.source import Source, Split
 from rnascl_cli.data.subset import holdout_mask
 
@@ -55,7 +55,7 @@ def cifar(name: Literal["cifar10", "cifar100"], folder: str) -> Source:
     """
     from torchvision import datasets
 
-    root = expanded(folder, option="--data") if folder else cache_dir() / "data"
+    root = expand_user(folder, option="--data") if folder else cache_dir() / "data"
     kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
     try:
         parts = [_cifar_part(kind, name, root, train=train) for train in (True, False)]
@@ -78,7 +78,7 @@ def _cifar_part(kind: Any, name: str, root: Path, *, train: bool) -> Any:
     try:
         return kind(root, train=train, download=False)  # checks every file's MD5 before it is read
     except RuntimeError:
-        say(f"downloading {name} into {root}")
+        info(f"downloading {name} into {root}")
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
             return kind(root, train=train, download=True)
 

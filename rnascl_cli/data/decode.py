@@ -19,7 +19,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from rnascl_cli.core.console import say
+from rnascl_cli.core.console import info
 from rnascl_cli.core.errors import UserError
 from rnascl_cli.core.progress import progress
 from rnascl_cli.data.augment import ResizedCrop
@@ -94,7 +94,7 @@ def decode(paths: Sequence[Path], shape: Shape, *, what: str) -> Tensor:
         return len(chunk)
 
     if len(paths) >= 4 * CHUNK:
-        say(f"decoding {len(paths):,} images of {what}; they are kept for the next time")
+        info(f"decoding {len(paths):,} images of {what}; they are kept for the next time")
     with progress(f"decoding {what}", len(paths)) as advance, ThreadPoolExecutor(threads()) as pool:
         try:
             for done in pool.map(fill, range(0, len(paths), CHUNK)):

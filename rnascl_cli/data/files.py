@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rnascl_cli.artifacts.store import write_with
 from rnascl_cli.core.cache_dir import cache_dir
-from rnascl_cli.core.console import say, warn
+from rnascl_cli.core.console import info, warning
 from rnascl_cli.core.errors import UserError
 from rnascl_cli.core.progress import progress
 from rnascl_cli.data.decode import CHUNK, Shape, decode, threads
@@ -126,7 +126,7 @@ def _digests(paths: Sequence[Path], *, what: str) -> list[bytes]:
         return [_digest(path) for path in paths[start : start + CHUNK]]
 
     if len(paths) >= MANY:
-        say(f"reading {len(paths):,} files of {what} for their fingerprint; it is kept for the next time")
+        info(f"reading {len(paths):,} files of {what} for their fingerprint; it is kept for the next time")
     found: list[bytes] = []
     with progress(f"fingerprint of {what}", len(paths)) as advance, ThreadPoolExecutor(threads()) as pool:
         try:
@@ -154,7 +154,7 @@ def _read_cache(path: Path) -> Mapping[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        warn(f"{path}: damaged cache file, making it again ({error})")
+        warning(f"{path}: damaged cache file, making it again ({error})")
         return {}
 
 
@@ -162,4 +162,4 @@ def _keep(path: Path, tensors: Mapping[str, Tensor], *, what: str) -> None:
     try:
         write_with(path, lambda temporary: save_file(dict(tensors), temporary))
     except (OSError, SafetensorError) as error:
-        warn(f"{what} are not kept for the next time: {error}")
+        warning(f"{what} are not kept for the next time: {error}")

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from rnascl_cli.core import distributed
-from rnascl_cli.core.device_transfer import sent
+from rnascl_cli.core.device_transfer import to_device_async
 from rnascl_cli.data.augment import Augment, Unchanged
-from rnascl_cli.data.batch_sharding import Parts, Share, undivided
+from rnascl_cli.data.batch_sharding import BatchShard, Parts, undivided
 
 Drawn = tuple[Tensor, Tensor]
 """Which images of a set (``rows_B``, on the CPU), and which view of each (``views_B``, as the augmentation drew it)."""
@@ -53,7 +53,7 @@ class ImageSet:
     def pixels(self, rows: Tensor | slice) -> Tensor:
         """Return the pixels at the given rows, as they are evaluated: uint8 ``(B, C, H, W)``."""
         if isinstance(rows, Tensor):
-            rows = sent(rows, self.images_NCHW.device)
+            rows = to_device_async(rows, self.images_NCHW.device)
         return self.images_NCHW[rows]
 
     def augmented(
@@ -103,7 +103,7 @@ class Batch:
     y_B: Tensor
     rows_B: Tensor
     views_B: Tensor
-    share: Share
+    shard: BatchShard
     full: bool = True
 
     def __len__(self) -> int:
@@ -148,7 +148,7 @@ def batches(
     rows = [
         order_N[number * batch_size : (number + 1) * batch_size] for number in range(batch_count(images, batch_size))
     ]
-    shares = [Share.of_batch(len(rows_B), parts) for rows_B in rows]
+    shares = [BatchShard.of_batch(len(rows_B), parts) for rows_B in rows]
     # Views are drawn for the whole batch; only this rank's images are made.
     drawn = (
         (share.of(rows_B), share.of(augment.draw(len(rows_B), generator)))
@@ -180,8 +180,8 @@ def ordered_batches(
 
 def as_floats(pixels_BCHW: Tensor, device: torch.device) -> Tensor:
     """Return uint8 pixels as floats in [0, 1] on ``device``: bytes cross to it, floats are made there."""
-    return sent(pixels_BCHW, device).float() / 255
+    return to_device_async(pixels_BCHW, device).float() / 255
 
 
 def _labels(images: ImageSet, rows_B: Tensor, device: torch.device) -> Tensor:
-    return sent(images.labels_N[sent(rows_B, images.labels_N.device)], device)
+    return to_device_async(images.labels_N[to_device_async(rows_B, images.labels_N.device)], device)

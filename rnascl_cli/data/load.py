@@ -17,13 +17,13 @@ import torch
 
 from rnascl_cli.artifacts.documents import DataReference
 from rnascl_cli.core import distributed
-from rnascl_cli.core.errors import UserError, expanded
+from rnascl_cli.core.errors import UserError, expand_user
 from rnascl_cli.core.random_streams import generator
 from rnascl_cli.data import builtin
 from rnascl_cli.data.folder import folder, imagenet, imagenet100
 from rnascl_cli.data.images import ImageSet
 from rnascl_cli.data.source import Source, Split
-from rnascl_cli.data.statistics import Statistics, Triple, channel_statistics
+from rnascl_cli.data.statistics import ChannelStatistics, Triple, channel_statistics
 from rnascl_cli.data.stream import Feeder, StreamedSet, default_workers
 from rnascl_cli.data.subset import balanced_subset, holdout_mask
 from rnascl_cli.recipes import DataSettings
@@ -99,7 +99,7 @@ class Data:
         )
 
     @functools.cached_property
-    def _statistics(self) -> Statistics:
+    def _statistics(self) -> ChannelStatistics:
         if not len(self.train):
             raise UserError(f"--data {self.spec}: has no training images to take mean and std from")
         return channel_statistics(self.train)
@@ -124,7 +124,7 @@ def load_data(settings: DataSettings, *, seed: int, training: bool = True) -> Da
         UserError: An unknown spec, a missing or malformed folder, an image that does not decode (named), a
             set that does not fit in memory, or no training images where they are needed.
     """
-    with distributed.local_first():
+    with distributed.local_rank_zero_first():
         return _load_data(settings, seed=seed, training=training)
 
 
@@ -193,7 +193,7 @@ def _source(spec: str) -> Source:
 
 
 def _in_folder(read: Callable[[Path], Source]) -> Callable[[str], Source]:
-    return lambda folder_text: read(expanded(folder_text, option="--data"))
+    return lambda folder_text: read(expand_user(folder_text, option="--data"))
 
 
 SOURCES: dict[str, Callable[[str], Source]] = {

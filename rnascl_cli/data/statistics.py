@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rnascl_cli.artifacts.store import write_text
 from rnascl_cli.core.cache_dir import cache_dir
-from rnascl_cli.core.console import say, warn
+from rnascl_cli.core.console import info, warning
 from rnascl_cli.data.files import MANY
 from rnascl_cli.data.images import ImageSet
 from rnascl_cli.data.stream import StreamedSet
@@ -25,7 +25,7 @@ SAMPLE = 4096
 SMALLEST_STD = 1e-4
 
 
-class Statistics(BaseModel):
+class ChannelStatistics(BaseModel):
     """Of each channel, over all pixels.
 
     Attributes:
@@ -39,7 +39,7 @@ class Statistics(BaseModel):
     std: Triple
 
 
-def channel_statistics(images: ImageSet) -> Statistics:
+def channel_statistics(images: ImageSet) -> ChannelStatistics:
     """Return mean and standard deviation of each channel.
 
     Over all images of a set in memory. Of a streamed set over an evenly spaced sample of :data:`SAMPLE`, which is
@@ -54,16 +54,16 @@ def channel_statistics(images: ImageSet) -> Statistics:
     if (found := _read(kept)) is not None:
         return found
     if len(images) >= MANY:
-        say(f"mean and standard deviation of {images.files.what}, over {len(images):,} images; kept for the next time")
+        info(f"mean and standard deviation of {images.files.what}, over {len(images):,} images; kept for the next time")
     measured = _measure(images)
     try:
         write_text(kept, measured.model_dump_json())
     except OSError as error:
-        warn(f"mean and standard deviation are not kept for the next time: {error}")
+        warning(f"mean and standard deviation are not kept for the next time: {error}")
     return measured
 
 
-def _measure(images: ImageSet) -> Statistics:
+def _measure(images: ImageSet) -> ChannelStatistics:
     total_C, squares_C = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
     for start in range(0, len(images), CHUNK):
         # Sums along a row of bytes and of their squares are below 2^24 up to 258 pixels, so float32 is exact.
@@ -75,12 +75,12 @@ def _measure(images: ImageSet) -> Statistics:
     std_C = (squares_C / count - mean_C**2).clamp(min=0).sqrt()
     r, g, b = ([round(float(value) / 255, 4) for value in pair] for pair in zip(mean_C, std_C, strict=True))
     std = (max(r[1], SMALLEST_STD), max(g[1], SMALLEST_STD), max(b[1], SMALLEST_STD))
-    return Statistics(mean=(r[0], g[0], b[0]), std=std)
+    return ChannelStatistics(mean=(r[0], g[0], b[0]), std=std)
 
 
-def _read(path: Path) -> Statistics | None:
+def _read(path: Path) -> ChannelStatistics | None:
     try:
-        return Statistics.model_validate_json(path.read_bytes()) if path.is_file() else None
+        return ChannelStatistics.model_validate_json(path.read_bytes()) if path.is_file() else None
     except (OSError, ValidationError) as error:
-        warn(f"{path}: damaged cache file, measuring again ({type(error).__name__})")
+        warning(f"{path}: damaged cache file, measuring again ({type(error).__name__})")
         return None

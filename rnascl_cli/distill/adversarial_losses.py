@@ -25,7 +25,7 @@ from rnascl_cli.distill.losses import cross_entropy, kl_divergence, trades_kl
 Terms = dict[str, Tensor]
 
 
-def hardened_terms(perturbed_BK: Tensor, y_B: Tensor) -> Terms:
+def adversarial_ce_terms(perturbed_BK: Tensor, y_B: Tensor) -> Terms:
     """Return the term of PGD-AT and Fast-AT: ``adversarial``, the cross-entropy on the perturbed images."""
     return {"adversarial": cross_entropy(perturbed_BK, y_B)}
 

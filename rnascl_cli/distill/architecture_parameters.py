@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rnascl_cli.core.device_transfer import sent
+from rnascl_cli.core.device_transfer import to_device_async
 from rnascl_cli.distill.gumbel import Noise, gumbel_softmax, sample_noise
 
 
-class Sample(NamedTuple):
+class GumbelSample(NamedTuple):
     """Gumbel weights: ``widths`` (D, N), rows that sum to 1; ``tutors`` (S, T), or None without tutors.
 
     A block with fewer choices than N has weight 0 behind its last one.
@@ -28,11 +28,11 @@ class Sample(NamedTuple):
 
     widths: Tensor
     tutors: Tensor | None
-    level: Tensor | None = None
-    unshifted: Tensor | None = None
+    target_macs: Tensor | None = None
+    unconditioned_widths: Tensor | None = None
 
 
-class Draw(NamedTuple):
+class GumbelNoise(NamedTuple):
     """The noise of one sample: ``widths`` (D, N), ``tutors`` (S, T) or None without tutors.
 
     Attributes:
@@ -43,14 +43,14 @@ class Draw(NamedTuple):
 
     widths: Tensor
     tutors: Tensor | None
-    level: Tensor | None = None
+    target_quantile: Tensor | None = None
 
-    def to(self, device: torch.device) -> Draw:
+    def to(self, device: torch.device) -> GumbelNoise:
         """Send it to a device without waiting: a GPU's queue is not emptied for it."""
-        return Draw(*(None if part is None else sent(part, device) for part in self))  # type: ignore[arg-type]
+        return GumbelNoise(*(None if part is None else to_device_async(part, device) for part in self))  # type: ignore[arg-type]
 
 
-class Choices(nn.Module):
+class ArchitectureParameters(nn.Module):
     """Width and tutor logits, all zero at first.
 
     Args:
@@ -70,18 +70,20 @@ class Choices(nn.Module):
         if student_layers and teacher_layers:
             self.tutor_logits = nn.Parameter(torch.zeros(student_layers, teacher_layers))
 
-    def draw(self, *, generator: torch.Generator, kind: Noise = "gumbel") -> Draw:
+    def draw_noise(self, *, generator: torch.Generator, kind: Noise = "gumbel") -> GumbelNoise:
         """Draw the noise of one sample, and send it to where the logits are."""
         eps = [
             None if logits is None else sample_noise(logits.shape, generator=generator, kind=kind)
             for logits in (self.width_logits, self.tutor_logits)
         ]
         assert eps[0] is not None
-        return Draw(eps[0], eps[1]).to(self.width_logits.device)
+        return GumbelNoise(eps[0], eps[1]).to(self.width_logits.device)
 
-    def sample(self, noise: Draw, *, temperature: float | Tensor, shift_DN: Tensor | None = None) -> Sample:
+    def sample(
+        self, noise: GumbelNoise, *, temperature: float | Tensor, shift_DN: Tensor | None = None
+    ) -> GumbelSample:
         """Return the Gumbel weights of every choice under ``noise``; with ``shift_DN``, for width logits so moved."""
-        present_DN = self.present()
+        present_DN = self.masked_width_logits()
         unshifted = widths = gumbel_softmax(present_DN, temperature=temperature, noise=noise.widths)
         if shift_DN is not None:
             widths = gumbel_softmax(present_DN + shift_DN, temperature=temperature, noise=noise.widths)
@@ -89,17 +91,17 @@ class Choices(nn.Module):
         if self.tutor_logits is not None:
             assert noise.tutors is not None
             tutors = gumbel_softmax(self.tutor_logits, temperature=temperature, noise=noise.tutors)
-        return Sample(widths, tutors, unshifted=None if shift_DN is None else unshifted.detach())
+        return GumbelSample(widths, tutors, unconditioned_widths=None if shift_DN is None else unshifted.detach())
 
-    def expected(self, *, temperature: float = 1.0) -> Sample:
+    def expected(self, *, temperature: float = 1.0) -> GumbelSample:
         """Return softmax(logits / tau), without noise."""
         tutors = None if self.tutor_logits is None else torch.softmax(self.tutor_logits / temperature, dim=1)
-        return Sample(torch.softmax(self.present() / temperature, dim=1), tutors)
+        return GumbelSample(torch.softmax(self.masked_width_logits() / temperature, dim=1), tutors)
 
     def rows(self, values_DN: Tensor) -> list[Tensor]:
         """Return each block's own choices of ``values``, such as logits or weights, a vector a block."""
         return [row[:count] for row, count in zip(values_DN, self._counts, strict=True)]
 
-    def present(self) -> Tensor:
+    def masked_width_logits(self) -> Tensor:
         """Return the width logits (D, N), -inf behind a block's last choice."""
         return self.width_logits.masked_fill(self.get_buffer("absent"), -torch.inf)

@@ -19,8 +19,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rnascl_cli.core.device_transfer import sent
-from rnascl_cli.distill.architecture_parameters import Choices, Draw, Sample
+from rnascl_cli.core.device_transfer import to_device_async
+from rnascl_cli.distill.architecture_parameters import ArchitectureParameters, GumbelNoise, GumbelSample
 from rnascl_cli.distill.expected_cost import ExpectedCost
 from rnascl_cli.distill.gumbel import Noise
 from rnascl_cli.spaces import SearchSpace, network_cost
@@ -29,7 +29,7 @@ GRID, STEEPNESS = 257, 12.0
 """Lambdas on either side of 0, spaced as a hyperbolic sine: finely near 0, and beyond what any logit could outweigh."""
 
 
-class Levels(nn.Module):
+class CostConditionedSampler(nn.Module):
     """Samples of Gumbel weights whose expected MACs are spread evenly over a range.
 
     Args:
@@ -58,18 +58,22 @@ class Levels(nn.Module):
         steps_K = torch.linspace(-STEEPNESS, STEEPNESS, GRID, dtype=torch.float64)
         self.register_buffer("lambdas", steps_K.sinh() / 100, persistent=False)
 
-    def draw(self, choices: Choices, *, generator: torch.Generator, kind: Noise = "gumbel") -> Draw:
+    def draw(
+        self, choices: ArchitectureParameters, *, generator: torch.Generator, kind: Noise = "gumbel"
+    ) -> GumbelNoise:
         """Draw a level, and the noise of one sample of the choices."""
         level = torch.rand((), generator=generator, dtype=torch.float64)
-        noise = choices.draw(generator=generator, kind=kind)
-        return noise._replace(level=sent(level, self.get_buffer("m").device))
+        noise = choices.draw_noise(generator=generator, kind=kind)
+        return noise._replace(target_quantile=to_device_async(level, self.get_buffer("m").device))
 
-    def sample(self, choices: Choices, noise: Draw, *, temperature: float | Tensor) -> Sample:
+    def sample(
+        self, choices: ArchitectureParameters, noise: GumbelNoise, *, temperature: float | Tensor
+    ) -> GumbelSample:
         """Return the Gumbel weights of the drawn level; the level is in the sample, in MACs, float64."""
-        assert noise.level is not None
-        level = self._low + noise.level * (self._high - self._low)
-        shift_DN = self.shift(choices.present().detach(), level)
-        return choices.sample(noise, temperature=temperature, shift_DN=shift_DN)._replace(level=level)
+        assert noise.target_quantile is not None
+        level = self._low + noise.target_quantile * (self._high - self._low)
+        shift_DN = self.shift(choices.masked_width_logits().detach(), level)
+        return choices.sample(noise, temperature=temperature, shift_DN=shift_DN)._replace(target_macs=level)
 
     @torch.no_grad()
     def shift(self, logits_DN: Tensor, level: Tensor) -> Tensor:

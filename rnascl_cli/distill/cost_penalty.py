@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rnascl_cli.distill.expected_cost import ExpectedCost
 
 
-class Pressure(nn.Module):
+class CostPenalty(nn.Module):
     """What the supernet's expected cost makes of the loss.
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rnascl_cli.spaces import SearchSpace, block_costs, network_cost
 
-Measure = Literal["macs", "params"]
+CostMeasure = Literal["macs", "params"]
 
 
 class ExpectedCost(nn.Module):
@@ -29,7 +29,7 @@ class ExpectedCost(nn.Module):
         measure: ``"macs"`` or ``"params"``.
     """
 
-    def __init__(self, space: SearchSpace, *, num_classes: int, input_size: int, measure: Measure = "macs") -> None:
+    def __init__(self, space: SearchSpace, *, num_classes: int, input_size: int, measure: CostMeasure = "macs") -> None:
         super().__init__()
         field = ("params", "macs").index(measure)
         blocks = [[[cost[field] for cost in row] for row in table] for table in block_costs(space, input_size)]

@@ -51,10 +51,10 @@ def trades_kl(natural_BK: Tensor, adversarial_BK: Tensor) -> Tensor:
     )
 
 
-def add_up(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+def weighted_sum(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
     """Return sum_k weight_k * term_k; a term without a weight counts once.
 
-    Eq. (3) is ``add_up({"ce", "kl", "attention"}, {"attention": gamma_t})``; eq. (2) is the same with gamma_s,
+    Eq. (3) is ``weighted_sum({"ce", "kl", "attention"}, {"attention": gamma_t})``; eq. (2) is the same with gamma_s,
     times n_f.
     """
     total = torch.zeros((), device=next(iter(terms.values())).device)

@@ -18,7 +18,7 @@ from torch import Tensor
 from rnascl_cli.artifacts.archives import refuse_bomb
 from rnascl_cli.artifacts.store import write_with
 from rnascl_cli.core import distributed
-from rnascl_cli.core.console import warn
+from rnascl_cli.core.console import warning
 from rnascl_cli.core.errors import UserError
 from rnascl_cli.engine.run_directory import CHECKPOINT, PREVIOUS
 
@@ -33,7 +33,7 @@ def write_checkpoint(folder: Path, content: dict[str, Any]) -> None:
     Raises:
         WriteError: The disk is full or the folder read-only; the checkpoint before is unchanged.
     """
-    if distributed.is_first():
+    if distributed.is_rank_zero():
         write_with(folder / CHECKPOINT, lambda path: _fill(path, content), keep=folder / PREVIOUS)
 
 
@@ -47,7 +47,7 @@ def read_newest(folder: Path, device: torch.device) -> tuple[Path, dict[str, Any
     """
     if distributed.size() == 1:
         return _read_newest(folder, device)
-    path, content = distributed.from_first(lambda: _read_newest(folder, torch.device("cpu")))
+    path, content = distributed.from_rank_zero(lambda: _read_newest(folder, torch.device("cpu")))
     return path, _moved(content, device)
 
 
@@ -61,7 +61,7 @@ def _read_newest(folder: Path, device: torch.device) -> tuple[Path, dict[str, An
         if not before.is_file():
             raise
         content = read_checkpoint(before, device)
-        warn(f"{str(error).partition(';')[0]}; going on from the checkpoint before it")
+        warning(f"{str(error).partition(';')[0]}; going on from the checkpoint before it")
         return before, content
 
 

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from rnascl_cli.core.console import say, warn
+from rnascl_cli.core.console import info, warning
 from rnascl_cli.core.errors import RunError
-from rnascl_cli.engine.interrupts import ending_at_once
+from rnascl_cli.engine.interrupts import raise_on_signal
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Recorder(Protocol):
+class GraphBackend(Protocol):
     """How work for a device is recorded."""
 
     def run(self, call: Callable[[], Any]) -> Any:
@@ -41,7 +41,7 @@ class Recorder(Protocol):
         ...
 
 
-class CudaGraphs:
+class CudaGraphBackend:
     """CUDA graphs, recorded and warmed up on a stream of their own as PyTorch asks for."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class CudaGraphs:
         return returned, graph.replay
 
 
-class Replay(Generic[P, R]):
+class CapturedStep(Generic[P, R]):
     """A function whose calls with inputs of the same shapes are replayed, or compiled, or both.
 
     Those shapes are the first call's, as one that is recorded holds the memory of a whole call; others are run as they
@@ -90,7 +90,7 @@ class Replay(Generic[P, R]):
     def __init__(
         self,
         function: Callable[P, R],
-        recorder: Recorder | None,
+        recorder: GraphBackend | None,
         *,
         what: str,
         compiled: Callable[P, R] | None = None,
@@ -100,11 +100,11 @@ class Replay(Generic[P, R]):
         self._recording: _Recording | None = None
 
     @property
-    def records(self) -> bool:
+    def captures(self) -> bool:
         """Whether calls may be replayed."""
         return self._recorder is not None
 
-    def plainly(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def eager(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function as it is."""
         return self._run(self._function, *args, **kwargs)
 
@@ -118,7 +118,7 @@ class Replay(Generic[P, R]):
             self._shapes = shapes
             return self._first(*args, **kwargs)
         if shapes != self._shapes:
-            return self.plainly(*args, **kwargs)
+            return self.eager(*args, **kwargs)
         function = self._compiled or self._function
         if self._recorder is not None and self._recording is None:
             self._record(self._recorder, function, leaves, structure)
@@ -130,7 +130,7 @@ class Replay(Generic[P, R]):
     def _first(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a call that is not to be recorded, as compiling and the first use of a library's kernels are not."""
         if self._compiled is None:
-            return self.plainly(*args, **kwargs)
+            return self.eager(*args, **kwargs)
         return self._compile(self._compiled, *args, **kwargs)
 
     def _run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -143,22 +143,22 @@ class Replay(Generic[P, R]):
         # Read here, as it takes seconds, which only those are to pay who compile.
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
-        say(f"compile_steps: compiling {self._what}: minutes at first, less where torch finds its kernels from before")
+        info(f"compile_steps: compiling {self._what}: minutes at first, less where torch finds its kernels from before")
         began = time.perf_counter()
         try:
             # Whoever stops a run does not wait for that; and Ctrl-C has ended the compilers, too.
-            with ending_at_once(), warnings.catch_warnings(action="ignore"):  # of what torch could do otherwise
+            with raise_on_signal(), warnings.catch_warnings(action="ignore"):  # of what torch could do otherwise
                 returned = self._run(function, *args, **kwargs)
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             reason = " ".join(str(error).partition("Set TORCHDYNAMO_VERBOSE")[0].split())[:200]
             raise RunError(
                 f"compile_steps: {self._what} cannot be compiled here ({reason}); leave the key out"
             ) from None
-        say(f"compile_steps: compiled {self._what} in {time.perf_counter() - began:.0f} s")
+        info(f"compile_steps: compiled {self._what} in {time.perf_counter() - began:.0f} s")
         return returned
 
     def _record(
-        self, recorder: Recorder, function: Callable[P, R], leaves: list[Any], structure: pytree.TreeSpec
+        self, recorder: GraphBackend, function: Callable[P, R], leaves: list[Any], structure: pytree.TreeSpec
     ) -> None:
         inputs = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(inputs, structure)
@@ -167,7 +167,7 @@ class Replay(Generic[P, R]):
         except RuntimeError as error:
             self._recorder = None
             reason = " ".join(str(error).split())[:200]
-            warn(f"capture_steps: {self._what} is not recorded but launched operator by operator ({reason})")
+            warning(f"capture_steps: {self._what} is not recorded but launched operator by operator ({reason})")
         else:
             self._recording = _Recording(inputs, outputs, work)
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from rnascl_cli.core import distributed
 from rnascl_cli.core.errors import UserError
-from rnascl_cli.engine.cuda_graphs import CudaGraphs, Recorder
+from rnascl_cli.engine.cuda_graphs import CudaGraphBackend, GraphBackend
 from rnascl_cli.engine.malloc import keep_freed_memory
 
 DType = Literal["fp32", "bf16"]
@@ -27,22 +27,22 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Compute:
+class DeviceConfig:
     """Where and how precisely the networks run.
 
     Attributes:
         device: The torch device.
         student: Precision of the student or supernet.
         teacher: Precision of the teacher's forward pass, which takes no gradient and bears bf16 well.
-        step_recorder: Of steps, to be replayed; None where each step is launched operator by operator.
+        graph_backend: Of steps, to be replayed; None where each step is launched operator by operator.
         compiles: Whether the networks' passes in a step are compiled.
     """
 
     device: torch.device
     student: DType
     teacher: DType
-    step_recorder: Recorder | None = None
-    compiles: bool = False
+    graph_backend: GraphBackend | None = None
+    compile_enabled: bool = False
 
     def student_autocast(self) -> contextlib.AbstractContextManager[object]:
         """Return the autocast context of the student's forward pass."""
@@ -52,13 +52,13 @@ class Compute:
         """Return the autocast context of the teacher's forward pass."""
         return _autocast(self.device, self.teacher)
 
-    def compiled(self, function: Callable[P, R]) -> Callable[P, R] | None:
+    def maybe_compile(self, function: Callable[P, R]) -> Callable[P, R] | None:
         """Return a function compiled by ``torch.compile``, for inputs of few shapes; None where that is not wanted.
 
         Its operators are fused into fewer kernels, for the backward pass too. The first call takes a minute or so on a
         GPU, and some minutes on a CPU.
         """
-        if not self.compiles:
+        if not self.compile_enabled:
             return None
         # torch goes by the forward convolutions of a graph, of which a backward pass has none: otherwise that lays the
         # inputs of depthwise convolutions out as (B, H, C, W), which oneDNN has to copy back (torch 2.14).
@@ -98,14 +98,14 @@ class Compute:
         return self.student if self.student == self.teacher else f"{self.student}, teacher {self.teacher}"
 
 
-def resolve_compute(
+def resolve_device(
     device: Literal["auto", "cpu", "cuda"],
     precision: Literal["auto", "fp32", "bf16"],
     *,
     deterministic: bool = False,
     capture: bool | None = False,
-    compiles: bool = False,
-) -> Compute:
+    compile_enabled: bool = False,
+) -> DeviceConfig:
     """Choose device and precision.
 
     ``auto`` takes CUDA where it is there. In precision, ``auto`` is bf16 for both networks on a GPU or a CPU that has
@@ -137,21 +137,21 @@ def resolve_compute(
     if capture is None:
         capture = where.type == "cuda" and distributed.size() == 1 and not deterministic
     recorder = _cuda_graphs(where) if capture else None
-    if compiles:
+    if compile_enabled:
         _check_can_compile(where, deterministic=deterministic)
     if precision != "auto":
-        return Compute(where, precision, precision, recorder, compiles)
+        return DeviceConfig(where, precision, precision, recorder, compile_enabled)
     has_bf16 = torch.cuda.is_bf16_supported() if where.type == "cuda" else _cpu_has_bf16()
     both: DType = "bf16" if has_bf16 else "fp32"
-    return Compute(where, both, both, recorder, compiles)
+    return DeviceConfig(where, both, both, recorder, compile_enabled)
 
 
-def _cuda_graphs(where: torch.device) -> Recorder:
+def _cuda_graphs(where: torch.device) -> GraphBackend:
     if where.type != "cuda":
         raise UserError("recipe key 'capture_steps': steps are recorded as CUDA graphs, and this is no CUDA device")
     if distributed.size() > 1:
         raise UserError("recipe key 'capture_steps': steps that several processes share are not recorded; leave it out")
-    return CudaGraphs()
+    return CudaGraphBackend()
 
 
 def _check_can_compile(where: torch.device, *, deterministic: bool) -> None:

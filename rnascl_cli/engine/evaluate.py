@@ -10,16 +10,16 @@ from torch import nn
 
 from rnascl_cli.attacks.gradient import Linf, cross_entropy, projected_gradient
 from rnascl_cli.core import distributed
-from rnascl_cli.core.console import say
+from rnascl_cli.core.console import info
 from rnascl_cli.core.progress import progress
 from rnascl_cli.core.random_streams import generator
 from rnascl_cli.data import Data, ImageSet, ordered_batches
-from rnascl_cli.engine.device import Compute
+from rnascl_cli.engine.device import DeviceConfig
 from rnascl_cli.engine.modes import evaluating, frozen
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, images: ImageSet, *, compute: Compute, batch_size: int = 500) -> float:
+def accuracy(model: nn.Module, images: ImageSet, *, compute: DeviceConfig, batch_size: int = 500) -> float:
     """Return the share of images whose largest logit is their label's, in [0, 1].
 
     The model is put in eval mode for the while, and computes in float32, so that the number does not depend
@@ -34,7 +34,7 @@ def accuracy(model: nn.Module, images: ImageSet, *, compute: Compute, batch_size
     with evaluating(model):
         for x_BCHW, y_B in ordered_batches(images, batch_size=batch_size, device=compute.device, dealt=True):
             right += (model(x_BCHW).argmax(dim=1) == y_B).sum()
-    return int(distributed.add_over_ranks(right)) / len(images)
+    return int(distributed.all_reduce_sum(right)) / len(images)
 
 
 TEST_STEPS = 20
@@ -43,7 +43,7 @@ BATCH = 250
 
 
 @dataclass(frozen=True)
-class Measured:
+class TeacherAccuracy:
     """Accuracies of a teacher on test images, as kept in its file's header.
 
     Attributes:
@@ -64,7 +64,7 @@ class Measured:
 
 
 def robust_accuracy(
-    module: nn.Module, images: ImageSet, *, eps: float, steps: int, compute: Compute, noise: torch.Generator
+    module: nn.Module, images: ImageSet, *, eps: float, steps: int, compute: DeviceConfig, noise: torch.Generator
 ) -> float:
     """Return the share of images that are right, and stay right under PGD with random start and steps of eps/4.
 
@@ -102,15 +102,15 @@ def robust_accuracy(
                 with torch.no_grad():
                     right += int((module(adversarial).argmax(dim=1) == y_R).sum())
             advance(size)
-    return int(distributed.add_over_ranks(torch.tensor(right))) / len(images)
+    return int(distributed.all_reduce_sum(torch.tensor(right))) / len(images)
 
 
-def measure(module: nn.Module, data: Data, *, eps: float, compute: Compute, seed: int) -> Measured:
+def measure(module: nn.Module, data: Data, *, eps: float, compute: DeviceConfig, seed: int) -> TeacherAccuracy:
     """Measure clean and PGD-20 accuracy on the test images."""
     module = module.to(compute.device)
     noise = generator(seed, "teacher", "pgd20")
-    say(f"measuring on {len(data.test):,} test images")
-    return Measured(
+    info(f"measuring on {len(data.test):,} test images")
+    return TeacherAccuracy(
         clean=accuracy(module, data.test, compute=compute),
         pgd20=robust_accuracy(module, data.test, eps=eps, steps=TEST_STEPS, compute=compute, noise=noise),
         eps=as_fraction(eps),

@@ -40,7 +40,7 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def finishing_steps() -> Iterator[StopRequest]:
+def stop_after_step() -> Iterator[StopRequest]:
     """Take note of the first signal, for the body to obey when its step is done; raise at the second.
 
     Raises:
@@ -52,11 +52,11 @@ def finishing_steps() -> Iterator[StopRequest]:
         if request.signum is not None:
             raise Interrupted(signum)
         request.signum = signum
-        heed_no_other()
+        ignore_further_signals()
         # Not by print: the signal may have come in the middle of one.
         second = "" if _is_told_twice() else "; once more to stop at once"
         line = f"\nrnascl: {NAMES[signal.Signals(signum)]}: stopping after this step{second}\n"
-        if distributed.is_first():
+        if distributed.is_rank_zero():
             with contextlib.suppress(OSError):
                 os.write(2, line.encode())
 
@@ -65,7 +65,7 @@ def finishing_steps() -> Iterator[StopRequest]:
 
 
 @contextlib.contextmanager
-def ending_at_once() -> Iterator[None]:
+def raise_on_signal() -> Iterator[None]:
     """Let SIGTERM end the body as Ctrl-C does: by an exception, so that temporary files and locks are cleared away.
 
     Raises:
@@ -74,7 +74,7 @@ def ending_at_once() -> Iterator[None]:
     """
 
     def end(signum: int, frame: FrameType | None) -> None:
-        heed_no_other()
+        ignore_further_signals()
         if signum == signal.SIGINT:
             raise KeyboardInterrupt
         raise Interrupted(signum)
@@ -83,7 +83,7 @@ def ending_at_once() -> Iterator[None]:
         yield
 
 
-def heed_no_other() -> None:
+def ignore_further_signals() -> None:
     """Under torchrun, ignore signals from now on, up to the end of the process: it is stopping already."""
     if _is_told_twice():
         for number in STOPPING:

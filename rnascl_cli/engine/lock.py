@@ -16,7 +16,7 @@ import socket
 import weakref
 from pathlib import Path
 
-from rnascl_cli.core.console import warn
+from rnascl_cli.core.console import warning
 from rnascl_cli.core.errors import UserError
 
 LOCK = ".rnascl.lock"
@@ -88,7 +88,7 @@ def _try(path: Path, folder: Path) -> Lock | None:
         if error.errno not in LOCKLESS:
             os.close(handle)
             raise UserError(f"--out {folder}: {error.strerror}") from None
-        warn(f"{folder}: its file system has no locks; see to it yourself that no other process writes there")
+        warning(f"{folder}: its file system has no locks; see to it yourself that no other process writes there")
     if not _is_open(path, handle):
         os.close(handle)
         return None

@@ -17,7 +17,7 @@ from rnascl_cli.core import distributed
 from rnascl_cli.core.errors import RunError
 
 
-class Tally:
+class EpochMetrics:
     """The metrics of one epoch, step by step.
 
     Attributes:
@@ -76,7 +76,7 @@ class Tally:
         if distributed.size() == 1 or not stacked:
             return stacked, weights
         sums = [values * weights[: len(values)] for values in stacked.values()]
-        flat = distributed.add_over_ranks(torch.cat([weights, *sums]))
+        flat = distributed.all_reduce_sum(torch.cat([weights, *sums]))
         weights, *sums = torch.split(flat, [len(weights), *(len(values) for values in sums)])
         return {name: values / weights[: len(values)] for name, values in zip(stacked, sums, strict=True)}, weights
 
@@ -113,5 +113,5 @@ class Tally:
             raise ValueError(f"the epoch under way is {state['epoch']}, the history ends before {self.epoch}")
         self.seconds = float(state["seconds"])
         # The first rank tells of these steps; to the others they are done, no more.
-        self.sizes = [int(size) if distributed.is_first() else 0 for size in state["sizes"]]
+        self.sizes = [int(size) if distributed.is_rank_zero() else 0 for size in state["sizes"]]
         self._seen = defaultdict(list, {name: list(values.unbind()) for name, values in state["seen"].items()})

@@ -13,7 +13,7 @@ from rnascl_cli.core import distributed
 from rnascl_cli.recipes import SGD, Optimiser, Schedule, StepSchedule
 
 
-def build_optimiser(
+def build_optimizer(
     parameters: Iterable[nn.Parameter], settings: Optimiser, *, recorded_on: torch.device | None = None
 ) -> torch.optim.Optimizer:
     """Return the optimiser that the settings describe, over ``parameters``; a step of it is one fused operation.
@@ -63,7 +63,7 @@ def learning_rate(schedule: Schedule, base: float, progress: float) -> float:
     return base * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def descend(optimiser: torch.optim.Optimizer, loss: Tensor, *, images: int | None = None) -> None:
+def optimizer_step(optimiser: torch.optim.Optimizer, loss: Tensor, *, images: int | None = None) -> None:
     """Take one step down the gradient of ``loss``; of several ranks, down that of the mean over all their images.
 
     Args:
@@ -86,7 +86,7 @@ def _average_gradients(parameters: Iterable[nn.Parameter], images: int) -> None:
     """Replace gradients of sums over images by their mean over all ranks' images, by one message."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     count = torch.full((1,), images, dtype=gradients[0].dtype, device=gradients[0].device)
-    flat = distributed.add_over_ranks(torch.cat([*(gradient.flatten() for gradient in gradients), count]))
+    flat = distributed.all_reduce_sum(torch.cat([*(gradient.flatten() for gradient in gradients), count]))
     means = torch.split(flat[:-1] / flat[-1], [gradient.numel() for gradient in gradients])
     for gradient, mean in zip(gradients, means, strict=True):
         gradient.copy_(mean.view_as(gradient))

@@ -21,7 +21,7 @@ _arguments: ContextVar[tuple[str, ...] | None] = ContextVar("arguments", default
 
 
 @contextlib.contextmanager
-def commanded_as(arguments: Sequence[str]) -> Iterator[None]:
+def recorded_command(arguments: Sequence[str]) -> Iterator[None]:
     """Record ``rnascl ARGUMENTS`` as the command for the while, where one command runs others."""
     token = _arguments.set(tuple(arguments))
     try:
@@ -30,7 +30,7 @@ def commanded_as(arguments: Sequence[str]) -> Iterator[None]:
         _arguments.reset(token)
 
 
-def how_to_go_on(*, out: Path | None, derived: Path | None = None) -> str:
+def resume_hint(*, out: Path | None, derived: Path | None = None) -> str:
     """Return what to say of what was stopped: ``go on with:`` the running command, as :func:`with_resume` makes it.
 
     Of several machines it is said that each of them is to be given the command.

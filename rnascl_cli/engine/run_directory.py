@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from rnascl_cli.artifacts.documents import Document
 from rnascl_cli.artifacts.store import STUDENT, is_temporary, read_document, sha256_file, write_text
 from rnascl_cli.core import distributed
-from rnascl_cli.core.console import say
+from rnascl_cli.core.console import info
 from rnascl_cli.core.errors import UserError, WriteError
 from rnascl_cli.engine.lock import LOCK, Lock, lock_directory, refuse_if_in_use
 
@@ -39,19 +39,19 @@ class RunDirectory:
         path: The folder.
         resume: Whether to go on from its checkpoint.
         force: Whether to replace what is there.
-        starts_anew: Whether to begin again what was stopped before its first checkpoint.
+        restart: Whether to begin again what was stopped before its first checkpoint.
         out: What ``--out`` names, where that is not the folder itself.
     """
 
     path: Path
     resume: bool = False
     force: bool = False
-    starts_anew: bool = False
+    restart: bool = False
     out: Path | None = None
     _locks: list[Lock] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
-    def claim(
+    def open(
         cls,
         path: Path,
         *,
@@ -73,7 +73,7 @@ class RunDirectory:
             UserError: It exists and neither ``force`` nor ``resume`` is given, it is no folder, it holds another
                 stage's run, there is nothing to resume, or another process is writing there.
         """
-        return distributed.from_first(lambda: cls._claim(path, own=own, force=force, resume=resume, out=out))
+        return distributed.from_rank_zero(lambda: cls._claim(path, own=own, force=force, resume=resume, out=out))
 
     @classmethod
     def _claim(cls, path: Path, *, own: str | None, force: bool, resume: bool, out: Path | None) -> RunDirectory:
@@ -82,17 +82,17 @@ class RunDirectory:
         if path.exists() and not path.is_dir():
             raise UserError(f"--out {path}: is a file; name a folder")
         refuse_if_in_use(path)
-        starts_anew = resume and not has_checkpoint(path)
-        if starts_anew:
+        restart = resume and not has_checkpoint(path)
+        if restart:
             if not _was_begun(path, own):
                 raise UserError(f"--resume: no checkpoint in {path}; start without --resume")
-            say(f"{path}: was stopped before its first checkpoint; starting from the beginning")
-        elif not (resume or force) and occupied(path):
+            info(f"{path}: was stopped before its first checkpoint; starting from the beginning")
+        elif not (resume or force) and is_nonempty(path):
             raise UserError(f"--out {path}: already exists; use another name, --force or --resume")
         foreign = [name for name in STAGE_DOCUMENTS if name != own and (path / name).exists()]
         if foreign and own is not None:
             raise UserError(f"--out {path}: holds {foreign[0]}, the run of another stage; name another folder")
-        return cls(path, resume and not starts_anew, force, starts_anew, out)
+        return cls(path, resume and not restart, force, restart, out)
 
     def create(self) -> None:
         """Make the folder and lock it for as long as this object lives.
@@ -104,17 +104,17 @@ class RunDirectory:
             UserError: The folder cannot be made, or another process was quicker.
             WriteError: The folder is read-only.
         """
-        if not distributed.is_first():
+        if not distributed.is_rank_zero():
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out {self.path}: {error.strerror}") from None
         self._locks.append(lock_directory(self.path))
-        came_since = has_checkpoint(self.path) if self.starts_anew else occupied(self.path)
+        came_since = has_checkpoint(self.path) if self.restart else is_nonempty(self.path)
         if came_since and not (self.resume or self.force):
             raise UserError(f"--out {self.path}: already exists; use another name, --force or --resume")
-        clear_left_behind(self.path)
+        remove_temporary_files(self.path)
         if not self.resume:
             for name in ARTIFACTS:
                 _remove(self.path / name)
@@ -129,26 +129,26 @@ class RunDirectory:
         """
         if not self.resume:
             return None
-        return distributed.from_first(lambda: self._finished(kind, name))
+        return distributed.from_rank_zero(lambda: self._finished(kind, name))
 
     def _finished(self, kind: type[D], name: str) -> D | None:
         if not (self.path / name).is_file():
             return None
-        say(f"{self.path}: had finished already; left as it is")
+        info(f"{self.path}: had finished already; left as it is")
         return read_document(self.path / name, kind)
 
     def sha256(self, name: str) -> str:
         """Return the sha256 of one of its files."""
-        return distributed.from_first(lambda: sha256_file(self.path / name))
+        return distributed.from_rank_zero(lambda: sha256_file(self.path / name))
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """Write ``metrics.jsonl``: a line an epoch."""
-        if distributed.is_first():
+        if distributed.is_rank_zero():
             write_text(self.path / METRICS, "".join(json.dumps(entry) + "\n" for entry in history))
 
     def remove(self, name: str) -> None:
         """Remove one of its files, if it is there."""
-        if distributed.is_first():
+        if distributed.is_rank_zero():
             _remove(self.path / name)
 
 
@@ -166,10 +166,10 @@ def _was_begun(path: Path, own: str | None) -> bool:
     if (path / LOCK).is_file():
         return True
     copies = ["derived.json"] if own in ("train.json", "adv-finetune.json") else []
-    return path.is_dir() and not occupied(path, but_for=copies)
+    return path.is_dir() and not is_nonempty(path, but_for=copies)
 
 
-def occupied(path: Path, *, but_for: Iterable[str] = ()) -> bool:
+def is_nonempty(path: Path, *, but_for: Iterable[str] = ()) -> bool:
     """Return whether a folder holds anything but these files and what a killed process may have left of its own."""
     passed_over = {LOCK, *but_for}
     return path.is_dir() and any(
@@ -177,7 +177,7 @@ def occupied(path: Path, *, but_for: Iterable[str] = ()) -> bool:
     )
 
 
-def clear_left_behind(folder: Path, names: Iterable[str] = ARTIFACTS) -> None:
+def remove_temporary_files(folder: Path, names: Iterable[str] = ARTIFACTS) -> None:
     """Remove what writes of these files that a kill cut short have left; for whoever holds the folder's lock.
 
     Raises:

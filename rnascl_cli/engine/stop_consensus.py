@@ -11,7 +11,7 @@ from typing import NamedTuple
 from rnascl_cli.core import distributed
 
 
-class Wish(NamedTuple):
+class StopFlags(NamedTuple):
     """What is wanted between two steps.
 
     Attributes:
@@ -23,13 +23,13 @@ class Wish(NamedTuple):
     checkpoint: bool = False
 
 
-class Agreement:
+class StopConsensus:
     """Brings the wishes of all ranks together."""
 
     def __init__(self) -> None:
         self._asked: Callable[[], tuple[int, ...]] | None = None
 
-    def after_step(self, wish: Wish) -> Wish:
+    def after_step(self, wish: StopFlags) -> StopFlags:
         """Return what is to be done behind this step: with several ranks, what was wished for behind the one before.
 
         That has been on its way for the length of a step, so that nobody waits for it.
@@ -37,23 +37,23 @@ class Agreement:
         if distributed.size() == 1:
             return wish
         before, self._asked = self._asked, _ask(wish)
-        return Wish() if before is None else _answer(before)
+        return StopFlags() if before is None else _answer(before)
 
-    def at_end(self, wish: Wish) -> Wish:
+    def at_end(self, wish: StopFlags) -> StopFlags:
         """Return what any rank wishes for now, or has wished for behind the last step."""
         if distributed.size() == 1:
             return wish
         before, self._asked = self._asked, None
-        earlier = Wish() if before is None else _answer(before)
+        earlier = StopFlags() if before is None else _answer(before)
         now = _answer(_ask(wish))
-        return Wish(max(earlier.signum, now.signum), earlier.checkpoint or now.checkpoint)
+        return StopFlags(max(earlier.signum, now.signum), earlier.checkpoint or now.checkpoint)
 
 
-def _ask(wish: Wish) -> Callable[[], tuple[int, ...]]:
+def _ask(wish: StopFlags) -> Callable[[], tuple[int, ...]]:
     # The clock of the first rank, which writes the checkpoints, is the one that counts.
-    return distributed.largest_later([wish.signum, int(wish.checkpoint and distributed.is_first())])
+    return distributed.all_reduce_max_async([wish.signum, int(wish.checkpoint and distributed.is_rank_zero())])
 
 
-def _answer(asked: Callable[[], tuple[int, ...]]) -> Wish:
+def _answer(asked: Callable[[], tuple[int, ...]]) -> StopFlags:
     signum, checkpoint = asked()
-    return Wish(signum, bool(checkpoint))
+    return StopFlags(signum, bool(checkpoint))

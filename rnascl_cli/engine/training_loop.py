@@ -19,25 +19,27 @@ import torch
 from torch import Tensor
 
 from rnascl_cli.core import distributed
-from rnascl_cli.core.console import warn
+from rnascl_cli.core.console import warning
 from rnascl_cli.core.errors import Interrupted, RunError, UserError
 from rnascl_cli.core.progress import progress, say_epoch
 from rnascl_cli.core.random_streams import generator
 from rnascl_cli.data import Augment, Batch, ImageSet, Parts, batch_count, batches, undivided
 from rnascl_cli.engine.checkpoint import first_not_finite, read_newest, write_checkpoint
-from rnascl_cli.engine.device import Compute, peak_memory_bytes
-from rnascl_cli.engine.interrupts import StopRequest, finishing_steps, heed_no_other
-from rnascl_cli.engine.metrics import Tally
+from rnascl_cli.engine.device import DeviceConfig, peak_memory_bytes
+from rnascl_cli.engine.interrupts import StopRequest, ignore_further_signals, stop_after_step
+from rnascl_cli.engine.metrics import EpochMetrics
 from rnascl_cli.engine.optimizer import learning_rate, set_learning_rate
-from rnascl_cli.engine.resume_command import how_to_go_on
+from rnascl_cli.engine.resume_command import resume_hint
 from rnascl_cli.engine.run_directory import PREVIOUS, RunDirectory
-from rnascl_cli.engine.stop_consensus import Agreement, Wish
+from rnascl_cli.engine.stop_consensus import StopConsensus, StopFlags
 from rnascl_cli.recipes import Schedule
 
 History = list[dict[str, Any]]
 
-LONELY = "Expected more than 1 value per channel"  # torch's BatchNorm, of one image whose map is one pixel
-LONELY_MEND = (
+SINGLE_VALUE_BATCHNORM = (
+    "Expected more than 1 value per channel"  # torch's BatchNorm, of one image whose map is one pixel
+)
+SINGLE_VALUE_REMEDY = (
     "one image is too little to take them from, as the last maps are a single pixel; use a larger --batch-size"
 )
 
@@ -55,23 +57,23 @@ class Stateful(Protocol):
 
 
 @dataclass(frozen=True)
-class ScheduledOptimiser:
+class ScheduledOptimizer:
     """An optimiser and the schedule its learning rate follows."""
 
-    optimiser: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer
     schedule: Schedule
     base: float
 
 
-class Task(Protocol):
+class TrainStep(Protocol):
     """A stage's mathematics.
 
     Attributes:
-        optimisers: Set to their scheduled learning rate before each step; the first one's is reported.
+        optimizers: Set to their scheduled learning rate before each step; the first one's is reported.
         state: What a checkpoint must hold, by name.
     """
 
-    optimisers: list[ScheduledOptimiser]
+    optimizers: list[ScheduledOptimizer]
     state: dict[str, Stateful]
 
     def start_epoch(self, epoch: int, noise: torch.Generator) -> None:
@@ -100,7 +102,7 @@ class EndsEarly(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingConfig:
     """What the loop needs to know.
 
     Attributes:
@@ -123,14 +125,14 @@ class Plan:
     seed: int
     images: ImageSet
     augment: Augment
-    compute: Compute
+    compute: DeviceConfig
     run: RunDirectory
     identity: dict[str, Any]
     checkpoint_seconds: float = math.inf
     parts: Parts = undivided
 
 
-def fit(task: Task, plan: Plan) -> History:
+def fit(task: TrainStep, plan: TrainingConfig) -> History:
     """Run a task to its last epoch, or until it is finished, and return the metrics of every epoch.
 
     After each epoch ``metrics.jsonl`` and the checkpoint are written; inside an epoch a checkpoint is written at
@@ -144,7 +146,7 @@ def fit(task: Task, plan: Plan) -> History:
         WriteError: A file could not be written; the checkpoint before is unchanged.
         Interrupted: Ctrl-C or SIGTERM; the message says how to go on.
     """
-    with finishing_steps() as stop:
+    with stop_after_step() as stop:
         loop = _Loop(task, plan, plan.images.to(plan.compute.device), stop)
         under_way = loop.resume() if plan.run.resume else None
         for epoch in range(len(loop.history), plan.epochs):
@@ -157,10 +159,10 @@ def fit(task: Task, plan: Plan) -> History:
 
 
 @dataclass
-class _UnderWay:
+class EpochState:
     """An epoch between two of its steps: what they reported, and the stream that the next ones draw from."""
 
-    tally: Tally
+    tally: EpochMetrics
     noise: torch.Generator
 
     def state_dict(self) -> dict[str, Any]:
@@ -174,18 +176,20 @@ class _UnderWay:
 class _Loop:
     """A task on its way through the epochs, and what is kept of it."""
 
-    def __init__(self, task: Task, plan: Plan, images: ImageSet, stop: StopRequest) -> None:
+    def __init__(self, task: TrainStep, plan: TrainingConfig, images: ImageSet, stop: StopRequest) -> None:
         self.task, self.plan, self.images, self.stop = task, plan, images, stop
         self.history: History = []
-        self._agreement = Agreement()
+        self._agreement = StopConsensus()
         self._steps = batch_count(images, plan.batch_size)
         self._saved_at = time.monotonic()
 
-    def begin(self, epoch: int) -> _UnderWay:
+    def begin(self, epoch: int) -> EpochState:
         """Return an epoch at its beginning."""
-        return _UnderWay(Tally(self.plan.stage, epoch), generator(self.plan.seed, self.plan.stage, "noise", epoch))
+        return EpochState(
+            EpochMetrics(self.plan.stage, epoch), generator(self.plan.seed, self.plan.stage, "noise", epoch)
+        )
 
-    def epoch(self, under_way: _UnderWay) -> None:
+    def epoch(self, under_way: EpochState) -> None:
         """Run an epoch from its beginning, or from behind the steps that an interrupted run has taken of it."""
         task, plan, tally = self.task, self.plan, under_way.tally
         epoch, began = tally.epoch, time.perf_counter() - tally.seconds
@@ -220,22 +224,22 @@ class _Loop:
             parts=self.plan.parts,
         )
 
-    def _step(self, tally: Tally, batch: Batch) -> None:
-        for item in self.task.optimisers:
+    def _step(self, tally: EpochMetrics, batch: Batch) -> None:
+        for item in self.task.optimizers:
             share = (tally.epoch + tally.steps / self._steps) / self.plan.epochs
-            set_learning_rate(item.optimiser, learning_rate(item.schedule, item.base, share))
-        set_place(self.plan.stage, epoch=tally.epoch, step=tally.steps)
+            set_learning_rate(item.optimizer, learning_rate(item.schedule, item.base, share))
+        set_current_step(self.plan.stage, epoch=tally.epoch, step=tally.steps)
         try:
-            with distributed.alike(batch.share.alike):
+            with distributed.replicated_batch(batch.shard.replicated):
                 metrics = self.task.step(batch)
         except ValueError as error:
-            if LONELY in str(error):
-                raise RunError(faulty("batch statistics", LONELY_MEND)) from None
+            if SINGLE_VALUE_BATCHNORM in str(error):
+                raise RunError(at_current_step("batch statistics", SINGLE_VALUE_REMEDY)) from None
             raise
-        tally.add(metrics, batch.share.counted)
+        tally.add(metrics, batch.shard.counted)
 
     def _entry(self, epoch: int, metrics: dict[str, Any], began: float) -> dict[str, Any]:
-        first, plan = self.task.optimisers[0], self.plan
+        first, plan = self.task.optimizers[0], self.plan
         seconds = time.perf_counter() - began
         return {
             "epoch": epoch,
@@ -246,21 +250,21 @@ class _Loop:
             "peak_memory_bytes": peak_memory_bytes(plan.compute.device),
         }
 
-    def _wish(self) -> Wish:
+    def _wish(self) -> StopFlags:
         """Return what this rank wants to be done between two steps."""
         due = time.monotonic() - self._saved_at >= self.plan.checkpoint_seconds
-        return Wish(self.stop.signum or 0, checkpoint=due)
+        return StopFlags(self.stop.signum or 0, checkpoint=due)
 
-    def _obey(self, wish: Wish, where: str) -> None:
+    def _obey(self, wish: StopFlags, where: str) -> None:
         """End the run if that is wanted; the checkpoint has just been written."""
         if wish.signum:
-            heed_no_other()
-            distributed.wait()  # for the first one's checkpoint: torchrun ends the others when one has ended
+            ignore_further_signals()
+            distributed.barrier()  # for the first one's checkpoint: torchrun ends the others when one has ended
             run = self.plan.run
-            again = how_to_go_on(out=run.out or run.path, derived=run.path / "derived.json")
+            again = resume_hint(out=run.out or run.path, derived=run.path / "derived.json")
             raise Interrupted(wish.signum, f"{self.plan.stage}: stopped at {where}; {again}")
 
-    def _save(self, tally: Tally, under_way: dict[str, Any] | None = None) -> None:
+    def _save(self, tally: EpochMetrics, under_way: dict[str, Any] | None = None) -> None:
         """Write the checkpoint, unless a weight in it is not finite."""
         state = {name: item.state_dict() for name, item in self.task.state.items()}
         if name := first_not_finite(state):
@@ -278,7 +282,7 @@ class _Loop:
         write_checkpoint(self.plan.run.path, content)
         self._saved_at = time.monotonic()
 
-    def resume(self) -> _UnderWay | None:
+    def resume(self) -> EpochState | None:
         """Take back the checkpoint, and return the epoch that it was written in the middle of, if it was."""
         path, checkpoint = read_newest(self.plan.run.path, self.plan.compute.device)
         if checkpoint.get("identity") != _identity(self.plan):
@@ -286,7 +290,7 @@ class _Loop:
         # Allowed, as float32 is the way out where bf16 gave no numbers; checkpoints of older versions do not tell.
         before, now = checkpoint.get("precision"), self.plan.compute.student
         if before not in (None, now):
-            warn(f"--resume: {path} was trained in {before} and goes on in {now}; --precision {before} keeps to it")
+            warning(f"--resume: {path} was trained in {before} and goes on in {now}; --precision {before} keeps to it")
         try:
             for name, item in self.task.state.items():
                 item.load_state_dict(checkpoint["state"][name])
@@ -303,7 +307,7 @@ class _Loop:
         return under_way
 
 
-def _identity(plan: Plan) -> str:
+def _identity(plan: TrainingConfig) -> str:
     text = json.dumps({"stage": plan.stage, **plan.identity}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -311,12 +315,12 @@ def _identity(plan: Plan) -> str:
 _place: ContextVar[tuple[str, int, int] | None] = ContextVar("place", default=None)
 
 
-def set_place(stage: str, *, epoch: int, step: int) -> None:
+def set_current_step(stage: str, *, epoch: int, step: int) -> None:
     """Take note of the step that is about to run; both numbers count from 0."""
     _place.set((stage, epoch, step))
 
 
-def faulty(term: str, what: str) -> str:
+def at_current_step(term: str, what: str) -> str:
     """Return ``"search: 'kl' at epoch 1, step 1: WHAT"``, for the running step."""
     place = _place.get()
     if place is None:

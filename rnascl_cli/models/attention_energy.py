@@ -21,7 +21,7 @@ CACHED_NUMBERS = 2**20
 """How many float32 numbers (4 MB) are turned from bf16 at a time on a CPU, so that they stay in its cache."""
 
 
-def energy(activation_BCHW: Tensor, channel_mask_C11: Tensor | None = None) -> Tensor:
+def attention_energy(activation_BCHW: Tensor, channel_mask_C11: Tensor | None = None) -> Tensor:
     """Return F(A), the sum of squares over channels, shape (B, 1, H, W), in float32.
 
     Args:
@@ -35,8 +35,8 @@ def energy(activation_BCHW: Tensor, channel_mask_C11: Tensor | None = None) -> T
     return map_B1HW
 
 
-def widens(module: nn.Module) -> bool:
-    """Return whether :func:`widened_energy` gives a layer's map: a 1x1 convolution to more channels.
+def is_expanding_1x1(module: nn.Module) -> bool:
+    """Return whether :func:`pointwise_attention_energy` gives a layer's map: a 1x1 convolution to more channels.
 
     Not where torch.compile fuses the map of the wide output into a pass over it that there is anyway.
     """
@@ -51,7 +51,7 @@ def widens(module: nn.Module) -> bool:
     )
 
 
-def widened_energy(x_BCHW: Tensor, weight_OC11: Tensor, channel_mask_O11: Tensor | None = None) -> Tensor:
+def pointwise_attention_energy(x_BCHW: Tensor, weight_OC11: Tensor, channel_mask_O11: Tensor | None = None) -> Tensor:
     """Return F(W x) of a 1x1 convolution from its narrow input, without looking at its wide output.
 
     sum_o (m_o W_o x)^2 = x^T G x with G = W^T diag(m^2) W, a C x C matrix: a sixth of the numbers in a block that

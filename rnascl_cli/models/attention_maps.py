@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from rnascl_cli.models.attention_energy import energy, widened_energy, widens
+from rnascl_cli.models.attention_energy import attention_energy, is_expanding_1x1, pointwise_attention_energy
 
-Tap = Literal["conv", "norm", "block"]
+MapSource = Literal["conv", "norm", "block"]
 
 
-def tappable_layers(model: nn.Module, tap: Tap = "conv") -> dict[str, nn.Module]:
+def attention_layers(model: nn.Module, tap: MapSource = "conv") -> dict[str, nn.Module]:
     """Return the layers of a model that give attention maps, by name, in the order of definition.
 
     Args:
@@ -41,7 +41,7 @@ def tappable_layers(model: nn.Module, tap: Tap = "conv") -> dict[str, nn.Module]
 
 
 class MapRecorder:
-    """Holds the maps of the last forward pass, one a layer; see :func:`recording_maps`."""
+    """Holds the maps of the last forward pass, one a layer; see :func:`record_attention_maps`."""
 
     def __init__(self, layers: Sequence[str], *, side: int) -> None:
         self.layers, self.side = list(layers), side
@@ -49,7 +49,7 @@ class MapRecorder:
         self._maps: dict[str, Tensor] = {}
 
     @contextlib.contextmanager
-    def pausing(self) -> Iterator[None]:
+    def without_recording(self) -> Iterator[None]:
         """Take no maps for the while: forward passes cost what they cost without taps."""
         self.paused = True
         try:
@@ -61,15 +61,15 @@ class MapRecorder:
         """Keep the map of ``layer``, at the layer's own size."""
         self._maps[layer] = map_B1HW
 
-    def take(self) -> Tensor:
+    def pop(self) -> Tensor:
         """Return the maps as (B, L, P) in the order of ``layers`` and forget them.
 
         Raises:
             ValueError: A layer did not run since the last call.
         """
-        return self.take_sized().at_common_side()
+        return self.pop_unresized().resized()
 
-    def take_sized(self) -> LayerMaps:
+    def pop_unresized(self) -> LayerMaps:
         """As :meth:`take`, with maps smaller than the common side still at their own size."""
         missing = [layer for layer in self.layers if layer not in self._maps]
         if missing:
@@ -86,15 +86,15 @@ class MapRecorder:
 
 
 @contextlib.contextmanager
-def recording_maps(
-    model: nn.Module, *, side: int, tap: Tap = "conv", layers: Sequence[str] | None = None
+def record_attention_maps(
+    model: nn.Module, *, side: int, tap: MapSource = "conv", layers: Sequence[str] | None = None
 ) -> Iterator[MapRecorder]:
     """Record the attention maps of each forward pass while the context is open.
 
     Args:
         model: The network; its outputs are not changed.
         side: Height and width of the common map.
-        tap: Which layers (see :func:`tappable_layers`).
+        tap: Which layers (see :func:`attention_layers`).
         layers: Only these, in this order; all of them by default.
 
     Yields:
@@ -103,7 +103,7 @@ def recording_maps(
     Raises:
         ValueError: One of ``layers`` is not in the model.
     """
-    found = tappable_layers(model, tap)
+    found = attention_layers(model, tap)
     names = list(found) if layers is None else list(layers)
     unknown = [name for name in names if name not in found]
     if unknown:
@@ -115,10 +115,10 @@ def recording_maps(
             if recorder.paused:
                 return
             mask_C11 = getattr(module, "channel_mask", None)
-            if isinstance(module, nn.Conv2d) and widens(module):
-                recorder.put(name, widened_energy(inputs[0], module.weight, mask_C11))
+            if isinstance(module, nn.Conv2d) and is_expanding_1x1(module):
+                recorder.put(name, pointwise_attention_energy(inputs[0], module.weight, mask_C11))
             else:
-                recorder.put(name, energy(output, mask_C11))
+                recorder.put(name, attention_energy(output, mask_C11))
 
         return hook
 
@@ -149,7 +149,7 @@ class LayerMaps:
         self.side = side
         self._groups = [group if min(group.shape[-2:]) < side else to_common_side(group, side) for group in groups]
 
-    def at_common_side(self) -> Tensor:
+    def resized(self) -> Tensor:
         """Return all maps as (B, L, P)."""
         return torch.cat([to_common_side(group_BLHW, self.side).flatten(2) for group_BLHW in self._groups], dim=1)
 

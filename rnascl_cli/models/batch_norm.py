@@ -48,7 +48,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         return F.batch_norm(input, *running, weight, bias, own, self.momentum, self.eps)
 
 
-def over_all_ranks(model: nn.Module) -> nn.Module:
+def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
     """Make every plain ``nn.BatchNorm2d`` of a model one whose batch is that of all ranks, in place; return it.
 
     Raises:
@@ -97,11 +97,11 @@ class _SumOverRanks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return distributed.add_over_ranks(x.clone())
+        return distributed.all_reduce_sum(x.clone())
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Tensor:
-        return distributed.add_over_ranks(slope.contiguous().clone())
+        return distributed.all_reduce_sum(slope.contiguous().clone())
 
 
 def _sum_over_ranks(x: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class Conv2d(nn.Conv2d):
         return exact.to(input.dtype)
 
 
-def without_fallback(model: nn.Module) -> nn.Module:
+def use_fast_depthwise_bf16(model: nn.Module) -> nn.Module:
     """Make every plain ``nn.Conv2d`` of a model a :class:`Conv2d`, in place; return it."""
     for module in model.modules():
         if type(module) is nn.Conv2d:

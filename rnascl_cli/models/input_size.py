@@ -8,7 +8,7 @@ from torch import nn
 from rnascl_cli.core.errors import UserError
 
 
-def check_sees(module: nn.Module, what: str, *, input_size: int) -> None:
+def check_input_size(module: nn.Module, what: str, *, input_size: int) -> None:
     """Run a network on one grey image of the size that is meant, before anything long is begun.
 
     Args:

@@ -6,7 +6,7 @@ the command line's own options. Unknown keys are refused, all at once, each with
 """
 
 from rnascl_cli.recipes.base import Settings
-from rnascl_cli.recipes.baselines import AT, CRD, KD, PKT, RKD, SP, VID, Distillation
+from rnascl_cli.recipes.baselines import AT, CRD, KD, PKT, RKD, SP, VID, BaselineSettings
 from rnascl_cli.recipes.errors import Option
 from rnascl_cli.recipes.load import Layer, find_recipe, parse_setting, read_recipe_file, recipes_folder, resolve
 from rnascl_cli.recipes.settings import (
@@ -32,8 +32,8 @@ from rnascl_cli.recipes.settings import (
     Schedule,
     SearchRobustSettings,
     SearchSettings,
+    SelectSettings,
     StepSchedule,
-    StopSettings,
     StudentSettings,
     TeacherCacheSettings,
     TeacherTrainSettings,
@@ -57,10 +57,10 @@ __all__ = [
     "AdvFinetuneSettings",
     "AttackSettings",
     "AttentionSettings",
+    "BaselineSettings",
     "CosineSchedule",
     "CostSettings",
     "DataSettings",
-    "Distillation",
     "GumbelSettings",
     "KLSettings",
     "Layer",
@@ -73,9 +73,9 @@ __all__ = [
     "Schedule",
     "SearchRobustSettings",
     "SearchSettings",
+    "SelectSettings",
     "Settings",
     "StepSchedule",
-    "StopSettings",
     "StudentSettings",
     "TeacherCacheSettings",
     "TeacherTrainSettings",

@@ -74,4 +74,4 @@ class PKT(Settings):
     weight: Weight = 30000.0
 
 
-Distillation = KD | AT | SP | VID | RKD | CRD | PKT
+BaselineSettings = KD | AT | SP | VID | RKD | CRD | PKT

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from rnascl_cli.core.errors import UserError, expanded, nearest, printable
+from rnascl_cli.core.errors import UserError, did_you_mean, expand_user, printable
 
 CROPPED_SIDE = 224
 """What photographs are cropped to, pixels."""
@@ -41,7 +41,7 @@ def parse_spec(spec: str) -> tuple[str, str]:
     """
     name, _, folder = spec.partition(":")
     if name not in KNOWN:
-        raise UserError(f"--data {spec}: unknown data set '{name}'{nearest(name, KNOWN)}")
+        raise UserError(f"--data {spec}: unknown data set '{name}'{did_you_mean(name, KNOWN)}")
     if name in FOLDERS and not folder:
         raise UserError(f"--data {name}: a folder is needed; write --data {name}:DIR")
     if name == "digits" and folder:
@@ -57,7 +57,7 @@ def check_there(spec: str) -> None:
     """
     name, folder = parse_spec(spec)
     if name in FOLDERS:
-        root = expanded(folder, option="--data")
+        root = expand_user(folder, option="--data")
         train, _ = split_folders(root, tests=FOLDERS[name])
         if train is None:
             raise no_training_images(spec)
@@ -80,7 +80,7 @@ def images_of(spec: str) -> Images | None:
         return FIXED[name]
     parse_spec(spec)
     try:
-        train, test, classes = folder_classes(expanded(folder, option="--data"))
+        train, test, classes = folder_classes(expand_user(folder, option="--data"))
         side = _side((train or test) / classes[0])
     except (UserError, OSError):  # told by whoever needs the folder
         return None

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from rnascl_cli.core.errors import UserError, nearest
+from rnascl_cli.core.errors import UserError, did_you_mean
 from rnascl_cli.recipes.settings import Recipe
 
 LONGEST_VALUE = 40  # letters of what was typed; what it may be comes behind it, on the same line
@@ -47,7 +47,7 @@ def explain(item: Mapping[str, Any], options: Mapping[str, Option]) -> str:
     if option is not None and kind != UNKNOWN:
         return _by_option(item, option)
     if kind == UNKNOWN:
-        return f"unknown recipe key '{key}'{nearest(names[-1], known)}"
+        return f"unknown recipe key '{key}'{did_you_mean(names[-1], known)}"
     if kind == NO_TAG:
         return f"recipe key '{key}': does not say which one; set {key}.{tag}"
     return f"recipe key '{key}': {item['msg']}"

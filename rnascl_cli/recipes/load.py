@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rnascl_cli.artifacts.reading import MAX_RECIPE_BYTES, read_bounded
-from rnascl_cli.core.errors import UserError, nearest
+from rnascl_cli.core.errors import UserError, did_you_mean
 from rnascl_cli.recipes.errors import Option, explain
 from rnascl_cli.recipes.settings import Recipe
 
@@ -41,7 +41,7 @@ def find_recipe(name: str) -> Path:
             return candidate
     files = (path for path in folder.rglob("*.toml") if path.parent.name != STUDIES)
     known = sorted(str(path.relative_to(folder).with_suffix("")) for path in files)
-    raise UserError(f"--recipe: no file '{name}' and no recipe of that name{nearest(name, known)}")
+    raise UserError(f"--recipe: no file '{name}' and no recipe of that name{did_you_mean(name, known)}")
 
 
 def read_recipe_file(path: Path) -> dict[str, Any]:

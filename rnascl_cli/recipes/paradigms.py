@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from rnascl_cli.artifacts.documents import TUTORED, Paradigm
 from rnascl_cli.core.errors import UserError
-from rnascl_cli.recipes import TAUGHT_METHODS, Distillation, KLSettings, RobustMethod, RobustSettings, TrainSettings
+from rnascl_cli.recipes import TAUGHT_METHODS, BaselineSettings, KLSettings, RobustMethod, RobustSettings, TrainSettings
 
 
 def uses_kl(paradigm: Paradigm, kl: KLSettings) -> bool:
@@ -50,7 +50,7 @@ def trained_paradigm(settings: TrainSettings, *, searched: Paradigm) -> Paradigm
     return "standard"
 
 
-def wanted_teacher(source: str | None, paradigm: Paradigm, *, method: RobustMethod | None = None) -> str | None:
+def required_teacher(source: str | None, paradigm: Paradigm, *, method: RobustMethod | None = None) -> str | None:
     """Return the teacher that is to be read; None where neither paradigm nor method has one.
 
     Args:
@@ -70,7 +70,7 @@ def wanted_teacher(source: str | None, paradigm: Paradigm, *, method: RobustMeth
     return source
 
 
-def wanted_guide(source: str | None, settings: Distillation) -> str:
+def required_baseline_teacher(source: str | None, settings: BaselineSettings) -> str:
     """Return the teacher of a rival loss.
 
     Args:

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 from rnascl_cli.artifacts.documents import MOST_POINTS, Paradigm, Protocol
 from rnascl_cli.core.units import Count, PixelSize
 from rnascl_cli.recipes.base import Settings
-from rnascl_cli.recipes.baselines import Distillation
+from rnascl_cli.recipes.baselines import BaselineSettings
 
 
 class DataSettings(Settings):
@@ -175,7 +175,7 @@ class SWA(Settings):
     start: float = Field(default=0.75, ge=0.0, lt=1.0, description="share of the run behind which epochs count")
 
 
-class StopSettings(Settings):
+class SelectSettings(Settings):
     """The best epoch's weights are kept, chosen on held-out training images."""
 
     on: Literal["robust", "clean"] = "robust"
@@ -231,14 +231,14 @@ class StudentSettings(RobustSettings):
     attention: AttentionSettings = Field(default_factory=AttentionSettings)
     kl: KLSettings = Field(default_factory=KLSettings)
     average: EMA | SWA | None = Field(default=None, discriminator="kind", description="null: the weights themselves")
-    stop: StopSettings | None = Field(default=None, description="null: the last epoch's weights")
+    stop: SelectSettings | None = Field(default=None, description="null: the last epoch's weights")
 
 
 class TrainSettings(StudentSettings):
     """The training phase (section 3.4, eq. 3); with a method, its term replaces the cross-entropy."""
 
     paradigm: Paradigm | None = Field(default=None, description="null: the paradigm of the search")
-    distill: Distillation | None = Field(
+    distill: BaselineSettings | None = Field(
         default=None, discriminator="name", description="a rival loss in place of the paradigm's teacher terms"
     )
 

@@ -14,12 +14,12 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from rnascl_cli.artifacts.reading import MAX_RECIPE_BYTES, read_bounded
-from rnascl_cli.core.errors import UserError, naming, nearest
+from rnascl_cli.core.errors import UserError, did_you_mean, prefix_errors
 from rnascl_cli.recipes.base import Settings
 from rnascl_cli.recipes.load import DEEPEST_KEY, STUDIES, Layer, find_recipe, read_recipe_file, recipes_folder
 
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
-Table = dict[str, Any]
+SettingsTable = dict[str, Any]
 
 
 class Arm(Settings):
@@ -30,8 +30,8 @@ class Arm(Settings):
         default=None, description="train the network that another arm's search found; null: search its own"
     )
     tutors: str = Field(default="searched", description="as derive --tutors")
-    search: Table = Field(default_factory=dict, description="settings of the search table")
-    train: Table = Field(default_factory=dict, description="settings of the train table")
+    search: SettingsTable = Field(default_factory=dict, description="settings of the search table")
+    train: SettingsTable = Field(default_factory=dict, description="settings of the train table")
     finetune: tuple[Slug, ...] | None = Field(
         default=None, description="which of the study's fine-tunings follow; null: all of them"
     )
@@ -51,7 +51,7 @@ class Finetuning(Settings):
     """An adversarial fine-tuning of every arm's student."""
 
     name: Slug
-    settings: Table = Field(default_factory=dict, description="settings of the adv_finetune table")
+    settings: SettingsTable = Field(default_factory=dict, description="settings of the adv_finetune table")
 
 
 class Measurement(Settings):
@@ -64,7 +64,7 @@ class Measurement(Settings):
     limit_test: Annotated[int, Field(ge=1)] | None = None
     audit: bool = False
     later: bool = Field(default=False, description="after everything else: for attacks that take the longest")
-    settings: Table = Field(default_factory=dict, description="settings of the attack table")
+    settings: SettingsTable = Field(default_factory=dict, description="settings of the attack table")
 
 
 class Study(Settings):
@@ -78,7 +78,7 @@ class Study(Settings):
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1)] = (0,)
     reference: Slug
     recipe: str | None = Field(default=None, description="a recipe under everything, by name or file")
-    settings: Table = Field(default_factory=dict, description="settings of all runs, as in a recipe")
+    settings: SettingsTable = Field(default_factory=dict, description="settings of all runs, as in a recipe")
     arm: Annotated[tuple[Arm, ...], Field(min_length=1)]
     finetuning: tuple[Finetuning, ...] = ()
     measurement: tuple[Measurement, ...] = ()
@@ -97,18 +97,22 @@ class Study(Settings):
             if twice := repeated(values):
                 raise ValueError(f"{kind}: {twice} stands there twice")
         if self.reference not in arms:
-            raise ValueError(f"reference: no arm '{self.reference}'{nearest(self.reference, arms)}")
+            raise ValueError(f"reference: no arm '{self.reference}'{did_you_mean(self.reference, arms)}")
         for arm in self.arm:
             source = arm.network_of
             if source is not None and (source not in arms or arms[source].network_of is not None):
-                raise ValueError(f"arm '{arm.name}': network_of must name an arm that searches{nearest(source, arms)}")
+                raise ValueError(
+                    f"arm '{arm.name}': network_of must name an arm that searches{did_you_mean(source, arms)}"
+                )
             for name in arm.finetune or ():
                 if name not in stages - {"train"}:
-                    raise ValueError(f"arm '{arm.name}': no finetuning '{name}'{nearest(name, stages - {'train'})}")
+                    raise ValueError(
+                        f"arm '{arm.name}': no finetuning '{name}'{did_you_mean(name, stages - {'train'})}"
+                    )
         for measurement in self.measurement:
             for name in measurement.of or ():
                 if name not in stages:
-                    raise ValueError(f"measurement '{measurement.name}': no stage '{name}'{nearest(name, stages)}")
+                    raise ValueError(f"measurement '{measurement.name}': no stage '{name}'{did_you_mean(name, stages)}")
         return self
 
 
@@ -133,7 +137,7 @@ def find_study(name: str) -> Path:
         if candidate.is_file():
             return candidate
     known = sorted(path.stem for path in folder.glob("*.toml"))
-    raise UserError(f"study {name}: no such file, and no study of that name{nearest(name, known)}")
+    raise UserError(f"study {name}: no such file, and no study of that name{did_you_mean(name, known)}")
 
 
 def read_study(path: Path) -> Study:
@@ -172,11 +176,11 @@ def common_layers(study: Study) -> list[Layer]:
     """
     if study.recipe is None:
         return [study.settings]
-    with naming("'recipe'"):
+    with prefix_errors("'recipe'"):
         return [read_recipe_file(find_recipe(study.recipe)), study.settings]
 
 
-def flat(table: Table, under: str = "") -> Iterator[tuple[str, Any]]:
+def flat(table: SettingsTable, under: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the settings of a table with their dotted keys, kinds of a choice before what belongs to them."""
     for key in sorted(table, key=lambda key: key not in ("name", "kind")):
         value = table[key]

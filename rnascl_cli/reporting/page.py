@@ -13,13 +13,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rnascl_cli.core.version import __version__
 from rnascl_cli.reporting.data.collect import RunSet
 from rnascl_cli.reporting.data.comparable_groups import groups
-from rnascl_cli.reporting.data.lineage import Model, changed_students, models
+from rnascl_cli.reporting.data.lineage import ReportModel, changed_students, models
 from rnascl_cli.reporting.figures.attention_maps import MapSet
 from rnascl_cli.reporting.figures.style import Plot, Rendered, render
 from rnascl_cli.reporting.sections import Section, sections
 from rnascl_cli.reporting.tables.missing_runs import find_gaps, warnings
-from rnascl_cli.reporting.tables.provenance import Making, making, making_table
-from rnascl_cli.reporting.tables.summary import Tile, tiles
+from rnascl_cli.reporting.tables.provenance import ProvenanceEntry, provenance_entry, provenance_table
+from rnascl_cli.reporting.tables.summary import SummaryTile, tiles
 from rnascl_cli.reporting.tables.table import Table
 
 MARK = "<!-- rnascl report -->"
@@ -38,20 +38,20 @@ class Page:
         gaps: What is missing or kept apart.
         sections: Tables and figures.
         drawn: The drawn figures by name.
-        making_table: How each document was made, in short.
+        provenance_table: How each document was made, in short.
         makings: The same, at length.
         version: Of this tool.
     """
 
-    models: Sequence[Model]
+    models: Sequence[ReportModel]
     overview: str
-    tiles: Sequence[Tile]
+    tiles: Sequence[SummaryTile]
     warnings: Sequence[str]
     gaps: Sequence[str]
     sections: Sequence[Section]
     drawn: Mapping[str, Rendered]
-    making_table: Table
-    makings: Sequence[Making]
+    provenance_table: Table
+    makings: Sequence[ProvenanceEntry]
     version: str = field(default=__version__)
 
 
@@ -63,7 +63,7 @@ def render_all(plots: Iterable[Plot]) -> list[Rendered]:
     return [render(plot) for plot in plots]
 
 
-ComputeMaps = Callable[[Sequence[Model]], tuple[list[MapSet], list[str]]]
+ComputeMaps = Callable[[Sequence[ReportModel]], tuple[list[MapSet], list[str]]]
 
 
 def build_page(
@@ -91,12 +91,12 @@ def build_page(
         gaps=[*find_gaps(runs, found, measured), *without_maps],
         sections=parts,
         drawn={figure.plot.name: figure for figure in drawn},
-        making_table=making_table(runs.artifacts),
-        makings=[making(artifact) for artifact in runs.artifacts],
+        provenance_table=provenance_table(runs.artifacts),
+        makings=[provenance_entry(artifact) for artifact in runs.artifacts],
     )
 
 
-def _overview(runs: RunSet, found: Sequence[Model]) -> str:
+def _overview(runs: RunSet, found: Sequence[ReportModel]) -> str:
     kinds = {
         "search": len(runs.searches),
         "training": len(runs.trainings),

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rnascl_cli.reporting.data.collect import RunSet
-from rnascl_cli.reporting.data.comparable_groups import Group
-from rnascl_cli.reporting.data.lineage import Model
+from rnascl_cli.reporting.data.comparable_groups import ComparableGroup
+from rnascl_cli.reporting.data.lineage import ReportModel
 from rnascl_cli.reporting.figures import search, tutors
 from rnascl_cli.reporting.figures.attacks import attack_plots
 from rnascl_cli.reporting.figures.attention_maps import MapSet, map_plot
@@ -30,7 +30,7 @@ STAGES_WITH_CURVES = ("search", "train", "adv-finetune")
 
 
 @dataclass(frozen=True)
-class Fold:
+class CollapsibleSection:
     """Figures behind a heading of their own, folded away where there are many."""
 
     title: str
@@ -62,7 +62,7 @@ class Section:
     plots: Sequence[Plot] = ()
     tables: Sequence[Table] = ()
     cards: Sequence[AuditCard] = ()
-    folds: Sequence[Fold] = ()
+    folds: Sequence[CollapsibleSection] = ()
 
     @property
     def all_plots(self) -> list[Plot]:
@@ -71,7 +71,12 @@ class Section:
 
 
 def sections(
-    runs: RunSet, found: Sequence[Model], measured: Sequence[Group], maps: Sequence[MapSet], *, paper: bool
+    runs: RunSet,
+    found: Sequence[ReportModel],
+    measured: Sequence[ComparableGroup],
+    maps: Sequence[MapSet],
+    *,
+    paper: bool,
 ) -> list[Section]:
     """Return the parts of the report in their order.
 
@@ -92,7 +97,7 @@ def sections(
     return _unique_names(parts)
 
 
-def _summary(measured: Sequence[Group]) -> Section:
+def _summary(measured: Sequence[ComparableGroup]) -> Section:
     words = []
     if not measured:
         words.append("No attack run is given: nothing is known about robustness.")
@@ -105,12 +110,12 @@ def _summary(measured: Sequence[Group]) -> Section:
     return Section("summary", "Summary", words, tables=list(map(headline, measured)), cards=audit_cards(measured))
 
 
-def _attacks(found: Sequence[Model], measured: Sequence[Group]) -> Section:
+def _attacks(found: Sequence[ReportModel], measured: Sequence[ComparableGroup]) -> Section:
     tables = [table for group in measured for table in attack_tables(group)]
     return Section("attacks", "Under attack", (), attack_plots(measured, found), tables)
 
 
-def _published(found: Sequence[Model], measured: Sequence[Group], *, paper: bool) -> Section:
+def _published(found: Sequence[ReportModel], measured: Sequence[ComparableGroup], *, paper: bool) -> Section:
     tables = paper_tables(found) if paper else beside_published(found)
     words = [] if tables else ["The paper's tables have no row for these runs."]
     if missing := unmatched(found):
@@ -124,7 +129,7 @@ def _published(found: Sequence[Model], measured: Sequence[Group], *, paper: bool
     return Section("published", title, words, published_plots(measured, found), tables)
 
 
-def _runs(runs: RunSet, found: Sequence[Model]) -> Section:
+def _runs(runs: RunSet, found: Sequence[ReportModel]) -> Section:
     curves, without = [], []
     for artifact in runs.artifacts:
         if artifact.document.kind in STAGES_WITH_CURVES:
@@ -141,17 +146,17 @@ def _runs(runs: RunSet, found: Sequence[Model]) -> Section:
     words = [f"No history was recorded, so there are no curves, for {', '.join(without)}."] if without else []
     if not runs.searches:
         words.append("No search run is given: how the choices hardened is not shown.")
-    folds = (Fold("How the searches chose", searches), Fold("Training curves", curves))
+    folds = (CollapsibleSection("How the searches chose", searches), CollapsibleSection("Training curves", curves))
     front_tables, front_plots = fronts(found)
     tables = [*model_tables(found), *front_tables]
     return Section("runs", "Search and training", words, front_plots, tables, folds=_filled(folds))
 
 
-def _filled(folds: Sequence[Fold]) -> list[Fold]:
+def _filled(folds: Sequence[CollapsibleSection]) -> list[CollapsibleSection]:
     return [fold for fold in folds if fold.plots]
 
 
-def _tutors(runs: RunSet, measured: Sequence[Group], maps_of_image: Sequence[MapSet]) -> Section:
+def _tutors(runs: RunSet, measured: Sequence[ComparableGroup], maps_of_image: Sequence[MapSet]) -> Section:
     maps = tutored(runs)
     agreement = agreement_table(maps)
     compared = comparisons(measured)
@@ -165,7 +170,12 @@ def _tutors(runs: RunSet, measured: Sequence[Group], maps_of_image: Sequence[Map
         *tutors.tutor_counts(maps),
     ]
     logits = [plot for plot in map(tutors.tutor_heatmap, runs.searches) if plot is not None]
-    folds = _filled((Fold("Attention maps", list(map(map_plot, maps_of_image))), Fold("Tutor logits", logits)))
+    folds = _filled(
+        (
+            CollapsibleSection("Attention maps", list(map(map_plot, maps_of_image))),
+            CollapsibleSection("Tutor logits", logits),
+        )
+    )
     if not maps:
         words = ["No derived document with learned tutors is given."]
         return Section("tutors", "Tutors", words, plots, tables, folds=folds)

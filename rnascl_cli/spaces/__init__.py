@@ -1,17 +1,17 @@
 """The search spaces of Tables 7 and 8 as data, what any network of them costs, and the best one under a budget."""
 
-from rnascl_cli.spaces.budget import Budget, Found, Networks
+from rnascl_cli.spaces.budget import Budget, DerivedNetwork, NetworkSpace
 from rnascl_cli.spaces.cost import Cost, block_costs, final_side, network_cost
-from rnascl_cli.spaces.tables import SPACES, SearchSpace, Stage, space_named
+from rnascl_cli.spaces.tables import SPACES, SearchSpace, SpaceStage, space_named
 
 __all__ = [
     "SPACES",
     "Budget",
     "Cost",
-    "Found",
-    "Networks",
+    "DerivedNetwork",
+    "NetworkSpace",
     "SearchSpace",
-    "Stage",
+    "SpaceStage",
     "block_costs",
     "final_side",
     "network_cost",

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from rnascl_cli.core.errors import UserError
-from rnascl_cli.spaces.chain import Step, best_chain
+from rnascl_cli.spaces.chain import PathStep, best_path
 from rnascl_cli.spaces.cost import Cost, block_costs, classifier_cost, final_side, network_cost, stem_cost
 from rnascl_cli.spaces.tables import SPACES, SearchSpace
 
@@ -48,7 +48,7 @@ class Budget(NamedTuple):
         return self.max_macs is not None or self.max_params is not None
 
 
-class Found(NamedTuple):
+class DerivedNetwork(NamedTuple):
     """A network of a space.
 
     Attributes:
@@ -83,7 +83,7 @@ class _Limits(NamedTuple):
                 yield self._replace(**dict.fromkeys(set(given) - set(names)))
 
 
-class Networks:
+class NetworkSpace:
     """All networks of a space for so many classes and pixels, and which of them are best.
 
     Args:
@@ -137,7 +137,7 @@ class Networks:
         kept = [name for name, cost in smallest.items() if budget.keeps(cost)]
         return max(kept, key=lambda name: smallest[name].macs, default=None)
 
-    def best(self, logits: Logits, budget: Budget = Budget()) -> Found:
+    def most_likely(self, logits: Logits, budget: Budget = Budget()) -> DerivedNetwork:
         """Return the most likely network that keeps the budget.
 
         Args:
@@ -158,7 +158,7 @@ class Networks:
     def _dearest_within(self, params: int) -> int:
         """Return the most MACs of a network of so many params, or what comes close where a search is cut short."""
         steps = [[[(cost.macs << GAIN_BITS, 0, cost.params, 0) for cost in row] for row in t] for t in self._costs]
-        chain = best_chain(steps, (0, params, 0))
+        chain = best_path(steps, (0, params, 0))
         assert chain is not None
         self._dearest[params] = chain.gain >> GAIN_BITS
         return self._dearest[params]
@@ -169,7 +169,7 @@ class Networks:
         levels = [low + (high - low) * step // count for step in range(count + 1)]
         return [(below + 1 if step else below, level) for step, (below, level) in enumerate(itertools.pairwise(levels))]
 
-    def point(self, logits: Logits, index: int, count: int, budget: Budget = Budget()) -> Found:
+    def point(self, logits: Logits, index: int, count: int, budget: Budget = Budget()) -> DerivedNetwork:
         """Return point ``index`` (from 1) of a front of ``count``: the most likely network of that band of MACs.
 
         The bands are evenly spaced from the cheapest to the dearest network of the space, or of those in the budget.
@@ -207,7 +207,7 @@ class Networks:
     def _undecided(self) -> list[list[float]]:
         return [[0.0] * len(choices) for choices in self.space.block_choices]
 
-    def _best(self, logits: Logits, limits: _Limits, *, judged_by: Logits | None = None) -> Found | None:
+    def _best(self, logits: Logits, limits: _Limits, *, judged_by: Logits | None = None) -> DerivedNetwork | None:
         """Return the best network within the limits; None where none was found.
 
         What is best under some of the limits and keeps the others is best under all of them, and fewer limits are less
@@ -219,18 +219,18 @@ class Networks:
             inside = [cost for had, cost in tried if all(a is None or a == b for a, b in zip(had, fewer, strict=True))]
             if any(fewer.keep(cost) for cost in inside):
                 continue  # its best is one that was tried
-            chain = best_chain(self._steps(gains, fewer), _ceilings(fewer))
+            chain = best_path(self._steps(gains, fewer), _ceilings(fewer))
             if chain is None:
                 continue
             widths = [choices[j] for choices, j in zip(self.space.block_choices, chain.choices, strict=True)]
             cost = self.cost(widths)
             if limits.keep(cost):
-                return Found(widths, cost, log_likelihood(judged_by or logits, chain.choices), chain.proven)
+                return DerivedNetwork(widths, cost, log_likelihood(judged_by or logits, chain.choices), chain.proven)
             tried.append((fewer, cost))
         return None
 
-    def _steps(self, gains: list[list[int]], limits: _Limits) -> list[list[list[Step]]]:
-        """Return every block's gains and costs, as :func:`best_chain` wants them: 0 where there is no limit."""
+    def _steps(self, gains: list[list[int]], limits: _Limits) -> list[list[list[PathStep]]]:
+        """Return every block's gains and costs, as :func:`best_path` wants them: 0 where there is no limit."""
         # A limit from below alone is one from above on the negative; beside one from above it is a third cost.
         macs = (limits.macs is not None) - (limits.macs is None and limits.least_macs is not None)
         params = limits.params is not None

@@ -27,9 +27,9 @@ from collections.abc import Iterator, Sequence
 from operator import add
 from typing import NamedTuple
 
-Step = tuple[int, int, int, int]
+PathStep = tuple[int, int, int, int]
 """What a block gains, and its three costs; any integers."""
-Tables = Sequence[Sequence[Sequence[Step]]]
+Tables = Sequence[Sequence[Sequence[PathStep]]]
 """Every block's steps: ``[block][choice of the block before][own choice]``; one choice before the first."""
 Costs = tuple[int, int, int]
 
@@ -41,7 +41,7 @@ ROUNDS = 6  # over the three prices
 _Label = tuple[int, int, int, int, int]  # gain less priced costs, gain, costs
 
 
-class Chain(NamedTuple):
+class Path(NamedTuple):
     """A chain within the limits: the index of each block's choice, its gain, and whether none better is possible."""
 
     choices: list[int]
@@ -49,7 +49,7 @@ class Chain(NamedTuple):
     proven: bool
 
 
-def best_chain(tables: Tables, limits: Costs) -> Chain | None:
+def best_path(tables: Tables, limits: Costs) -> Path | None:
     """Return the chain of most gain whose costs do not exceed ``limits``; of equals the first by its choices.
 
     The first two costs are best low, and dominance makes use of that. Ends of chains are compared only where their
@@ -71,7 +71,7 @@ def best_chain(tables: Tables, limits: Costs) -> Chain | None:
             break
     if search.found is None:
         return None
-    return Chain(search.found, int(search.gain), search.missed <= search.gain)
+    return Path(search.found, int(search.gain), search.missed <= search.gain)
 
 
 class _Bound(NamedTuple):
@@ -151,7 +151,7 @@ class _Search:
         limits = sum(price * limit for price, limit in zip(prices, self.limits, strict=True))
         return _Bound(most + limits, prices, before, limits), chain
 
-    def _steps(self, chain: list[int]) -> Iterator[Step]:
+    def _steps(self, chain: list[int]) -> Iterator[PathStep]:
         for table, i, j in zip(self.tables, [0, *chain[:-1]], chain, strict=True):
             yield table[i][j]
 
@@ -203,13 +203,13 @@ class _Search:
         return chain
 
 
-def _leads(ends: list[_Label], step: Step, gain: int, left: Costs) -> bool:
+def _leads(ends: list[_Label], step: PathStep, gain: int, left: Costs) -> bool:
     """Return whether one of the ends behind a step makes up the gain within what is left of the limits."""
     still, a, b, c = gain - step[0], left[0] - step[1], left[1] - step[2], left[2] - step[3]
     return any(label[1] == still and label[2] <= a and label[3] <= b and label[4] <= c for label in ends)
 
 
-def _priced(step: Step, prices: Costs) -> int:
+def _priced(step: PathStep, prices: Costs) -> int:
     return step[0] - prices[0] * step[1] - prices[1] * step[2] - prices[2] * step[3]
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rnascl_cli.core.errors import UserError, nearest
+from rnascl_cli.core.errors import UserError, did_you_mean
 
 STEM_CHANNELS = 16
 STEM_STRIDE = 2
@@ -21,7 +21,7 @@ IMAGENET_HEAD_CHANNELS = 1984
 
 
 @dataclass(frozen=True)
-class Stage:
+class SpaceStage:
     """A row of blocks that share their filter choices.
 
     Attributes:
@@ -49,7 +49,7 @@ class SearchSpace:
     """
 
     name: str
-    stages: tuple[Stage, ...]
+    stages: tuple[SpaceStage, ...]
     input_size: int
     head_channels: int | None = None
     published_params_m: float | None = None
@@ -79,7 +79,7 @@ class SearchSpace:
 def _cifar(
     name: str, depths: tuple[int, int, int], choices: tuple[tuple[int, ...], ...], params: float, macs: float
 ) -> SearchSpace:
-    stages = tuple(Stage(d, s, c) for d, s, c in zip(depths, (1, 2, 2), choices, strict=True))
+    stages = tuple(SpaceStage(d, s, c) for d, s, c in zip(depths, (1, 2, 2), choices, strict=True))
     return SearchSpace(name, stages, 32, published_params_m=params, published_macs_m=macs)
 
 
@@ -88,11 +88,11 @@ _M = ((80, 76), (160, 156, 152, 148), (128, 124, 120, 116))
 _L = ((160, 156), (320, 316, 312, 308), (256, 252, 248, 244))
 
 _IMAGENET_STAGES = (
-    Stage(3, 2, (28, 24, 20, 16)),
-    Stage(3, 2, (40, 36, 32, 28)),
-    Stage(3, 2, (96, 88, 80, 72, 64, 56, 48)),
-    Stage(4, 1, (128, 120, 108, 100, 92, 84, 76, 68)),  # Table 8 prints "128 120": a comma is missing
-    Stage(4, 2, (216, 208, 200, 192, 184, 176, 168, 160, 152, 144, 136, 128, 120, 108)),
+    SpaceStage(3, 2, (28, 24, 20, 16)),
+    SpaceStage(3, 2, (40, 36, 32, 28)),
+    SpaceStage(3, 2, (96, 88, 80, 72, 64, 56, 48)),
+    SpaceStage(4, 1, (128, 120, 108, 100, 92, 84, 76, 68)),  # Table 8 prints "128 120": a comma is missing
+    SpaceStage(4, 2, (216, 208, 200, 192, 184, 176, 168, 160, 152, 144, 136, 128, 120, 108)),
 )
 
 
@@ -126,5 +126,5 @@ def space_named(name: str, *, where: str = "--space") -> SearchSpace:
         UserError: No space has that name.
     """
     if name not in SPACES:
-        raise UserError(f"{where}: unknown search space '{name}'{nearest(name, SPACES)}")
+        raise UserError(f"{where}: unknown search space '{name}'{did_you_mean(name, SPACES)}")
     return SPACES[name]

@@ -1,6 +1,6 @@
 """Numbers kept for every view of every image in the memory of the device that asks for them.
 
-A :class:`~rnascl_cli.teachers.disk_store.ViewStore` reads files: a step on a GPU then waits for pages, and for copies
+A :class:`~rnascl_cli.teachers.disk_store.DiskStore` reads files: a step on a GPU then waits for pages, and for copies
 over the bus. Here values stay where they were made. Which cells are filled is known on the CPU, where images are drawn,
 so nothing in a step waits for the device. With files behind it, values found there are copied in when they are first
 asked for, and new ones are brought there once an epoch.
@@ -19,35 +19,35 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rnascl_cli.core.device_transfer import sent
-from rnascl_cli.teachers.disk_store import Record, ViewStore
+from rnascl_cli.core.device_transfer import to_device_async
+from rnascl_cli.teachers.disk_store import ArrayRecord, DiskStore
 
 
-class Views(Protocol):
+class OutputStore(Protocol):
     """What keeps numbers for views of images, wherever."""
 
-    def cells(self, rows_B: Tensor, views_B: Tensor) -> Tensor:
-        """As :meth:`ViewStore.cells`."""
+    def slots(self, rows_B: Tensor, views_B: Tensor) -> Tensor:
+        """As :meth:`DiskStore.cells`."""
         ...
 
-    def seen(self, cells_B: Tensor) -> Tensor:
-        """As :meth:`ViewStore.seen`."""
+    def is_cached(self, cells_B: Tensor) -> Tensor:
+        """As :meth:`DiskStore.seen`."""
         ...
 
     def read(self, cells_B: Tensor) -> Tensor:
-        """As :meth:`ViewStore.read`; on any device."""
+        """As :meth:`DiskStore.read`; on any device."""
         ...
 
     def put(self, cells_B: Tensor, values_B: Tensor) -> None:
-        """As :meth:`ViewStore.put`."""
+        """As :meth:`DiskStore.put`."""
         ...
 
-    def settle(self) -> None:
-        """As :meth:`ViewStore.settle`."""
+    def flush(self) -> None:
+        """As :meth:`DiskStore.settle`."""
         ...
 
 
-class DeviceViews:
+class DeviceStore:
     """Values of all views of a set's images, in a device's memory, which is taken at once and filled as they come.
 
     Args:
@@ -60,12 +60,12 @@ class DeviceViews:
 
     def __init__(
         self,
-        record: Record,
+        record: ArrayRecord,
         *,
         views: int,
         digests: Sequence[bytes],
         device: torch.device,
-        behind: ViewStore | None = None,
+        behind: DiskStore | None = None,
     ) -> None:
         self._record, self._views, self._device, self._behind = record, views, device, behind
         row_of = {digest: row for row, digest in enumerate(dict.fromkeys(digests))}
@@ -79,22 +79,22 @@ class DeviceViews:
             self._row_behind[self.rows_N.numpy()] = behind.rows_N.numpy()
         self._fresh: list[Tensor] = []
 
-    def cells(self, rows_B: Tensor, views_B: Tensor) -> Tensor:
-        """Return the cell of each view of each image, as :meth:`ViewStore.cells` does; every image has a row."""
+    def slots(self, rows_B: Tensor, views_B: Tensor) -> Tensor:
+        """Return the cell of each view of each image, as :meth:`DiskStore.cells` does; every image has a row."""
         return self.rows_N[rows_B] * self._views + views_B
 
-    def seen(self, cells_B: Tensor) -> Tensor:
+    def is_cached(self, cells_B: Tensor) -> Tensor:
         """Return which cells are filled, here or in the files, as booleans on the CPU."""
         here_B = torch.from_numpy(self._here[cells_B.numpy()])
-        return here_B if self._behind is None else here_B | self._behind.seen(self._cells_behind(cells_B))
+        return here_B if self._behind is None else here_B | self._behind.is_cached(self._cells_behind(cells_B))
 
     def read(self, cells_B: Tensor) -> Tensor:
         """Return the values of filled cells, on the device."""
         if self._behind is not None:
             away_B = cells_B[torch.from_numpy(~self._here[cells_B.numpy()])]
             if len(away_B):
-                self._keep(away_B, sent(self._behind.read(self._cells_behind(away_B)), self._device))
-        return self._values.index_select(0, sent(cells_B, self._device))
+                self._keep(away_B, to_device_async(self._behind.read(self._cells_behind(away_B)), self._device))
+        return self._values.index_select(0, to_device_async(cells_B, self._device))
 
     def put(self, cells_B: Tensor, values_B: Tensor) -> None:
         """Keep values that lie on the device."""
@@ -102,7 +102,7 @@ class DeviceViews:
         if self._behind is not None:
             self._fresh.append(cells_B)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Bring what is new to the files, where there are any; the only time that the device is waited for.
 
         Raises:
@@ -112,13 +112,13 @@ class DeviceViews:
             return
         for cells_B in self._fresh:
             self._behind.put(
-                self._cells_behind(cells_B), self._values.index_select(0, sent(cells_B, self._device)).cpu()
+                self._cells_behind(cells_B), self._values.index_select(0, to_device_async(cells_B, self._device)).cpu()
             )
         self._fresh.clear()
-        self._behind.settle()
+        self._behind.flush()
 
     def _keep(self, cells_B: Tensor, values_B: Tensor) -> None:
-        self._values.index_copy_(0, sent(cells_B, self._device), values_B)
+        self._values.index_copy_(0, to_device_async(cells_B, self._device), values_B)
         self._here[cells_B.numpy()] = True
 
     def _cells_behind(self, cells_B: Tensor) -> Tensor:

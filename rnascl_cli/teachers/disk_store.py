@@ -33,7 +33,7 @@ DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True)
-class Record:
+class ArrayRecord:
     """What is kept for one view: an array of this shape and type.
 
     Attributes:
@@ -60,14 +60,14 @@ def missing_rows(folder: Path, digests: Sequence[bytes]) -> int:
     return len(set(digests) - set(_digests(folder)))
 
 
-class ViewStore:
+class DiskStore:
     """A store, open for reading and writing; made by :meth:`open`.
 
     Attributes:
         rows_N: The row of each image it was opened for, -1 where there was no room for one.
     """
 
-    def __init__(self, folder: Path, record: Record, *, views: int, rows_N: Tensor, total: int) -> None:
+    def __init__(self, folder: Path, record: ArrayRecord, *, views: int, rows_N: Tensor, total: int) -> None:
         self._folder, self._record, self._views = folder, record, views
         self.rows_N = rows_N
         cells = total * views
@@ -83,8 +83,8 @@ class ViewStore:
 
     @classmethod
     def open(
-        cls, folder: Path, record: Record, *, views: int, digests: Sequence[bytes], new_rows: int | None = None
-    ) -> ViewStore:
+        cls, folder: Path, record: ArrayRecord, *, views: int, digests: Sequence[bytes], new_rows: int | None = None
+    ) -> DiskStore:
         """Open the store of a folder, making it or adding rows where images have none.
 
         Args:
@@ -113,7 +113,7 @@ class ViewStore:
         rows_N = torch.tensor([row_of.get(digest, -1) for digest in digests], dtype=torch.int64)
         return cls(folder, record, views=views, rows_N=rows_N, total=len(row_of))
 
-    def cells(self, rows_B: Tensor, views_B: Tensor) -> Tensor:
+    def slots(self, rows_B: Tensor, views_B: Tensor) -> Tensor:
         """Return the cell of each view of each image, -1 for images without a row.
 
         Args:
@@ -123,7 +123,7 @@ class ViewStore:
         store_rows_B = self.rows_N[rows_B]
         return torch.where(store_rows_B < 0, -1, store_rows_B * self._views + views_B)
 
-    def seen(self, cells_B: Tensor) -> Tensor:
+    def is_cached(self, cells_B: Tensor) -> Tensor:
         """Return which cells are filled, as booleans."""
         found_B = cells_B >= 0
         marks_B = np.zeros(len(cells_B), dtype=np.bool_)
@@ -161,7 +161,7 @@ class ViewStore:
         self._seen[cells] = 1
         self._fresh.append(cells)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Bring what is new to disk, and only then say that it is there; see what other processes have brought.
 
         Raises:

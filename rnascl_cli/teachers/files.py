@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rnascl_cli.core.cache_dir import cache_dir
-from rnascl_cli.core.errors import UserError, expanded, nearest
+from rnascl_cli.core.errors import UserError, did_you_mean, expand_user
 from rnascl_cli.teachers.public_checkpoints import PUBLIC
 
 SUFFIX = ".safetensors"
@@ -26,7 +26,7 @@ def find_teacher(source: str) -> Path:
     Raises:
         UserError: There is no such file, or a name means several.
     """
-    path = expanded(source, option="--teacher")
+    path = expand_user(source, option="--teacher")
     if source not in PUBLIC and path.is_file():
         return path
     if path.suffix or len(path.parts) != 1:
@@ -46,7 +46,7 @@ def find_teacher(source: str) -> Path:
     if source in PUBLIC:
         raise UserError(how_to_get(source))
     known = [*PUBLIC, *(item.stem for item in cached_teachers())]
-    raise UserError(f"--teacher: no file and no cached teacher '{source}'{nearest(source, known)}")
+    raise UserError(f"--teacher: no file and no cached teacher '{source}'{did_you_mean(source, known)}")
 
 
 def cached_teachers() -> list[Path]:

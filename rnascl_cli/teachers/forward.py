@@ -15,18 +15,18 @@ from torch import Tensor
 
 from rnascl_cli.artifacts.documents import DerivedDocument, Paradigm
 from rnascl_cli.artifacts.runs import refuse_changed
-from rnascl_cli.core.console import warn
+from rnascl_cli.core.console import warning
 from rnascl_cli.core.errors import UserError
 from rnascl_cli.data import Batch
 from rnascl_cli.distill.attention import unit_maps
-from rnascl_cli.engine.cuda_graphs import Replay
-from rnascl_cli.engine.device import Compute
-from rnascl_cli.models.attention_maps import MapRecorder, Tap, recording_maps, tappable_layers
-from rnascl_cli.models.input_size import check_sees
+from rnascl_cli.engine.cuda_graphs import CapturedStep
+from rnascl_cli.engine.device import DeviceConfig
+from rnascl_cli.models.attention_maps import MapRecorder, MapSource, attention_layers, record_attention_maps
+from rnascl_cli.models.input_size import check_input_size
 from rnascl_cli.recipes import AttentionSettings, KLSettings, RobustMethod
-from rnascl_cli.recipes.paradigms import uses_kl, wanted_teacher
+from rnascl_cli.recipes.paradigms import required_teacher, uses_kl
 from rnascl_cli.teachers.load import Teacher, read_teacher
-from rnascl_cli.teachers.output_cache import KeptOutputs, Outputs, map_dtype
+from rnascl_cli.teachers.output_cache import CachedTeacher, Outputs, map_dtype
 
 
 def require_teacher(
@@ -52,7 +52,7 @@ def require_teacher(
         UserError: A teacher is needed and none is named, it cannot be read or cannot see such images, or logits of
             different numbers of classes would be compared.
     """
-    source = wanted_teacher(source, paradigm, method=method)
+    source = required_teacher(source, paradigm, method=method)
     if source is None:
         return None
     if method is not None:
@@ -60,7 +60,7 @@ def require_teacher(
         teacher = read_teacher(source, num_classes=num_classes, otherwise=otherwise)
     else:
         teacher = read_teacher(source, num_classes=num_classes if uses_kl(paradigm, kl) else None)
-    check_sees(teacher.module, f"--teacher {source}", input_size=input_size)
+    check_input_size(teacher.module, f"--teacher {source}", input_size=input_size)
     return teacher
 
 
@@ -76,7 +76,7 @@ def refuse_changed_teacher(teacher: Teacher, derived: DerivedDocument) -> None:
         refuse_changed(path, document="the derived document", expected=before.sha256, found=found)
 
 
-def tutor_layers(teacher: Teacher, tap: Tap) -> list[str]:
+def tutor_layers(teacher: Teacher, tap: MapSource) -> list[str]:
     """Return the names of the teacher's layers that can be tutors.
 
     A network without any is refused; one with a single one (a vision transformer has its patch embedding only)
@@ -85,91 +85,95 @@ def tutor_layers(teacher: Teacher, tap: Tap) -> list[str]:
     Raises:
         UserError: There are none.
     """
-    layers = list(tappable_layers(teacher.module, tap))
+    layers = list(attention_layers(teacher.module, tap))
     if not layers:
         raise UserError(
             f"--teacher {teacher.reference.source}: has no {tap} layers to be tutors; use --paradigm kl, or another "
             "teacher or attention.tap"
         )
     if len(layers) == 1:
-        warn(
+        warning(
             f"teacher {teacher.reference.source}: has one {tap} layer, {layers[0]}, so that every student layer has "
             "the same tutor; use --paradigm kl, or a teacher with more"
         )
     return layers
 
 
-class Lesson(NamedTuple):
+class TeacherOutput(NamedTuple):
     """The teacher's view of a batch: logits (B, K), and unit maps (B, T, P) or None where none are wanted."""
 
     logits_BK: Tensor
     maps_BTP: Tensor | None
 
-    def part(self, rows: slice) -> Lesson:
-        """Return the lesson of some of the images."""
-        return Lesson(self.logits_BK[rows], None if self.maps_BTP is None else self.maps_BTP[rows])
+    def rows(self, rows: slice) -> TeacherOutput:
+        """Return the teacher_output of some of the images."""
+        return TeacherOutput(self.logits_BK[rows], None if self.maps_BTP is None else self.maps_BTP[rows])
 
 
-class TeacherOnDuty:
-    """A teacher in eval mode whose layers are tapped; see :func:`on_duty`."""
+class FrozenTeacher:
+    """A teacher in eval mode whose layers are tapped; see :func:`frozen_teacher`."""
 
     def __init__(
         self,
         teacher: Teacher,
         recorder: MapRecorder | None,
         attention: AttentionSettings,
-        compute: Compute,
+        compute: DeviceConfig,
         *,
-        kept: KeptOutputs | None = None,
-        wanted_T: Tensor | None = None,
+        cache: CachedTeacher | None = None,
+        selected_T: Tensor | None = None,
     ) -> None:
         self._teacher, self._recorder, self._attention, self._compute = teacher, recorder, attention, compute
-        self._kept, self._wanted_T = kept, wanted_T
+        self._cache, self._selected_T = cache, selected_T
         tapped = [] if recorder is None else recorder.layers
-        self.layers = tapped if wanted_T is None else [tapped[index] for index in wanted_T.tolist()]
-        """Names of the layers whose maps a lesson has, in their order."""
-        compiled = compute.compiled(self._ask_teacher) if kept is None else None
-        self._ask = Replay(self._ask_teacher, compute.step_recorder, what="the teacher's pass", compiled=compiled)
+        self.layers = tapped if selected_T is None else [tapped[index] for index in selected_T.tolist()]
+        """Names of the layers whose maps a teacher_output has, in their order."""
+        compiled = compute.maybe_compile(self._uncached_forward) if cache is None else None
+        self._captured_forward = CapturedStep(
+            self._uncached_forward, compute.graph_backend, what="the teacher's pass", compiled=compiled
+        )
 
     @torch.no_grad()
-    def look(self, batch: Batch) -> Lesson:
-        """Return the lesson of a batch: from the kept outputs where there are any, else from the teacher."""
-        if self._kept is None:
-            ask = self._ask if batch.full else self._ask.plainly
+    def forward(self, batch: Batch) -> TeacherOutput:
+        """Return the teacher_output of a batch: from the kept outputs where there are any, else from the teacher."""
+        if self._cache is None:
+            ask = self._captured_forward if batch.full else self._captured_forward.eager
             logits_BK, maps_BTP = ask(batch.x_BCHW)
         else:  # the teacher is asked for the views not seen before: batches of any size
-            logits_BK, maps_BTP = self._kept.look(batch, self._ask_teacher)
+            logits_BK, maps_BTP = self._cache.forward(batch, self._uncached_forward)
         if maps_BTP is None:
-            return Lesson(logits_BK, None)
-        return Lesson(logits_BK, (maps_BTP if self._wanted_T is None else maps_BTP[:, self._wanted_T]).float())
+            return TeacherOutput(logits_BK, None)
+        return TeacherOutput(
+            logits_BK, (maps_BTP if self._selected_T is None else maps_BTP[:, self._selected_T]).float()
+        )
 
-    def _ask_teacher(self, x_BCHW: Tensor) -> Outputs:
+    def _uncached_forward(self, x_BCHW: Tensor) -> Outputs:
         with self._compute.teacher_autocast():
             logits_BK: Tensor = self._teacher.module(x_BCHW)
         if self._recorder is None:
             return logits_BK.float(), None
-        maps_BTP = unit_maps(self._recorder.take(), over=self._attention.norm)
+        maps_BTP = unit_maps(self._recorder.pop(), over=self._attention.norm)
         return logits_BK.float(), maps_BTP.to(map_dtype(self._compute))
 
-    def settle(self) -> None:
+    def flush_cache(self) -> None:
         """Bring newly kept outputs to disk; to be called once an epoch.
 
         Raises:
             RunError: The disk is full, or failed.
         """
-        if self._kept is not None:
-            self._kept.settle()
+        if self._cache is not None:
+            self._cache.flush()
 
 
 @contextlib.contextmanager
-def on_duty(
+def frozen_teacher(
     teacher: Teacher,
     *,
     attention: AttentionSettings,
-    compute: Compute,
+    compute: DeviceConfig,
     layers: Sequence[str] | None,
-    kept: KeptOutputs | None = None,
-) -> Iterator[TeacherOnDuty]:
+    cache: CachedTeacher | None = None,
+) -> Iterator[FrozenTeacher]:
     """Move the teacher to the device and tap its layers while the context is open.
 
     Args:
@@ -184,14 +188,14 @@ def on_duty(
         stack.enter_context(compute.teacher_weights(teacher.module))
         recorder = wanted_T = None
         if layers is None or layers:
-            every = list(tappable_layers(teacher.module, attention.tap))
-            if kept is not None and layers is not None and list(layers) != every:
+            every = list(attention_layers(teacher.module, attention.tap))
+            if cache is not None and layers is not None and list(layers) != every:
                 # What is kept serves any run, so it is kept of every layer.
                 wanted_T = torch.tensor([every.index(layer) for layer in layers], device=compute.device)
                 layers = every
             recorder = stack.enter_context(
-                recording_maps(teacher.module, side=attention.map_size, tap=attention.tap, layers=layers)
+                record_attention_maps(teacher.module, side=attention.map_size, tap=attention.tap, layers=layers)
             )
-        yield TeacherOnDuty(teacher, recorder, attention, compute, kept=kept, wanted_T=wanted_T)
-    if kept is not None:
-        kept.account()
+        yield FrozenTeacher(teacher, recorder, attention, compute, cache=cache, selected_T=wanted_T)
+    if cache is not None:
+        cache.log_hit_rate()

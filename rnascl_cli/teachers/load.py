@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rnascl_cli.artifacts.archives import refuse_bomb
 from rnascl_cli.artifacts.documents import TeacherReference
 from rnascl_cli.artifacts.store import read_weights, sha256_file, write_weights
-from rnascl_cli.core.console import warn
+from rnascl_cli.core.console import warning
 from rnascl_cli.core.errors import RunError, UserError
 from rnascl_cli.models.normalise import Normalise
 from rnascl_cli.teachers.architectures import ARCHITECTURES, architecture_named, network_of, without_memory
@@ -21,7 +21,7 @@ from rnascl_cli.teachers.architectures.timm_models import tensors_sha256, timm_m
 from rnascl_cli.teachers.files import PREFIX, SUFFIX, find_teacher
 from rnascl_cli.teachers.public_checkpoints import IDENTITY
 from rnascl_cli.teachers.safe_unpickling import load_pickled
-from rnascl_cli.teachers.state_dict_conversion import Constants, Translation, translate, unwrap
+from rnascl_cli.teachers.state_dict_conversion import Constants, ConvertedStateDict, convert_state_dict, unwrap
 
 PICKLED = (".pt", ".pth", ".ckpt", ".tar")
 
@@ -49,7 +49,7 @@ class Teacher:
 class Checkpoint:
     """A file's network in our names, and the normalisation to put before it."""
 
-    translation: Translation
+    translation: ConvertedStateDict
     constants: Constants | None
     header: dict[str, Any]
 
@@ -80,7 +80,7 @@ def read_teacher(source: str, *, num_classes: int | None = None, otherwise: str 
     if constants is None:
         constants = default_constants(checkpoint.translation.architecture)
         how = "as they are" if constants == IDENTITY else f"with the usual mean {constants[0]} and std {constants[1]}"
-        warn(
+        warning(
             f"teacher {path}: the file holds no normalisation; images go in {how}. "
             "If it was trained with another, import it with --mean and --std"
         )
@@ -90,7 +90,7 @@ def read_teacher(source: str, *, num_classes: int | None = None, otherwise: str 
         architecture=checkpoint.translation.architecture,
         sha256=sha256_file(path),
     )
-    module = assemble(checkpoint.translation, constants)
+    module = build_teacher_from(checkpoint.translation, constants)
     return Teacher(module, reference, classes, checkpoint.translation.architecture, checkpoint.header)
 
 
@@ -142,18 +142,18 @@ def read_checkpoint(path: Path, *, architecture: str | None = None) -> Checkpoin
     architecture_named(named, option=f"{path}: made for")  # timm may have dropped it
     if architecture is not None and architecture_named(architecture).name != named:
         raise UserError(f"--arch {architecture}: {path} is a {named}")
-    translation = translate(tensors, architecture=named, where=str(path))
+    translation = convert_state_dict(tensors, architecture=named, where=str(path))
     return Checkpoint(translation, _header_constants(header, where=str(path)), header)
 
 
 def _public(loaded: Any, architecture: str | None, *, where: str) -> Checkpoint:
     """Bring somebody else's checkpoint to our names."""
     state, beside = unwrap(loaded, where=where)
-    found = translate(state, architecture=architecture, where=where)
+    found = convert_state_dict(state, architecture=architecture, where=where)
     return Checkpoint(replace(found, dropped={**found.dropped, **beside}), found.constants, {})
 
 
-def assemble(translation: Translation, constants: Constants) -> nn.Module:
+def build_teacher_from(translation: ConvertedStateDict, constants: Constants) -> nn.Module:
     """Build the network and give it its weights; in eval mode, without gradients."""
     architecture = architecture_named(translation.architecture)
     build = architecture.build if not architecture.state_is_all else functools.partial(without_memory, architecture)

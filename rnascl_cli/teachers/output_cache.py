@@ -25,15 +25,15 @@ from torch import Tensor
 from rnascl_cli.artifacts.store import write_text
 from rnascl_cli.core import distributed
 from rnascl_cli.core.cache_dir import cache_dir
-from rnascl_cli.core.console import say, warn
-from rnascl_cli.core.device_transfer import sent
+from rnascl_cli.core.console import info, warning
+from rnascl_cli.core.device_transfer import to_device_async
 from rnascl_cli.core.errors import RunError, UserError
 from rnascl_cli.data import Augment, Batch, Data, augmentation
-from rnascl_cli.engine.device import Compute
-from rnascl_cli.models.attention_maps import tappable_layers
+from rnascl_cli.engine.device import DeviceConfig
+from rnascl_cli.models.attention_maps import attention_layers
 from rnascl_cli.recipes import AttentionSettings, Recipe, TeacherCacheSettings
-from rnascl_cli.teachers.device_store import DeviceViews, Views, free_memory
-from rnascl_cli.teachers.disk_store import Record, ViewStore, missing_rows
+from rnascl_cli.teachers.device_store import DeviceStore, OutputStore, free_memory
+from rnascl_cli.teachers.disk_store import ArrayRecord, DiskStore, missing_rows
 from rnascl_cli.teachers.load import Teacher
 
 ABOUT = "about.json"
@@ -51,7 +51,7 @@ def outputs_dir() -> Path:
     return cache_dir() / "teacher-outputs"
 
 
-def map_dtype(compute: Compute) -> torch.dtype:
+def map_dtype(compute: DeviceConfig) -> torch.dtype:
     """Return the precision of the teacher's maps: that of its own arithmetic, or a little better.
 
     With a bf16 teacher, whose activations have 8 bits, unit maps are float16 (11 bits), kept or not, so that
@@ -65,7 +65,7 @@ class _Kind:
     """One of the two things kept of a view."""
 
     about: dict[str, Any]
-    record: Record
+    record: ArrayRecord
 
     @property
     def folder(self) -> Path:
@@ -73,14 +73,14 @@ class _Kind:
         return outputs_dir() / f"{self.about['kind']}-{key[:16]}"
 
 
-class KeptOutputs:
-    """The stores of a teacher's outputs for one training set; made by :func:`keep_outputs`."""
+class CachedTeacher:
+    """The stores of a teacher's outputs for one training set; made by :func:`open_output_cache`."""
 
-    def __init__(self, logits: Views, maps: Views | None) -> None:
+    def __init__(self, logits: OutputStore, maps: OutputStore | None) -> None:
         self._logits, self._maps = logits, maps
         self.drawn = self.computed = 0
 
-    def look(self, batch: Batch, ask: Callable[[Tensor], Outputs]) -> Outputs:
+    def forward(self, batch: Batch, ask: Callable[[Tensor], Outputs]) -> Outputs:
         """Return the teacher's outputs for a batch, asking it only for views not seen before.
 
         Args:
@@ -90,11 +90,11 @@ class KeptOutputs:
         Raises:
             RunError: The disk is full, or failed.
         """
-        cells_B = self._logits.cells(batch.rows_B, batch.views_B)
-        map_cells_B = self._maps.cells(batch.rows_B, batch.views_B) if self._maps else cells_B
-        known_B = self._logits.seen(cells_B)
+        cells_B = self._logits.slots(batch.rows_B, batch.views_B)
+        map_cells_B = self._maps.slots(batch.rows_B, batch.views_B) if self._maps else cells_B
+        known_B = self._logits.is_cached(cells_B)
         if self._maps is not None:
-            known_B &= self._maps.seen(map_cells_B)
+            known_B &= self._maps.is_cached(map_cells_B)
         self.drawn += len(batch)
         asked_B = torch.nonzero(~known_B).flatten()
         if not len(asked_B):
@@ -102,7 +102,9 @@ class KeptOutputs:
         if len(asked_B) == 1 and len(batch) > 1:
             # A lone image runs through other kernels than a batch does, with other last digits.
             asked_B = torch.stack([asked_B[0], (asked_B[0] + 1) % len(batch)]).sort().values
-        fresh = ask(batch.x_BCHW if len(asked_B) == len(batch) else batch.x_BCHW[sent(asked_B, batch.x_BCHW.device)])
+        fresh = ask(
+            batch.x_BCHW if len(asked_B) == len(batch) else batch.x_BCHW[to_device_async(asked_B, batch.x_BCHW.device)]
+        )
         self.computed += len(asked_B)
         with _naming_the_folder():
             self._logits.put(cells_B[asked_B], fresh[0])
@@ -114,15 +116,15 @@ class KeptOutputs:
         rest_B = rest_B[~torch.isin(rest_B, asked_B)]
         kept = self._read(cells_B[rest_B], map_cells_B[rest_B], batch.x_BCHW.device)
         # Kept and fresh outputs go back to where their images stand in the batch.
-        place_B = sent(torch.cat([rest_B, asked_B]).argsort(), batch.x_BCHW.device)
+        place_B = to_device_async(torch.cat([rest_B, asked_B]).argsort(), batch.x_BCHW.device)
         maps = None if kept[1] is None or fresh[1] is None else torch.cat([kept[1], fresh[1]])[place_B]
         return torch.cat([kept[0], fresh[0]])[place_B], maps
 
     def _read(self, cells_B: Tensor, map_cells_B: Tensor, device: torch.device) -> Outputs:
-        maps = None if self._maps is None else sent(self._maps.read(map_cells_B), device)
-        return sent(self._logits.read(cells_B), device), maps
+        maps = None if self._maps is None else to_device_async(self._maps.read(map_cells_B), device)
+        return to_device_async(self._logits.read(cells_B), device), maps
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Bring what is new to disk; to be called once an epoch.
 
         Raises:
@@ -130,15 +132,15 @@ class KeptOutputs:
         """
         with _naming_the_folder():
             for store in self._stores():
-                store.settle()
+                store.flush()
 
-    def account(self) -> None:
+    def log_hit_rate(self) -> None:
         """Say how much the teacher was spared; of several ranks, on the first one's share of the images."""
         if self.drawn:
             share, whose = self.computed / self.drawn, " of its share" if distributed.size() > 1 else ""
-            say(f"teacher: looked at {self.computed} of {self.drawn} views{whose} ({share:.0%}), the rest was kept")
+            info(f"teacher: looked at {self.computed} of {self.drawn} views{whose} ({share:.0%}), the rest was kept")
 
-    def _stores(self) -> Iterator[Views]:
+    def _stores(self) -> Iterator[OutputStore]:
         yield self._logits
         if self._maps is not None:
             yield self._maps
@@ -152,9 +154,9 @@ def _naming_the_folder() -> Iterator[None]:
         raise RunError(f"{outputs_dir()}: {error.strerror}; go on with --set teacher_cache.mode=off") from None
 
 
-def keep_outputs(
-    recipe: Recipe, teacher: Teacher, *, data: Data, attention: AttentionSettings, maps: bool, compute: Compute
-) -> KeptOutputs | None:
+def open_output_cache(
+    recipe: Recipe, teacher: Teacher, *, data: Data, attention: AttentionSettings, maps: bool, compute: DeviceConfig
+) -> CachedTeacher | None:
     """Open the stores for a run, or say why there are none.
 
     Args:
@@ -183,22 +185,22 @@ def keep_outputs(
         if settings.mode == "on":
             raise UserError(f"recipe key 'teacher_cache.mode': {reason}; set it to off or auto")
         return None
-    layers = len(tappable_layers(teacher.module, attention.tap)) if maps else 0
+    layers = len(attention_layers(teacher.module, attention.tap)) if maps else 0
     kinds = _kinds(teacher, attention, views=views, teacher_layers=layers, augment=augment, compute=compute)
     digests = data.train.digests()
     try:
-        with distributed.local_first():  # who makes room changes how much is left
+        with distributed.local_rank_zero_first():  # who makes room changes how much is left
             where = _where(settings, kinds, digests, views=views, device=compute.device)
             stores = _stores(settings, kinds, digests, views=views, where=where, device=compute.device)
     except OSError as error:
         if settings.mode == "on":
             raise UserError(f"{outputs_dir()}: {error.strerror}; set teacher_cache.mode=off") from None
-        warn(f"teacher outputs are not kept: {outputs_dir()}: {error.strerror}")
+        warning(f"teacher outputs are not kept: {outputs_dir()}: {error.strerror}")
         return None
     except _TooLargeError as reasons:
-        say(f"teacher outputs are not kept: {reasons}")
+        info(f"teacher outputs are not kept: {reasons}")
         return None
-    return KeptOutputs(stores[0], stores[1] if maps else None)
+    return CachedTeacher(stores[0], stores[1] if maps else None)
 
 
 class _TooLargeError(Exception):
@@ -212,7 +214,7 @@ def _kinds(
     views: int,
     teacher_layers: int,
     augment: Augment,
-    compute: Compute,
+    compute: DeviceConfig,
 ) -> list[_Kind]:
     whose = {
         "teacher": teacher.reference.sha256,
@@ -222,10 +224,10 @@ def _kinds(
         "augment": repr(augment),
         "views": views,
     }
-    kinds = [_Kind({"kind": "logits", **whose}, Record((teacher.num_classes,), torch.float32))]
+    kinds = [_Kind({"kind": "logits", **whose}, ArrayRecord((teacher.num_classes,), torch.float32))]
     if teacher_layers:
         shown = {"tap": attention.tap, "map_size": attention.map_size, "layers": teacher_layers}
-        record = Record((teacher_layers, attention.map_size**2), map_dtype(compute))
+        record = ArrayRecord((teacher_layers, attention.map_size**2), map_dtype(compute))
         kinds.append(_Kind({"kind": "maps", **whose, **shown}, record))
     return kinds
 
@@ -252,7 +254,7 @@ def _where(
         raise UserError(f"recipe key 'teacher_cache.where': {reason}; set it to disk or auto")
     if settings.where == "device":
         raise _TooLargeError(f"{reason}; teacher_cache.where=disk keeps them in files")
-    say(f"teacher outputs are kept on the disk only: {reason}")
+    info(f"teacher outputs are kept on the disk only: {reason}")
     return "disk"
 
 
@@ -264,21 +266,21 @@ def _stores(
     views: int,
     where: Where,
     device: torch.device,
-) -> list[Views]:
+) -> list[OutputStore]:
     """Open a store for each kind.
 
     Raises:
         OSError: The folder cannot be written to.
         _TooLargeError: As in :func:`_room`.
     """
-    files: list[ViewStore | None] = [None] * len(kinds)
+    files: list[DiskStore | None] = [None] * len(kinds)
     if where != "device":
         new_rows = _room(settings, kinds, digests, views=views)
         files = [_open(kind, views=views, digests=digests, new_rows=new_rows) for kind in kinds]
     if where == "disk":
         return [store for store in files if store is not None]
     return [
-        DeviceViews(kind.record, views=views, digests=digests, device=device, behind=store)
+        DeviceStore(kind.record, views=views, digests=digests, device=device, behind=store)
         for kind, store in zip(kinds, files, strict=True)
     ]
 
@@ -305,8 +307,8 @@ def _room(settings: TeacherCacheSettings, kinds: list[_Kind], digests: list[byte
     return max(int(room // (views * sum(kind.record.bytes for kind in kinds))), 0)
 
 
-def _open(kind: _Kind, *, views: int, digests: list[bytes], new_rows: int | None) -> ViewStore:
-    store = ViewStore.open(kind.folder, kind.record, views=views, digests=digests, new_rows=new_rows)
+def _open(kind: _Kind, *, views: int, digests: list[bytes], new_rows: int | None) -> DiskStore:
+    store = DiskStore.open(kind.folder, kind.record, views=views, digests=digests, new_rows=new_rows)
     if not (kind.folder / ABOUT).is_file():
         write_text(kind.folder / ABOUT, json.dumps(kind.about, indent=2) + "\n")
     return store

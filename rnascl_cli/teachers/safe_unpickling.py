@@ -28,7 +28,7 @@ LEGACY_HEADER = 3  # pickles before the object in torch's format of before 1.6: 
 TRUST = "save its state dict alone with torch.save or safetensors, where you trust it"
 
 
-class Inert:
+class UnknownObject:
     """Stands for an object of a class that is not to be had: takes anything, does nothing, says what it was.
 
     Attributes:
@@ -37,7 +37,7 @@ class Inert:
 
     path = "?"
 
-    def __new__(cls, *_: Any, **__: Any) -> Inert:
+    def __new__(cls, *_: Any, **__: Any) -> UnknownObject:
         """Make one, whatever it is made from."""
         return super().__new__(cls)
 
@@ -47,13 +47,13 @@ class Inert:
     def __setstate__(self, _: Any) -> None:
         """Forget its state."""
 
-    def __call__(self, *_: Any, **__: Any) -> Inert:
+    def __call__(self, *_: Any, **__: Any) -> UnknownObject:
         """Do nothing: it may have been a function, as dill writes lambdas."""
         return self
 
     def __eq__(self, other: object) -> bool:
         """Pass torch's check that what is to be called is one of the classes it was given: an inert one is."""
-        return self is other or (isinstance(other, type) and issubclass(other, Inert))
+        return self is other or (isinstance(other, type) and issubclass(other, UnknownObject))
 
     def __hash__(self) -> int:
         """It may have been a key."""
@@ -107,9 +107,9 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     return UserError(f"{path}: damaged or not a checkpoint ({type(error).__name__}); copy it again")
 
 
-def _inert_class(name: str) -> type[Inert]:
+def _inert_class(name: str) -> type[UnknownObject]:
     module, _, last = name.rpartition(".")
-    return type(last, (Inert,), {"__module__": module, "__qualname__": last, "path": name})
+    return type(last, (UnknownObject,), {"__module__": module, "__qualname__": last, "path": name})
 
 
 def _named_in(path: Path) -> set[str]:

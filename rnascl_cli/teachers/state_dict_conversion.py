@@ -25,7 +25,7 @@ from rnascl_cli.teachers.architectures import (
     network_of,
     without_memory,
 )
-from rnascl_cli.teachers.safe_unpickling import Inert
+from rnascl_cli.teachers.safe_unpickling import UnknownObject
 
 Constants = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -44,7 +44,7 @@ COUNTER = "num_batches_tracked"  # older PyTorch did not write it, and nothing r
 
 
 @dataclass(frozen=True)
-class Translation:
+class ConvertedStateDict:
     """A checkpoint in our names.
 
     Attributes:
@@ -81,7 +81,7 @@ def unwrap(loaded: Any, *, where: str) -> tuple[dict[str, Tensor], dict[str, str
         if inner is not None:
             beside |= {str(name): f"{_kind(value)}, not weights" for name, value in found.items() if name != inner}
             found = found[inner]
-    if isinstance(found, Inert):
+    if isinstance(found, UnknownObject):
         raise UserError(
             f"{where}: holds a whole object ({_kind(found)}), which cannot be read without running its code; save its "
             "state_dict() instead, where you trust it"
@@ -94,7 +94,7 @@ def unwrap(loaded: Any, *, where: str) -> tuple[dict[str, Tensor], dict[str, str
     return dict(found), beside
 
 
-def translate(state: Mapping[str, Tensor], *, architecture: str | None, where: str) -> Translation:
+def convert_state_dict(state: Mapping[str, Tensor], *, architecture: str | None, where: str) -> ConvertedStateDict:
     """Bring a state dict to our names and tell its architecture.
 
     Args:
@@ -125,7 +125,7 @@ def translate(state: Mapping[str, Tensor], *, architecture: str | None, where: s
     if bad:
         raise UserError(f"{where}: {_few(bad)} holds NaN or infinity; the checkpoint is broken")
     renamed = {theirs: plain for plain, (theirs, _) in main.items() if theirs != plain and plain in ours}
-    return Translation(name, classes, ours, constants, renamed, dropped, missed)
+    return ConvertedStateDict(name, classes, ours, constants, renamed, dropped, missed)
 
 
 @functools.lru_cache(maxsize=32)
@@ -256,7 +256,7 @@ def _check(
 
 
 def _kind(value: object) -> str:
-    return f"an object of {value.path}" if isinstance(value, Inert) else type(value).__name__
+    return f"an object of {value.path}" if isinstance(value, UnknownObject) else type(value).__name__
 
 
 def _plain(name: str, tensor: Tensor) -> bool:

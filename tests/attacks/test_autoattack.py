@@ -50,7 +50,7 @@ def test_verdicts_equal_pyautoattacks(robust: nn.Module, batch_size: int, layout
     ours = adapted("aa", robust, data, batch_size=batch_size, layout=layout)
     assert torch.equal(ours.broken_N, theirs_N)
     assert 0 < int(theirs_N.sum()) < 24  # the comparison would say little otherwise
-    assert ours.strays == 0
+    assert ours.out_of_ball == 0
 
 
 def test_verdicts_equal_pyautoattacks_in_l2_and_rand(robust: nn.Module) -> None:
@@ -85,12 +85,12 @@ def test_nothing_is_left_behind(
 
 
 def test_every_part_is_standard_with_ten_classes_only_as_published() -> None:
-    assert AutoAttack("aa").standard(10)
-    assert AutoAttack("aa").standard(100)
-    assert not AutoAttack("aa").standard(9)
-    assert AutoAttack("apgd-ce").standard(3)
-    assert not AutoAttack("fab-t").standard(9)
-    assert not AutoAttack("aa", queries=100).standard(10)
+    assert AutoAttack("aa").is_standard(10)
+    assert AutoAttack("aa").is_standard(100)
+    assert not AutoAttack("aa").is_standard(9)
+    assert AutoAttack("apgd-ce").is_standard(3)
+    assert not AutoAttack("fab-t").is_standard(9)
+    assert not AutoAttack("aa", queries=100).is_standard(10)
 
 
 def test_few_classes_take_fewer_targets_and_drop_losses_that_need_more() -> None:
@@ -100,7 +100,7 @@ def test_few_classes_take_fewer_targets_and_drop_losses_that_need_more() -> None
     outcome = evaluator.run(AutoAttack("aa", iterations=5, queries=5), EPS, torch.zeros(6, dtype=torch.bool))
     assert list(outcome.broken_by) == ["apgd-ce", "fab-t", "square"]
     assert any("apgd-t left out" in note for note in outcome.notes)
-    assert not outcome.attack.standard(3)
+    assert not outcome.attack.is_standard(3)
     assert AutoAttack("aa").parts(4) == ("apgd-ce", "apgd-t", "fab-t", "square")
     with pytest.raises(UserError, match="needs 4 classes"):
         AutoAttack("apgd-t").parts(3)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rnascl_cli.attacks.autoattack import AutoAttack
 from rnascl_cli.attacks.cuda_graph import Captured
-from rnascl_cli.attacks.gradient import Model
+from rnascl_cli.attacks.gradient import LogitFunction
 from rnascl_cli.attacks.interface import Attack
 from rnascl_cli.attacks.registry import Options, build_attacks
 from rnascl_cli.core.units import parse_epsilon
@@ -28,7 +28,7 @@ class Recorder:
     def __init__(self) -> None:
         self.sizes: list[int] = []
 
-    def __call__(self, model: Model, sample_BCHW: Tensor) -> Model:
+    def __call__(self, model: LogitFunction, sample_BCHW: Tensor) -> LogitFunction:
         assert sample_BCHW.requires_grad
         self.sizes.append(len(sample_BCHW))
         shape = sample_BCHW.shape
@@ -58,7 +58,7 @@ class Recorder:
         return graph
 
 
-def with_gradient(model: Model, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+def with_gradient(model: LogitFunction, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     z_BCHW = x_BCHW.clone().requires_grad_(True)
     logits_BK = model(z_BCHW)
     return logits_BK, torch.autograd.grad(logits_BK.square().sum(), z_BCHW)[0]
@@ -88,16 +88,16 @@ def test_attacks_come_to_the_same_verdicts(robust: nn.Module) -> None:
     for attack in attacks:
         broken = []
         for worker in (None, Captured(robust, batch_size=20, capture=Recorder())):
-            evaluator = tiny.evaluator(robust, data, batch_size=20, worker=worker)
+            evaluator = tiny.evaluator(robust, data, batch_size=20, attacked_model=worker)
             broken.append(evaluator.run(attack, parse_epsilon("8/255"), ~evaluator.clean()).broken_N)
         assert torch.equal(*broken)
 
 
 def test_a_model_that_cannot_be_captured_or_comes_out_otherwise_goes_without(robust: nn.Module) -> None:
-    def fails(model: Model, sample_BCHW: Tensor) -> Model:
+    def fails(model: LogitFunction, sample_BCHW: Tensor) -> LogitFunction:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    def frozen(model: Model, sample_BCHW: Tensor) -> Model:
+    def frozen(model: LogitFunction, sample_BCHW: Tensor) -> LogitFunction:
         logits_BK = torch.zeros((len(sample_BCHW), tiny.CLASSES))
         return lambda x_BCHW: logits_BK
 

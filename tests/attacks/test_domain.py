@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rnascl_cli.attacks.protocol import PIXEL, normalised_domain
+from rnascl_cli.attacks.protocol import PIXEL, normalised_attack_space
 from rnascl_cli.attacks.registry import Options, build_attacks
 from rnascl_cli.attacks.verdicts import allowed
 from rnascl_cli.core.units import Epsilon
@@ -28,18 +28,18 @@ def constants() -> tuple[Tensor, Tensor]:
 
 def perturbed(name: str, *, clamp: bool, x_BCHW: Tensor) -> Tensor:
     """Attack a model whose loss rises with every channel, and return the perturbed images as pixels."""
-    domain = normalised_domain(*constants(), clamp_to_unit=clamp)
+    domain = normalised_attack_space(*constants(), clamp_to_unit=clamp)
     data = tiny.Images((x_BCHW * 255).round().to(torch.uint8), torch.zeros(len(x_BCHW)).long(), torch.arange(2))
 
     def bright(x: Tensor) -> Tensor:
         total_B = x.flatten(1).sum(dim=1)
         return torch.stack([-total_B, total_B], dim=1)
 
-    evaluator = tiny.evaluator(bright, data, domain=domain, num_classes=2)
+    evaluator = tiny.evaluator(bright, data, attack_space=domain, num_classes=2)
     (attack,) = build_attacks([name], options=Options(), norm="Linf")
     problem = evaluator._problem(Epsilon("8/255", EPS), _NoMeter())  # type: ignore[arg-type]
-    z_BCHW = attack.rounds(problem, print)[0].perturb(domain.encode(x_BCHW), data.labels_N, [0, 1])
-    assert allowed(z_BCHW, domain.encode(x_BCHW), domain=domain, norm="Linf", eps=EPS).all()
+    z_BCHW = attack.rounds(problem, print)[0].perturb(domain.from_pixels(x_BCHW), data.labels_N, [0, 1])
+    assert allowed(z_BCHW, domain.from_pixels(x_BCHW), attack_space=domain, norm="Linf", eps=EPS).all()
     return domain.pixels(z_BCHW)
 
 
@@ -74,18 +74,18 @@ def test_the_authors_clamp_cuts_off_what_is_below_the_mean() -> None:
 
 def test_encoding_and_decoding_are_inverse() -> None:
     x_BCHW = torch.rand((2, 3, 4, 4), generator=torch.Generator().manual_seed(0))
-    domain = normalised_domain(*constants(), clamp_to_unit=False)
-    assert torch.allclose(domain.decode(domain.encode(x_BCHW)), x_BCHW, atol=1e-6)
-    assert PIXEL.encode(x_BCHW) is x_BCHW
-    assert torch.allclose(domain.encode(x_BCHW), Normalise(MEAN, STD)(x_BCHW))
+    domain = normalised_attack_space(*constants(), clamp_to_unit=False)
+    assert torch.allclose(domain.to_pixels(domain.from_pixels(x_BCHW)), x_BCHW, atol=1e-6)
+    assert PIXEL.from_pixels(x_BCHW) is x_BCHW
+    assert torch.allclose(domain.from_pixels(x_BCHW), Normalise(MEAN, STD)(x_BCHW))
 
 
 def test_without_rescaling_the_protocols_coincide(robust: nn.Module) -> None:
     data = tiny.images(40, seed=3, noise=0.18)
     layer = Normalise()
-    same = normalised_domain(layer.mean, layer.std, clamp_to_unit=False)
+    same = normalised_attack_space(layer.mean, layer.std, clamp_to_unit=False)
     first, second = (
-        tiny.evaluator(robust, data, domain=domain).run(
+        tiny.evaluator(robust, data, attack_space=domain).run(
             build_attacks(["pgd5"], options=Options(), norm="Linf")[0], Epsilon("8/255", EPS), torch.zeros(40).bool()
         )
         for domain in (PIXEL, same)

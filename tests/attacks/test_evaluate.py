@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rnascl_cli.attacks.autoattack import AutoAttack
-from rnascl_cli.attacks.interface import Attack, Norm, Note, Problem, Round
+from rnascl_cli.attacks.interface import Attack, AttackContext, AttackPart, Norm, Note
 from rnascl_cli.attacks.registry import Options, _doubling, build_attacks
 from rnascl_cli.attacks.verdicts import right, wilson_interval
 from rnascl_cli.core.units import Epsilon, parse_epsilon, parse_epsilons
@@ -36,17 +36,17 @@ class Scripted:
     def step_size_at(self, eps: float) -> float | None:
         return None
 
-    def standard(self, num_classes: int) -> bool:
+    def is_standard(self, num_classes: int) -> bool:
         return True
 
-    def rounds(self, problem: Problem, note: Note) -> list[Round]:
+    def rounds(self, problem: AttackContext, note: Note) -> list[AttackPart]:
         def perturb(z_BCHW: Tensor, y_B: Tensor, index_B: Sequence[int]) -> Tensor:
             self.seen.append(list(index_B))
             return self.perturb(z_BCHW, index_B)
 
-        return [Round(f"restart {number}", 1, perturb) for number in range(self.rounds_made)]
+        return [AttackPart(f"restart {number}", 1, perturb) for number in range(self.rounds_made)]
 
-    def examine(self, problem: Problem, z_BCHW: Tensor, y_B: Tensor) -> list[str]:
+    def check_model(self, problem: AttackContext, z_BCHW: Tensor, y_B: Tensor) -> list[str]:
         return []
 
 
@@ -68,7 +68,7 @@ def test_clean_mistakes_are_not_attacked_and_count_as_broken() -> None:
     right_N = evaluator.clean()
     assert right_N.tolist() == [True, False, True, False]
     attack = Scripted(lambda z, index: z, [])
-    (outcome,) = evaluator.sweep([attack], [EPS], right_N)
+    (outcome,) = evaluator.evaluate([attack], [EPS], right_N)
     assert attack.seen == [[100, 102]]
     assert outcome.broken_N.tolist() == [False, True, False, True]
     assert (outcome.attacked, outcome.accuracy) == (2, 0.5)
@@ -107,7 +107,7 @@ def test_what_left_the_ball_is_not_counted(bad: Callable[[Tensor, Sequence[int]]
     outcome = tiny.evaluator(brightness, data, num_classes=2).run(
         Scripted(bad, []), Epsilon("0.1", 0.1), torch.zeros(2, dtype=torch.bool)
     )
-    assert outcome.strays == 2
+    assert outcome.out_of_ball == 2
     assert not outcome.broken_N.any()
 
 
@@ -120,7 +120,7 @@ def test_fooling_is_recounted_in_float32_whatever_the_attacks_precision() -> Non
     data = grey(100, 100, labels=[0, 0])
     evaluator = tiny.evaluator(model, data, num_classes=2, autocast=lambda: torch.autocast("cpu", dtype=torch.bfloat16))
     attacks = build_attacks(["fgsm", "pgd3", "cw"], options=Options(), norm="Linf")
-    assert all(outcome.accuracy == 1.0 for outcome in evaluator.sweep(attacks, [EPS], evaluator.clean()))
+    assert all(outcome.accuracy == 1.0 for outcome in evaluator.evaluate(attacks, [EPS], evaluator.clean()))
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
@@ -134,7 +134,7 @@ def test_sweeps_are_monotone_and_leave_out_what_is_broken(robust: nn.Module, nor
         *build_attacks(names, options=Options(), norm=norm),
         AutoAttack("aa", iterations=5, queries=10),
     ]
-    outcomes = evaluator.sweep(attacks, epsilons, right_N)
+    outcomes = evaluator.evaluate(attacks, epsilons, right_N)
     for attack in attacks:
         mine = [outcome for outcome in outcomes if outcome.attack is attack]
         assert [outcome.eps.text for outcome in mine] == ["0", "2/255", "4/255", "8/255", "16/255"]
@@ -168,12 +168,12 @@ def test_attacks_work_on_the_worker_and_verdicts_are_the_models() -> None:
     def alarmist(x_BCHW: Tensor) -> Tensor:
         return -brightness(x_BCHW)  # takes every image for broken
 
-    evaluator = tiny.evaluator(brightness, data, num_classes=2, worker=alarmist)
+    evaluator = tiny.evaluator(brightness, data, num_classes=2, attacked_model=alarmist)
     attacks: list[Attack] = [
         *build_attacks(["fgsm", "pgd3", "cw"], options=Options(stop_early=True), norm="Linf"),
         AutoAttack("square", queries=5),
     ]
-    for outcome in evaluator.sweep(attacks, [EPS], evaluator.clean()):
+    for outcome in evaluator.evaluate(attacks, [EPS], evaluator.clean()):
         assert outcome.attacked == 3
         assert outcome.accuracy == 1.0
 
@@ -192,7 +192,7 @@ def test_a_model_that_cuts_its_graph_has_gradients_of_zero(robust: nn.Module) ->
         *build_attacks(["fgsm", "mi-fgsm", "pgd2", "cw"], options=Options(), norm="Linf"),
         AutoAttack("aa", iterations=5, queries=5),
     ]
-    assert all(outcome.strays == 0 for outcome in evaluator.sweep(attacks, [EPS], right_N))
+    assert all(outcome.out_of_ball == 0 for outcome in evaluator.evaluate(attacks, [EPS], right_N))
 
 
 @pytest.mark.parametrize("name", ["pgd7", "cw"])
@@ -200,12 +200,12 @@ def test_stopping_early_leaves_no_more_accuracy_for_fewer_passes(plain: nn.Modul
     passes, left = [], []
     for stop_early in (False, True):
         counting = Counting(plain)
-        evaluator = tiny.evaluator(plain, tiny.images(60, seed=3), worker=counting)
+        evaluator = tiny.evaluator(plain, tiny.images(60, seed=3), attacked_model=counting)
         (attack,) = build_attacks([name], options=Options(stop_early=stop_early), norm="Linf")
         outcome = evaluator.run(attack, Epsilon("24/255", 24 / 255), ~evaluator.clean())
         passes.append(counting.images)
         left.append(outcome.accuracy)
-        assert outcome.strays == 0
+        assert outcome.out_of_ball == 0
     assert left[1] <= left[0] < 0.5
     assert passes[1] < passes[0]
 
@@ -249,7 +249,7 @@ def test_progress_ends_at_its_total(robust: nn.Module) -> None:
 
     evaluator = tiny.evaluator(robust, tiny.images(20), watch=watch, batch_size=8)
     attacks = build_attacks(["pgd3", "square"], options=Options(restarts=2), norm="Linf")
-    evaluator.sweep(attacks, [parse_epsilon("32/255")], torch.ones(20, dtype=torch.bool))
+    evaluator.evaluate(attacks, [parse_epsilon("32/255")], torch.ones(20, dtype=torch.bool))
     assert [(label, total == done) for label, total, done in shown] == [("pgd3 32/255", True), ("square 32/255", True)]
 
 

@@ -136,7 +136,7 @@ def test_every_perturbed_image_lies_in_the_ball_and_the_range(
     )
     assert found.min() >= 0
     assert found.max() <= 1
-    assert allowed(found, x_BCHW, domain=PIXEL, norm=norm, eps=eps).all()
+    assert allowed(found, x_BCHW, attack_space=PIXEL, norm=norm, eps=eps).all()
     delta_BD = (found - x_BCHW).flatten(1)
     size_B = delta_BD.abs().amax(dim=1) if norm == "Linf" else delta_BD.norm(dim=1)
     assert float(size_B.max()) <= eps + 1e-6 + 1e-5 * eps

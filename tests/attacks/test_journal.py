@@ -11,14 +11,14 @@ from torch import nn
 from rnascl_cli.attacks.autoattack import AutoAttack
 from rnascl_cli.attacks.interface import Attack
 from rnascl_cli.attacks.registry import Options, build_attacks
-from rnascl_cli.attacks.resume import Done, Journal
+from rnascl_cli.attacks.resume import FinishedBatch, Journal
 from rnascl_cli.core.errors import UserError
 from rnascl_cli.core.units import parse_epsilons
 from tests.attacks import tiny
 from tests.attacks.tiny import Interrupting
 
 HEADER = {"model_sha256": "a" * 64, "settings": {"batch_size": 8}}
-DONE = Done(broken=[3], strays=0, seconds=1.5, notes=[])
+DONE = FinishedBatch(broken=[3], out_of_ball=0, seconds=1.5, notes=[])
 pytestmark = pytest.mark.unit
 
 
@@ -31,18 +31,18 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_verdicts(robust: nn.Modul
     ]
     epsilons = parse_epsilons("4/255,8/255")
     right_N = tiny.evaluator(robust, data).clean()
-    whole = tiny.evaluator(robust, data, batch_size=8).sweep(attacks, epsilons, right_N)
+    whole = tiny.evaluator(robust, data, batch_size=8).evaluate(attacks, epsilons, right_N)
 
     first = Journal(tmp_path / "partial.jsonl", HEADER)
     first.start()
     with pytest.raises(KeyboardInterrupt):
-        tiny.evaluator(Interrupting(robust, passes), data, batch_size=8, journal=first).sweep(
+        tiny.evaluator(Interrupting(robust, passes), data, batch_size=8, journal=first).evaluate(
             attacks, epsilons, right_N
         )
     second = Journal(tmp_path / "partial.jsonl", HEADER)
     found = second.load()
     counting = Interrupting(robust, 10**6)
-    resumed = tiny.evaluator(counting, data, batch_size=8, journal=second).sweep(attacks, epsilons, right_N)
+    resumed = tiny.evaluator(counting, data, batch_size=8, journal=second).evaluate(attacks, epsilons, right_N)
     assert [torch.equal(one.broken_N, other.broken_N) for one, other in zip(whole, resumed, strict=True)] == [
         True
     ] * len(whole)
@@ -52,7 +52,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_verdicts(robust: nn.Modul
     third = Journal(tmp_path / "partial.jsonl", HEADER)
     third.load()
     idle = Interrupting(robust, 12)  # AutoAttack's look at the first batch is all that is left to compute
-    again = tiny.evaluator(idle, data, batch_size=8, journal=third).sweep(attacks[:2], epsilons, right_N)
+    again = tiny.evaluator(idle, data, batch_size=8, journal=third).evaluate(attacks[:2], epsilons, right_N)
     assert idle.left == 12
     assert [one.seconds for one in again] == pytest.approx([one.seconds for one in resumed[:4]])
 

@@ -48,7 +48,7 @@ def test_honest_results_give_no_sign() -> None:
         ([outcome("pgd20", 40), outcome("square", 50)], "Square, which sees no gradients, leaves 50.0 %"),
         ([outcome("aa", 50, broken_by={"apgd-ce": 10, "square": 9})], "broke 9 images"),
         ([outcome("pgd20", 40, eps="4/255"), outcome("pgd20", 40)], "no fall from eps 4/255 to 8/255"),
-        ([outcome("aa", 10, strays=3)], "3 perturbed images left the ball"),
+        ([outcome("aa", 10, out_of_ball=3)], "3 perturbed images left the ball"),
         ([outcome("aa", 10, notes=("it seems to be randomized",))], "aa at eps 8/255: it seems to be randomized"),
     ],
 )

@@ -78,9 +78,9 @@ def test_the_gumbel_step_computes_weight_gradients_only_on_the_way_to_masks(work
     batch = first_batch(work)
     with our_search(work, compute=FLOAT32) as task:
         assert task._teacher is not None
-        lesson = task._teacher.look(batch)
+        teacher_output = task._teacher.forward(batch)
         with frozen(task._supernet.parameters()), fixed_statistics(task._supernet):
-            part = drawn_part(task, batch.x_BCHW, batch.y_B, lesson)
+            part = drawn_part(task, batch.x_BCHW, batch.y_B, teacher_output)
             found = task._objective(part, task._sample(part))
             with WeightGradients() as computed:
                 found.loss.backward()  # type: ignore[no-untyped-call]

@@ -9,13 +9,13 @@ from torch import Tensor
 from benchmarks.reference import PlainSearch
 from benchmarks.search_step import FLOAT32, first_batch
 from benchmarks.workload import Workload, our_search, plain_search
-from rnascl_cli.distill.architecture_parameters import Choices
+from rnascl_cli.distill.architecture_parameters import ArchitectureParameters
 from rnascl_cli.distill.gumbel import sample_noise
 
 pytestmark = pytest.mark.unit
 
 
-def replay_noise(plain: PlainSearch, choices: Choices, seed: int) -> None:
+def replay_noise(plain: PlainSearch, choices: ArchitectureParameters, seed: int) -> None:
     """Let the plain step draw the noise that ours draws from ``seed``."""
     stream = torch.Generator().manual_seed(seed)
     assert choices.tutor_logits is not None
@@ -34,7 +34,7 @@ def test_one_step_has_the_same_loss_and_moves_the_same_numbers(work: Workload, h
     plain = plain_search(work, hoisted=hoisted)
     with our_search(work, compute=FLOAT32) as task:
         task.start_epoch(0, torch.Generator().manual_seed(5))
-        replay_noise(plain, task._choices, 5)
+        replay_noise(plain, task._architecture, 5)
         ours = task.step(batch)
         theirs = plain.step(batch.x_BCHW.contiguous(), batch.y_B)
         assert ours["loss"].item() == pytest.approx(theirs[0], rel=1e-6)
@@ -45,10 +45,10 @@ def test_one_step_has_the_same_loss_and_moves_the_same_numbers(work: Workload, h
         moved = torch.cat([(each - started[name]).flatten() for name, each in task._supernet.named_parameters()])
         theirs_moved = torch.cat([(each - started[name]).flatten() for name, each in plain.supernet.named_parameters()])
         assert (moved - theirs_moved).norm() < 1e-2 * moved.norm()
-        assert task._choices.tutor_logits is not None
+        assert task._architecture.tutor_logits is not None
         for mine, other in (
-            (torch.cat(task._choices.rows(task._choices.width_logits)), torch.cat(list(plain.width_logits))),
-            (task._choices.tutor_logits, plain.tutor_logits),
+            (torch.cat(task._architecture.rows(task._architecture.width_logits)), torch.cat(list(plain.width_logits))),
+            (task._architecture.tutor_logits, plain.tutor_logits),
         ):
             assert other.any()
             assert (mine - other).norm() < 1e-2 * other.norm()
@@ -59,6 +59,6 @@ def test_the_loss_would_tell_another_noise(work: Workload) -> None:
     plain = plain_search(work, hoisted=True)
     with our_search(work, compute=FLOAT32) as task:
         task.start_epoch(0, torch.Generator().manual_seed(5))
-        replay_noise(plain, task._choices, 6)
+        replay_noise(plain, task._architecture, 6)
         loss = task.step(batch)["loss"].item()
         assert abs(loss / plain.step(batch.x_BCHW.contiguous(), batch.y_B)[0] - 1) > 1e-4

@@ -12,7 +12,7 @@ from benchmarks import __main__ as command
 from benchmarks.gpu import HOW, How, epoch_seconds
 from benchmarks.search_step import scratch
 from benchmarks.workload import workload
-from rnascl_cli.engine.device import resolve_compute
+from rnascl_cli.engine.device import resolve_device
 from tests.engine.toy import CPU
 
 pytestmark = pytest.mark.unit
@@ -31,7 +31,7 @@ def test_an_epoch_on_a_gpu(how: How) -> None:
     torch.compiler.reset()
     with scratch() as folder:
         work = workload(folder, space="S3", teacher="r8", side=8, images=80, batch_size=16)
-        compute = resolve_compute("cuda", "auto", capture=how.capture, compiles=how.compiles)
+        compute = resolve_device("cuda", "auto", capture=how.capture, compile_enabled=how.compile_enabled)
         assert len(epoch_seconds(work, compute, epochs=1)) == 1
 
 

@@ -150,8 +150,8 @@ def test_the_crops_of_all_ranks_are_those_of_one(photographs: Path, monkeypatch:
         own = one_pass(data, ResizedCrop())
         assert [len(batch) for batch in own] == [[3, 3, 1], [2, 2, 1]][number]
         for batch, whole in zip(own, alone, strict=True):
-            assert batch.x_BCHW.equal(batch.share.of(whole.x_BCHW))
-            assert batch.y_B.equal(batch.share.of(whole.y_B))
+            assert batch.x_BCHW.equal(batch.shard.of(whole.x_BCHW))
+            assert batch.y_B.equal(batch.shard.of(whole.y_B))
 
 
 @pytest.mark.unit

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rnascl_cli.distill.expected_cost import ExpectedCost
-from rnascl_cli.spaces import SPACES, SearchSpace, Stage, network_cost
+from rnascl_cli.spaces import SPACES, SearchSpace, SpaceStage, network_cost
 from tests.models.slimming import one_hot, padded
 
 pytestmark = pytest.mark.unit
@@ -49,7 +49,7 @@ def test_one_hot_is_the_networks_cost_to_the_unit(name: str, measure: Measure) -
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_soft_weights_give_the_mean_over_all_networks(measure: Measure) -> None:
-    space = SearchSpace("three", (Stage(2, 1, (16, 12)), Stage(1, 2, (32, 24, 20))), 32)
+    space = SearchSpace("three", (SpaceStage(2, 1, (16, 12)), SpaceStage(1, 2, (32, 24, 20))), 32)
     expected = ExpectedCost(space, num_classes=7, input_size=20, measure=measure)
     weights = soft(space, 1)
     mean = 0.0

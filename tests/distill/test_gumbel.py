@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rnascl_cli.distill.architecture_parameters import Choices
+from rnascl_cli.distill.architecture_parameters import ArchitectureParameters
 from rnascl_cli.distill.gumbel import Noise, gumbel_softmax, mean_entropy, mean_largest, sample_noise, temperature_at
 
 pytestmark = pytest.mark.unit
@@ -99,7 +99,7 @@ def test_entropy_is_1_undecided_and_0_decided() -> None:
 
 
 def test_choices_start_undecided() -> None:
-    choices = Choices([(16, 12), (32, 28, 24)], student_layers=2, teacher_layers=4)
+    choices = ArchitectureParameters([(16, 12), (32, 28, 24)], student_layers=2, teacher_layers=4)
     found = choices.expected(temperature=3.0)
     torch.testing.assert_close(found.widths, torch.tensor([[1 / 2, 1 / 2, 0], [1 / 3, 1 / 3, 1 / 3]]))
     assert [len(row) for row in choices.rows(found.widths)] == [2, 3]
@@ -109,17 +109,17 @@ def test_choices_start_undecided() -> None:
 
 @pytest.mark.parametrize(("students", "teachers"), [(0, 4), (2, 0), (0, 0)])
 def test_choices_without_tutors(students: int, teachers: int, generator: torch.Generator) -> None:
-    choices = Choices([(16, 12)], student_layers=students, teacher_layers=teachers)
+    choices = ArchitectureParameters([(16, 12)], student_layers=students, teacher_layers=teachers)
     assert choices.tutor_logits is None
-    assert choices.sample(choices.draw(generator=generator), temperature=1.0).tutors is None
+    assert choices.sample(choices.draw_noise(generator=generator), temperature=1.0).tutors is None
     assert choices.expected().tutors is None
 
 
 def test_samples_are_fresh_each_time_and_follow_the_generator() -> None:
-    choices = Choices([(16, 12)], student_layers=2, teacher_layers=3)
+    choices = ArchitectureParameters([(16, 12)], student_layers=2, teacher_layers=3)
     stream = torch.Generator().manual_seed(4)
-    one, two = (choices.sample(choices.draw(generator=stream), temperature=1.0) for _ in range(2))
-    again = choices.sample(choices.draw(generator=torch.Generator().manual_seed(4)), temperature=1.0)
+    one, two = (choices.sample(choices.draw_noise(generator=stream), temperature=1.0) for _ in range(2))
+    again = choices.sample(choices.draw_noise(generator=torch.Generator().manual_seed(4)), temperature=1.0)
     assert not torch.equal(one.widths[0], two.widths[0])
     assert torch.equal(one.widths[0], again.widths[0])
     assert one.tutors is not None
@@ -131,8 +131,8 @@ def test_samples_are_fresh_each_time_and_follow_the_generator() -> None:
 
 
 def test_sampled_weights_carry_gradients_to_the_logits(generator: torch.Generator) -> None:
-    choices = Choices([(16, 12), (20, 16)], student_layers=2, teacher_layers=3)
-    sample = choices.sample(choices.draw(generator=generator), temperature=1.0)
+    choices = ArchitectureParameters([(16, 12), (20, 16)], student_layers=2, teacher_layers=3)
+    sample = choices.sample(choices.draw_noise(generator=generator), temperature=1.0)
     assert sample.tutors is not None
     (sum(row[0] for row in sample.widths) + sample.tutors[:, 0].sum()).backward()
     for parameter in choices.parameters():

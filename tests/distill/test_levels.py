@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rnascl_cli.distill.architecture_parameters import Choices
-from rnascl_cli.distill.cost_conditioned_sampling import Levels
+from rnascl_cli.distill.architecture_parameters import ArchitectureParameters
+from rnascl_cli.distill.cost_conditioned_sampling import CostConditionedSampler
 from rnascl_cli.distill.expected_cost import ExpectedCost
 from rnascl_cli.spaces import SPACES, SearchSpace, network_cost
 from tests.benchmarks.test_counts import NoWaiting
@@ -16,15 +16,15 @@ pytestmark = pytest.mark.unit
 HARD = 1e-3  # a temperature at which a sample is one network
 
 
-def levels(space: SearchSpace) -> tuple[Levels, ExpectedCost, int, int]:
+def levels(space: SearchSpace) -> tuple[CostConditionedSampler, ExpectedCost, int, int]:
     low, high = (network_cost(space, widths, num_classes=10).macs for widths in (space.smallest, space.largest))
     macs = ExpectedCost(space, num_classes=10, input_size=space.input_size)
-    found = Levels(space, macs, low=low, high=high, num_classes=10, input_size=space.input_size)
+    found = CostConditionedSampler(space, macs, low=low, high=high, num_classes=10, input_size=space.input_size)
     return found, macs, low, high
 
 
-def choices(space: SearchSpace, scale: float) -> Choices:
-    found = Choices(space.block_choices, student_layers=2, teacher_layers=3)
+def choices(space: SearchSpace, scale: float) -> ArchitectureParameters:
+    found = ArchitectureParameters(space.block_choices, student_layers=2, teacher_layers=3)
     torch.nn.init.normal_(found.width_logits, std=scale)
     return found
 
@@ -33,7 +33,7 @@ def choices(space: SearchSpace, scale: float) -> Choices:
 @pytest.mark.parametrize("scale", [0.0, 3.0])
 def test_the_shift_moves_the_expected_macs_to_the_level(name: str, scale: float) -> None:
     found, macs, low, high = levels(SPACES[name])
-    logits_DN = choices(SPACES[name], scale).present().detach()
+    logits_DN = choices(SPACES[name], scale).masked_width_logits().detach()
     for share in (0.0, 0.05, 0.3, 0.5, 0.9, 1.0):
         level = torch.tensor(low + share * (high - low), dtype=torch.float64)
         expected = macs(torch.softmax(logits_DN + found.shift(logits_DN, level), dim=-1)).item()
@@ -58,7 +58,7 @@ def test_samples_reach_over_the_whole_range_and_keep_to_their_levels() -> None:
         settled.width_logits[:, 1] = 4.0  # by themselves nearly always the same network
     stream = torch.Generator().manual_seed(3)
     samples = [found.sample(settled, found.draw(settled, generator=stream), temperature=HARD) for _ in range(200)]
-    asked = torch.stack([sample.level for sample in samples if sample.level is not None])
+    asked = torch.stack([sample.target_macs for sample in samples if sample.target_macs is not None])
     drawn = torch.stack([macs(sample.widths) for sample in samples]).detach()
     shares = (asked - low) / (high - low)
     assert (shares.min(), shares.max()) == pytest.approx((0.0, 1.0), abs=0.05)
@@ -74,13 +74,13 @@ def test_what_the_logits_alone_would_give_is_told_beside_it() -> None:
     sample = found.sample(own, found.draw(own, generator=torch.Generator().manual_seed(1)), temperature=2.0)
     stream = torch.Generator().manual_seed(1)
     torch.rand((), generator=stream, dtype=torch.float64)  # the level
-    plain = own.sample(own.draw(generator=stream), temperature=2.0)
-    assert sample.unshifted is not None
+    plain = own.sample(own.draw_noise(generator=stream), temperature=2.0)
+    assert sample.unconditioned_widths is not None
     assert sample.tutors is not None
-    assert torch.equal(sample.unshifted, plain.widths)
+    assert torch.equal(sample.unconditioned_widths, plain.widths)
     assert torch.equal(sample.tutors, plain.tutors)  # type: ignore[arg-type]
     assert not torch.equal(sample.widths, plain.widths)
-    assert (plain.level, plain.unshifted) == (None, None)
+    assert (plain.target_macs, plain.unconditioned_widths) == (None, None)
 
 
 def test_the_logits_learn_through_the_sample_and_not_through_the_level() -> None:
@@ -88,10 +88,10 @@ def test_the_logits_learn_through_the_sample_and_not_through_the_level() -> None
     found, macs, *_ = levels(space)
     own = choices(space, 1.0)
     sample = found.sample(own, found.draw(own, generator=torch.Generator().manual_seed(1)), temperature=2.0)
-    assert sample.level is not None
-    assert sample.unshifted is not None
-    assert not sample.level.requires_grad
-    assert not sample.unshifted.requires_grad
+    assert sample.target_macs is not None
+    assert sample.unconditioned_widths is not None
+    assert not sample.target_macs.requires_grad
+    assert not sample.unconditioned_widths.requires_grad
     macs(sample.widths).backward()
     assert own.width_logits.grad is not None
     assert own.width_logits.grad.any()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnascl_cli.distill.losses import Direction, add_up, cross_entropy, kl_divergence, trades_kl
+from rnascl_cli.distill.losses import Direction, cross_entropy, kl_divergence, trades_kl, weighted_sum
 
 pytestmark = pytest.mark.unit
 
@@ -121,15 +121,15 @@ def test_trades_kl_takes_gradients_on_both_sides(generator: torch.Generator) -> 
 
 def test_add_up_by_hand() -> None:
     terms = {"ce": torch.tensor(2.0), "kl": torch.tensor(3.0), "attention": torch.tensor(5.0)}
-    assert add_up(terms, {}).item() == 10.0
-    assert add_up(terms, {"kl": 0.0, "attention": 10.0}).item() == 52.0
+    assert weighted_sum(terms, {}).item() == 10.0
+    assert weighted_sum(terms, {"kl": 0.0, "attention": 10.0}).item() == 52.0
     # A weight without its term changes nothing.
-    assert add_up({"ce": torch.tensor(2.0)}, {"kl": 9.0, "attention": 9.0}).item() == 2.0
+    assert weighted_sum({"ce": torch.tensor(2.0)}, {"kl": 9.0, "attention": 9.0}).item() == 2.0
 
 
 def test_add_up_carries_gradients() -> None:
     ce, attention = (torch.tensor(value, requires_grad=True) for value in (2.0, 5.0))
-    add_up({"ce": ce, "attention": attention}, {"attention": 0.25}).backward()  # type: ignore[no-untyped-call]
+    weighted_sum({"ce": ce, "attention": attention}, {"attention": 0.25}).backward()  # type: ignore[no-untyped-call]
     assert ce.grad is not None
     assert attention.grad is not None
     assert (ce.grad.item(), attention.grad.item()) == (1.0, 0.25)

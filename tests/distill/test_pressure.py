@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rnascl_cli.distill.cost_penalty import Pressure
-from rnascl_cli.distill.expected_cost import ExpectedCost, Measure
+from rnascl_cli.distill.cost_penalty import CostPenalty
+from rnascl_cli.distill.expected_cost import CostMeasure, ExpectedCost
 from rnascl_cli.spaces import SPACES, network_cost
 from tests.models.slimming import one_hot
 
@@ -17,12 +17,12 @@ SPACE = SPACES["S3"]
 SMALLEST, LARGEST = (network_cost(SPACE, widths, num_classes=10) for widths in (SPACE.smallest, SPACE.largest))
 
 
-def pressure(aims: dict[Measure, float | None], *, exponent: float = 1.0) -> Pressure:
+def pressure(aims: dict[CostMeasure, float | None], *, exponent: float = 1.0) -> CostPenalty:
     costs = [ExpectedCost(SPACE, num_classes=10, input_size=32, measure=measure) for measure in aims]
-    return Pressure(costs, targets=list(aims.values()), exponent=exponent)
+    return CostPenalty(costs, targets=list(aims.values()), exponent=exponent)
 
 
-def n_f(found: Pressure, widths: list[int], level: float | None = None) -> float:
+def n_f(found: CostPenalty, widths: list[int], level: float | None = None) -> float:
     value, _ = found(one_hot(SPACE, widths), None if level is None else torch.tensor(level, dtype=torch.float64))
     return float(value)
 
@@ -55,7 +55,7 @@ def test_of_two_the_larger_overshoot_counts() -> None:
         assert n_f(found, widths) == pytest.approx((max(overshoots) / worst) ** 0.5)
 
 
-def gradient(found: Pressure, widths: list[int], level: float | None = None) -> Tensor:
+def gradient(found: CostPenalty, widths: list[int], level: float | None = None) -> Tensor:
     g_DN = one_hot(SPACE, widths).requires_grad_(True)
     found(g_DN, None if level is None else torch.tensor(level, dtype=torch.float64))[0].backward()
     assert g_DN.grad is not None
@@ -79,7 +79,7 @@ def test_a_target_at_or_above_the_widest_network_asks_for_nothing(factor: float)
 
 
 @pytest.mark.parametrize("aims", [{"macs": None}, {"macs": None, "params": 1.1 * SMALLEST.params}])
-def test_a_level_stands_in_for_the_first_target(aims: dict[Measure, float | None]) -> None:
+def test_a_level_stands_in_for_the_first_target(aims: dict[CostMeasure, float | None]) -> None:
     found, level = pressure(aims), 1.3 * SMALLEST.macs
     fixed = pressure({**aims, "macs": level})
     for widths in (SPACE.smallest, SPACE.largest, [16, 12, 16, 20, 32, 24, 64, 52, 60]):

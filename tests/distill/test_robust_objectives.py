@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rnascl_cli.distill.adversarial_losses import (
+    adversarial_ce_terms,
     ard_terms,
     boosted_cross_entropy,
-    hardened_terms,
     mart_terms,
     rslad_terms,
     trades_terms,
@@ -40,7 +40,7 @@ def values(terms: dict[str, Tensor]) -> dict[str, float]:
 
 def test_pgd_at_is_the_cross_entropy_of_the_perturbed_images() -> None:
     # -log 1/4 and -log 1/2.
-    assert values(hardened_terms(PERTURBED_BK, Y_B)) == pytest.approx({"adversarial": 1.5 * LOG2})
+    assert values(adversarial_ce_terms(PERTURBED_BK, Y_B)) == pytest.approx({"adversarial": 1.5 * LOG2})
 
 
 def test_trades() -> None:

@@ -41,5 +41,5 @@ def _rank(
     torch.set_num_threads(1)
     from rnascl_cli.core import distributed
 
-    with distributed.together():
+    with distributed.process_group():
         torch.save(function(*arguments), folder / f"rank{number}.pt")

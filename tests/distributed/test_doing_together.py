@@ -10,9 +10,9 @@ import torch
 
 from rnascl_cli.core import distributed
 from rnascl_cli.core.errors import RunError
-from rnascl_cli.engine.metrics import Tally
-from rnascl_cli.engine.optimizer import descend
-from rnascl_cli.engine.stop_consensus import Agreement, Wish
+from rnascl_cli.engine.metrics import EpochMetrics
+from rnascl_cli.engine.optimizer import optimizer_step
+from rnascl_cli.engine.stop_consensus import StopConsensus, StopFlags
 from tests.distributed.ranks_of import on_ranks
 
 pytestmark = pytest.mark.pipeline
@@ -21,9 +21,9 @@ VALUES = {1: [0.5, 2.0, 4.0], 0: [1.0, 3.0, 4.0]}  # of a metric at three steps
 SIZES = {1: [3, 1, 0], 0: [3, 2, 5]}  # the last step was on the same images
 
 
-def filled(number: int) -> Tally:
+def filled(number: int) -> EpochMetrics:
     """A tally with a rank's own part of three steps."""
-    tally = Tally("toy", 0)
+    tally = EpochMetrics("toy", 0)
     for value, size in zip(VALUES[number], SIZES[number], strict=True):
         tally.add({"loss": torch.tensor(value), "late": torch.tensor(1.0)}, size)
     return tally
@@ -33,19 +33,19 @@ def everything(folder: Path) -> dict[str, Any]:
     """What each rank sees of it."""
     number = distributed.rank()
     found: dict[str, Any] = {}
-    found["all"] = distributed.from_all(f"of {number}")
-    found["first"] = distributed.from_first(lambda: f"found by {number}")
-    found["turns"] = list(distributed.in_turns([1, 2, 3], lambda item: (item, number)))
+    found["all"] = distributed.all_gather_object(f"of {number}")
+    found["first"] = distributed.from_rank_zero(lambda: f"found by {number}")
+    found["turns"] = list(distributed.round_robin([1, 2, 3], lambda item: (item, number)))
 
-    agreement = Agreement()
-    wishes = [Wish(15, checkpoint=True) if (step, number) == (1, 1) else Wish() for step in range(3)]
+    agreement = StopConsensus()
+    wishes = [StopFlags(15, checkpoint=True) if (step, number) == (1, 1) else StopFlags() for step in range(3)]
     found["stops"] = [agreement.after_step(wish) for wish in wishes]
-    found["clock"] = agreement.at_end(Wish(checkpoint=number == 0))
+    found["clock"] = agreement.at_end(StopFlags(checkpoint=number == 0))
 
     tally = filled(number)
     found["means"] = tally.means()
     found["state"] = tally.state_dict()
-    resumed = Tally("toy", 0)
+    resumed = EpochMetrics("toy", 0)
     resumed.load_state_dict(found["state"])
     resumed.add({"loss": torch.tensor(float(number)), "late": torch.tensor(1.0)}, 1)
     found["resumed"] = resumed.means()
@@ -58,20 +58,20 @@ def everything(folder: Path) -> dict[str, Any]:
     weight = torch.nn.Parameter(torch.tensor([2.0, -1.0]))
     optimiser = torch.optim.SGD([weight], lr=1.0)
     x_b = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])[number::2]
-    descend(optimiser, (x_b @ weight).square().mean(), images=len(x_b))
+    optimizer_step(optimiser, (x_b @ weight).square().mean(), images=len(x_b))
     found["weight"] = weight.detach()
 
-    with distributed.local_first():
+    with distributed.local_rank_zero_first():
         found["saw"] = (folder / "made").exists()
         (folder / "made").touch()
     try:
-        with distributed.local_first():
+        with distributed.local_rank_zero_first():
             if number == 0:
                 raise ValueError
     except ValueError:
         pass
-    distributed.wait()  # had the first kept the other waiting, it would hang here
-    found["tells"] = distributed.from_all(distributed.first_to_tell())
+    distributed.barrier()  # had the first kept the other waiting, it would hang here
+    found["tells"] = distributed.all_gather_object(distributed.claim_error_report())
     return found
 
 
@@ -83,8 +83,8 @@ def test_two_ranks(tmp_path: Path) -> None:
     assert first["first"] == "found by 0"
     assert first["turns"] == [[(1, (1, 0)), (2, (2, 1))], [(3, (3, 0))]]
     # What one rank wished for behind step 1, all do behind step 2; the second rank's clock has no say.
-    assert first["stops"] == [Wish(), Wish(), Wish(15)]
-    assert first["clock"] == Wish(0, checkpoint=True)
+    assert first["stops"] == [StopFlags(), StopFlags(), StopFlags(15)]
+    assert first["clock"] == StopFlags(0, checkpoint=True)
     by_step = [(3 * 1.0 + 3 * 0.5) / 6, (2 * 3.0 + 1 * 2.0) / 3, 4.0]
     assert first["means"]["loss"] == pytest.approx((6 * by_step[0] + 3 * by_step[1] + 5 * by_step[2]) / 14)
     assert first["state"]["sizes"] == [6, 3, 5]
@@ -96,6 +96,6 @@ def test_two_ranks(tmp_path: Path) -> None:
 
     weight = torch.nn.Parameter(torch.tensor([2.0, -1.0]))
     x_B = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
-    descend(torch.optim.SGD([weight], lr=1.0), (x_B @ weight).square().mean())
+    optimizer_step(torch.optim.SGD([weight], lr=1.0), (x_B @ weight).square().mean())
     torch.testing.assert_close(first["weight"], weight.detach())
     assert first["weight"].equal(second["weight"])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rnascl_cli.core import distributed
-from rnascl_cli.models.batch_norm import BatchNorm2d, over_all_ranks
+from rnascl_cli.models.batch_norm import BatchNorm2d, convert_sync_batchnorm
 from tests.distributed.ranks_of import on_ranks
 
 pytestmark = pytest.mark.pipeline
@@ -34,8 +34,8 @@ def pass_through(x_BCHW: Tensor, target_BCHW: Tensor, mask_C: Tensor | None) -> 
     return {
         "out": out.detach(),
         "x": x.grad,
-        "weight": distributed.add_over_ranks(norm.weight.grad),
-        "bias": distributed.add_over_ranks(norm.bias.grad),
+        "weight": distributed.all_reduce_sum(norm.weight.grad),
+        "bias": distributed.all_reduce_sum(norm.bias.grad),
         "mean": norm.running_mean,
         "var": norm.running_var,
     }
@@ -60,7 +60,7 @@ def test_two_ranks_are_one_batch(tmp_path: Path, mask: list[float] | None) -> No
 def test_only_plain_batch_norms_are_turned() -> None:
     model = nn.Sequential(nn.BatchNorm2d(2), nn.ReLU(), nn.BatchNorm1d(2), BatchNorm2d(2))
     before = model.state_dict()
-    over_all_ranks(model)
+    convert_sync_batchnorm(model)
     assert [type(module) for module in model] == [BatchNorm2d, nn.ReLU, nn.BatchNorm1d, BatchNorm2d]
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 

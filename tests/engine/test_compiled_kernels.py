@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
 from rnascl_cli.engine.device import has_cpp_compiler
-from rnascl_cli.models.attention_maps import recording_maps
+from rnascl_cli.models.attention_maps import record_attention_maps
 from rnascl_cli.models.blocks import MaskedInvertedResidual
 from tests.engine.toy import CPU
 
@@ -30,14 +30,14 @@ def test_a_compiled_block_has_the_slopes_of_a_plain_one() -> None:
     widths_C11 = torch.tensor([1.0, 1.0, 0.7, 0.2]).view(-1, 1, 1).requires_grad_(True)
     inputs = [x_BCHW, widths_C11, *block.parameters()]
 
-    with recording_maps(block, side=8) as recorder:
+    with record_attention_maps(block, side=8) as recorder:
 
         def loss(x_BCHW: Tensor, widths_C11: Tensor) -> Tensor:
             hidden = widths_C11.expand(-1, 6, 1).reshape(-1, 1, 1)
             out_BCHW: Tensor = block(x_BCHW, hidden, widths_C11, widths_C11.mean())
-            return out_BCHW.square().mean() + recorder.take().mean()
+            return out_BCHW.square().mean() + recorder.pop().mean()
 
-        compiled = replace(CPU, compiles=True).compiled(loss)
+        compiled = replace(CPU, compile_enabled=True).maybe_compile(loss)
         assert compiled is not None
 
         def slopes(of: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:

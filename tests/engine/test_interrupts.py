@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from rnascl_cli.core.errors import Interrupted
-from rnascl_cli.engine.interrupts import ending_at_once, finishing_steps
+from rnascl_cli.engine.interrupts import raise_on_signal, stop_after_step
 from tests.ranks import become
 
 pytestmark = pytest.mark.unit
@@ -27,7 +27,7 @@ def _heard() -> Iterator[None]:
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_is_noted_the_second_ends(signum: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
-    with finishing_steps() as stop:
+    with stop_after_step() as stop:
         noted = [stop.signum]
         signal.raise_signal(signum)
         noted.append(stop.signum)
@@ -47,8 +47,8 @@ def test_under_torchrun_a_second_is_not_heeded(
         become(monkeypatch, 0, count)
     else:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    with ending_at_once():
-        with finishing_steps() as stop:
+    with raise_on_signal():
+        with stop_after_step() as stop:
             signal.raise_signal(signum)
             signal.raise_signal(signum)
             signal.raise_signal(signal.SIGTERM)
@@ -60,7 +60,7 @@ def test_under_torchrun_a_second_is_not_heeded(
 
 def test_what_ends_at_once_under_torchrun_is_not_disturbed(monkeypatch: pytest.MonkeyPatch) -> None:
     become(monkeypatch, 1, 2)
-    with ending_at_once():
+    with raise_on_signal():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
@@ -68,17 +68,17 @@ def test_what_ends_at_once_under_torchrun_is_not_disturbed(monkeypatch: pytest.M
 
 
 def test_handlers_are_put_back() -> None:
-    with pytest.raises(ZeroDivisionError), finishing_steps():
+    with pytest.raises(ZeroDivisionError), stop_after_step():
         raise ZeroDivisionError
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_sigterm_ends_what_is_no_training_by_an_exception() -> None:
-    with ending_at_once():
+    with raise_on_signal():
         with pytest.raises(Interrupted) as ended:
             signal.raise_signal(signal.SIGTERM)
-        with finishing_steps() as stop:
+        with stop_after_step() as stop:
             signal.raise_signal(signal.SIGTERM)
         assert stop.signum == signal.SIGTERM
         with pytest.raises(KeyboardInterrupt):  # as Python's own handler does
@@ -88,7 +88,7 @@ def test_sigterm_ends_what_is_no_training_by_an_exception() -> None:
 
 def test_what_nohup_ignores_stays_ignored() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with ending_at_once(), finishing_steps() as stop:
+    with raise_on_signal(), stop_after_step() as stop:
         signal.raise_signal(signal.SIGTERM)
         assert stop.signum is None
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
@@ -98,7 +98,7 @@ def test_another_thread_leaves_signals_alone() -> None:
     found: list[object] = []
 
     def work() -> None:
-        with ending_at_once(), finishing_steps():
+        with raise_on_signal(), stop_after_step():
             found.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=work)

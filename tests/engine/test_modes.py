@@ -12,7 +12,7 @@ from rnascl_cli.core import distributed
 from rnascl_cli.core.errors import UserError
 from rnascl_cli.core.random_streams import generator
 from rnascl_cli.engine import device
-from rnascl_cli.engine.device import Compute, peak_memory_bytes, resolve_compute
+from rnascl_cli.engine.device import DeviceConfig, peak_memory_bytes, resolve_device
 from rnascl_cli.engine.evaluate import accuracy
 from rnascl_cli.engine.modes import evaluating, fixed_statistics, frozen
 from tests.engine.recording import Recording
@@ -100,10 +100,10 @@ def test_every_seed_that_a_recipe_allows_works() -> None:
 
 
 def test_precision_as_asked() -> None:
-    assert resolve_compute("cpu", "fp32") == CPU
-    assert resolve_compute("cpu", "fp32").precision == "fp32"
-    assert resolve_compute("cpu", "bf16") == Compute(torch.device("cpu"), "bf16", "bf16")
-    assert resolve_compute("cpu", "auto").device_name.startswith("cpu (")
+    assert resolve_device("cpu", "fp32") == CPU
+    assert resolve_device("cpu", "fp32").precision == "fp32"
+    assert resolve_device("cpu", "bf16") == DeviceConfig(torch.device("cpu"), "bf16", "bf16")
+    assert resolve_device("cpu", "auto").device_name.startswith("cpu (")
 
 
 @pytest.mark.parametrize(
@@ -117,13 +117,13 @@ def test_precision_by_the_processor(
     if flags is not None:
         cpuinfo.write_text(f"model name : Some CPU\nflags : fpu {flags}\n", encoding="utf-8")
     monkeypatch.setattr(device, "CPUINFO", cpuinfo)
-    auto = resolve_compute("cpu", "auto")
+    auto = resolve_device("cpu", "auto")
     assert (auto.student, auto.teacher, auto.precision) == (precision, precision, precision)
 
 
 def test_autocast_follows_the_precision() -> None:
     layer, x = nn.Linear(2, 2), torch.ones(1, 2)
-    mixed = Compute(torch.device("cpu"), "fp32", "bf16")
+    mixed = DeviceConfig(torch.device("cpu"), "fp32", "bf16")
     with mixed.student_autocast():
         assert layer(x).dtype == torch.float32
     with mixed.teacher_autocast():
@@ -139,11 +139,11 @@ def test_steps_are_recorded_where_one_process_has_a_gpu(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    monkeypatch.setattr(device, "CudaGraphs", Recording)
+    monkeypatch.setattr(device, "CudaGraphBackend", Recording)
     monkeypatch.setattr(device, "make_deterministic", lambda: None)
     monkeypatch.setattr(distributed, "size", lambda: ranks_)
-    found = resolve_compute("auto", "fp32", deterministic=deterministic, capture=None)
-    assert (found.step_recorder is not None) == recorded
+    found = resolve_device("auto", "fp32", deterministic=deterministic, capture=None)
+    assert (found.graph_backend is not None) == recorded
 
 
 def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,21 +151,21 @@ def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match=r"compile_steps.*on a GPU.*deterministic"):
-        resolve_compute("cuda", "fp32", deterministic=True, compiles=True)
-    assert resolve_compute("cpu", "fp32", deterministic=True, compiles=True).compiles
+        resolve_device("cuda", "fp32", deterministic=True, compile_enabled=True)
+    assert resolve_device("cpu", "fp32", deterministic=True, compile_enabled=True).compile_enabled
     monkeypatch.setenv("CXX", "/nowhere/g++ -O3")
     with pytest.raises(UserError, match=r"compile_steps.*needs a C\+\+ compiler for a CPU; install g\+\+"):
-        resolve_compute("cpu", "fp32", compiles=True)
+        resolve_device("cpu", "fp32", compile_enabled=True)
     monkeypatch.setattr(distributed, "size", lambda: 2)
     with pytest.raises(UserError, match=r"compile_steps.*several processes"):
-        resolve_compute("cpu", "fp32", compiles=True)
+        resolve_device("cpu", "fp32", compile_enabled=True)
 
 
 def test_cuda_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="--device cuda: no CUDA device is available; use --device cpu or auto"):
-        resolve_compute("cuda", "auto")
-    assert resolve_compute("auto", "fp32").device.type == "cpu"
+        resolve_device("cuda", "auto")
+    assert resolve_device("auto", "fp32").device.type == "cpu"
 
 
 def test_peak_memory_is_in_bytes() -> None:

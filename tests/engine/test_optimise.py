@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rnascl_cli.engine.optimizer import build_optimiser, learning_rate, set_learning_rate
+from rnascl_cli.engine.optimizer import build_optimizer, learning_rate, set_learning_rate
 from rnascl_cli.recipes import SGD, Adam, CosineSchedule, StepSchedule
 
 pytestmark = pytest.mark.unit
@@ -56,14 +56,14 @@ def test_cosine_by_hand() -> None:
 
 
 def test_sgd_has_the_papers_settings() -> None:
-    optimiser = build_optimiser(nn.Linear(2, 2).parameters(), SGD())
+    optimiser = build_optimizer(nn.Linear(2, 2).parameters(), SGD())
     assert isinstance(optimiser, torch.optim.SGD)
     group = optimiser.param_groups[0]
     assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.1, 0.9, 2e-4, False)
 
 
 def test_adam_has_the_authors_settings() -> None:
-    optimiser = build_optimiser(nn.Linear(2, 2).parameters(), Adam(name="adam"))
+    optimiser = build_optimizer(nn.Linear(2, 2).parameters(), Adam(name="adam"))
     assert isinstance(optimiser, torch.optim.Adam)
     group = optimiser.param_groups[0]
     assert (group["lr"], group["betas"], group["weight_decay"]) == (0.1, (0.9, 0.999), 1e-4)

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch._dynamo.exc import Unsupported
 
 from rnascl_cli.core.errors import Interrupted, RunError, UserError
-from rnascl_cli.engine.cuda_graphs import CudaGraphs, Replay
-from rnascl_cli.engine.device import resolve_compute
-from rnascl_cli.engine.interrupts import finishing_steps
-from rnascl_cli.engine.optimizer import build_optimiser, set_learning_rate
+from rnascl_cli.engine.cuda_graphs import CapturedStep, CudaGraphBackend
+from rnascl_cli.engine.device import resolve_device
+from rnascl_cli.engine.interrupts import stop_after_step
+from rnascl_cli.engine.optimizer import build_optimizer, set_learning_rate
 from rnascl_cli.recipes import SGD, Adam
 from tests.engine.recording import Recording
 
@@ -34,7 +34,7 @@ def test_the_second_call_is_recorded_and_later_ones_replay_it() -> None:
         return {"sum": (x_B * times + pair.one).sum()}
 
     recorder = Recording()
-    replay = Replay(function, recorder, what="it")
+    replay = CapturedStep(function, recorder, what="it")
     found = [replay(torch.full((3,), float(i)), Pair(torch.ones(3) * i, None), times=10)["sum"] for i in range(5)]
     assert [value.item() for value in found] == [33.0 * i for i in range(5)]  # each in a tensor of its own
     assert python == [3, 3]
@@ -48,7 +48,7 @@ def test_other_shapes_and_values_are_run_as_they_are() -> None:
         python.append(len(x_B))
         return (x_B.sum() * times,)
 
-    replay = Replay(function, Recording(), what="it")
+    replay = CapturedStep(function, Recording(), what="it")
     calls = [(3, 1), (3, 1), (2, 1), (2, 1), (3, 2), (3, 1)]
     assert [replay(torch.ones(n), t)[0].item() for n, t in calls] == [n * t for n, t in calls]
     assert python == [3, 3, 2, 2, 3]
@@ -68,8 +68,8 @@ def test_only_the_first_shape_is_compiled_and_from_the_first_call_on(
         ran.append(("compiled", len(x_B)))
         return (x_B.sum(),)
 
-    replay = Replay(plain, recorder, what="it", compiled=compiled)
-    assert replay.plainly(torch.ones(2))[0].item() == 2  # whose shape does not count
+    replay = CapturedStep(plain, recorder, what="it", compiled=compiled)
+    assert replay.eager(torch.ones(2))[0].item() == 2  # whose shape does not count
     sizes = [3, 2, 3, 3, 2]
     assert [replay(torch.ones(size))[0].item() for size in sizes] == sizes
     said = capsys.readouterr().err
@@ -86,7 +86,7 @@ def test_what_cannot_be_compiled_ends_the_run() -> None:
     def plain(x_B: Tensor) -> tuple[Tensor]:
         return (x_B,)
 
-    replay = Replay(plain, None, what="the step of search", compiled=refuses)
+    replay = CapturedStep(plain, None, what="the step of search", compiled=refuses)
     with pytest.raises(RunError, match=r"compile_steps: the step of search cannot be compiled here \(no such thing"):
         replay(torch.ones(1))
 
@@ -99,17 +99,17 @@ def test_compiling_is_not_waited_for() -> None:
     def plain(x_B: Tensor) -> tuple[Tensor]:
         return (x_B,)
 
-    with finishing_steps() as stop:
+    with stop_after_step() as stop:
         with pytest.raises(Interrupted):
-            Replay(plain, None, what="it", compiled=compiles_for_minutes)(torch.ones(1))
+            CapturedStep(plain, None, what="it", compiled=compiles_for_minutes)(torch.ones(1))
         assert stop.signum is None
         signal.raise_signal(signal.SIGTERM)  # heeded as before
         assert stop.signum == signal.SIGTERM
 
 
 def test_without_a_recorder_it_is_the_function() -> None:
-    replay = Replay(lambda x: x + 1, None, what="it")
-    assert not replay.records
+    replay = CapturedStep(lambda x: x + 1, None, what="it")
+    assert not replay.captures
     assert [replay(torch.tensor(i)).item() for i in range(3)] == [1, 2, 3]
 
 
@@ -117,12 +117,12 @@ def test_what_cannot_be_recorded_is_said_once_and_run_as_it_is(capsys: pytest.Ca
     def asks(x_B: Tensor) -> dict[str, Tensor]:
         return {"sum": x_B.sum() * (2 if x_B[0].item() > 1 else 1)}
 
-    replay = Replay(asks, Recording(), what="what asks")
+    replay = CapturedStep(asks, Recording(), what="what asks")
     assert [replay(torch.full((2,), float(i)))["sum"].item() for i in range(4)] == [0.0, 2.0, 8.0, 12.0]
     said = capsys.readouterr().err
     assert said.count("what asks is not recorded but launched operator by operator") == 1
     assert "_local_scalar_dense" in said
-    assert not replay.records
+    assert not replay.captures
 
 
 @pytest.mark.parametrize("settings", [SGD(lr=0.1, momentum=0.9, weight_decay=0.01), Adam(name="adam", lr=0.1)])
@@ -130,7 +130,7 @@ def test_a_recorded_optimiser_follows_its_schedule(settings: Any) -> None:
     def trained(recorder: Recording | None) -> Tensor:
         weight = torch.nn.Parameter(torch.arange(4.0))
         recorded_on = torch.device("cpu") if recorder else None
-        optimiser = build_optimiser([weight], settings, recorded_on=recorded_on)
+        optimiser = build_optimizer([weight], settings, recorded_on=recorded_on)
 
         def step(x: Tensor) -> tuple[Tensor]:
             optimiser.zero_grad(set_to_none=True)
@@ -139,7 +139,7 @@ def test_a_recorded_optimiser_follows_its_schedule(settings: Any) -> None:
             optimiser.step()
             return (loss.detach(),)
 
-        replay = Replay(step, recorder, what="it")
+        replay = CapturedStep(step, recorder, what="it")
         for i in range(6):
             set_learning_rate(optimiser, 0.1 / (i + 1))
             replay(torch.full((4,), 0.5 + 0.1 * i))
@@ -156,7 +156,7 @@ def test_a_checkpoint_fits_recorded_and_other_steps(settings: Any, recorded: boo
     def optimiser(recorded_on: torch.device | None) -> torch.optim.Optimizer:
         weight = torch.nn.Parameter(torch.ones(3))
         weight.grad = torch.ones(3)
-        return build_optimiser([weight], settings, recorded_on=recorded_on)
+        return build_optimizer([weight], settings, recorded_on=recorded_on)
 
     before, after = optimiser(None if recorded else cpu), optimiser(cpu if recorded else None)
     before.step()
@@ -170,7 +170,7 @@ def test_a_checkpoint_fits_recorded_and_other_steps(settings: Any, recorded: boo
 
 def test_the_recipe_asks_for_a_gpu() -> None:
     with pytest.raises(UserError, match="steps are recorded as CUDA graphs"):
-        resolve_compute("cpu", "auto", capture=True)
+        resolve_device("cpu", "auto", capture=True)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -178,9 +178,9 @@ def test_the_recipe_asks_for_a_gpu() -> None:
 def test_cuda_graphs_give_what_launches_give(settings: Any) -> None:
     device = torch.device("cuda")
 
-    def trained(recorder: CudaGraphs | None) -> Tensor:
+    def trained(recorder: CudaGraphBackend | None) -> Tensor:
         weight = torch.nn.Parameter(torch.arange(4.0, device=device))
-        optimiser = build_optimiser([weight], settings, recorded_on=device if recorder else None)
+        optimiser = build_optimizer([weight], settings, recorded_on=device if recorder else None)
 
         def step(x_BC: Tensor) -> dict[str, Tensor]:
             optimiser.zero_grad(set_to_none=True)
@@ -189,7 +189,7 @@ def test_cuda_graphs_give_what_launches_give(settings: Any) -> None:
             optimiser.step()
             return {"loss": loss.detach()}
 
-        replay = Replay(step, recorder, what="it")
+        replay = CapturedStep(step, recorder, what="it")
         losses = []
         for i in range(9):
             set_learning_rate(optimiser, 0.1 / (i + 1))
@@ -197,7 +197,7 @@ def test_cuda_graphs_give_what_launches_give(settings: Any) -> None:
             losses.append(replay(torch.full((images, 4), 0.5 + 0.1 * i, device=device))["loss"])
         return torch.cat([weight.detach(), torch.stack(losses)])
 
-    torch.testing.assert_close(trained(CudaGraphs()), trained(None))
+    torch.testing.assert_close(trained(CudaGraphBackend()), trained(None))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -206,7 +206,7 @@ def test_a_refused_cuda_graph_leaves_the_stream_as_it_was(capsys: pytest.Capture
         return {"sum": x_B.sum() * (2 if x_B[0].item() > 1 else 1)}
 
     before = torch.cuda.current_stream()
-    replay = Replay(asks, CudaGraphs(), what="what asks")
+    replay = CapturedStep(asks, CudaGraphBackend(), what="what asks")
     found = [replay(torch.full((2,), float(i), device="cuda"))["sum"].item() for i in range(4)]
     assert found == [0.0, 2.0, 8.0, 12.0]
     assert torch.cuda.current_stream() == before

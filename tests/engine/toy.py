@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from rnascl_cli.data import Batch, ImageSet
 from rnascl_cli.data.augment import Crop
-from rnascl_cli.engine.device import Compute
+from rnascl_cli.engine.device import DeviceConfig
 from rnascl_cli.engine.run_directory import RunDirectory
-from rnascl_cli.engine.training_loop import History, Plan, ScheduledOptimiser, Stateful
+from rnascl_cli.engine.training_loop import History, ScheduledOptimizer, Stateful, TrainingConfig
 from rnascl_cli.recipes import StepSchedule
 
-CPU = Compute(torch.device("cpu"), "fp32", "fp32")
+CPU = DeviceConfig(torch.device("cpu"), "fp32", "fp32")
 
 
 def image_set(count: int = 21, *, side: int = 8, classes: int = 3, seed: int = 0) -> ImageSet:
@@ -58,7 +58,7 @@ class ToyTask:
             self.last = nn.Linear(144, 3)
             self.model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), self.last)
         optimiser = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
-        self.optimisers = [ScheduledOptimiser(optimiser, StepSchedule(), 0.05)]
+        self.optimizers = [ScheduledOptimizer(optimiser, StepSchedule(), 0.05)]
         self.state: dict[str, Stateful] = {"model": self.model, "optimiser": optimiser}
         self.noise = torch.Generator()
         self.before_step = before_step
@@ -76,7 +76,7 @@ class ToyTask:
         x_BCHW, y_B = batch.x_BCHW, batch.y_B
         self.steps += 1
         self.before_step(self.steps)
-        optimiser = self.optimisers[0].optimiser
+        optimiser = self.optimizers[0].optimizer
         self.rates.append(optimiser.param_groups[0]["lr"])
         self.labels.append(y_B.tolist())
         self.draws.append(torch.rand((), generator=self.noise).item())
@@ -93,9 +93,9 @@ class ToyTask:
         return {"holdout_accuracy": 0.5}
 
 
-def toy_plan(path: Path, *, resume: bool = False, **changes: Any) -> Plan:
+def toy_plan(path: Path, *, resume: bool = False, **changes: Any) -> TrainingConfig:
     """A plan for five epochs of 21 images in batches of 8."""
-    run = RunDirectory.claim(path, resume=resume)
+    run = RunDirectory.open(path, resume=resume)
     run.create()
     fields: dict[str, Any] = {
         "stage": "toy",
@@ -108,4 +108,4 @@ def toy_plan(path: Path, *, resume: bool = False, **changes: Any) -> Plan:
         "run": run,
         "identity": {"data": "d", "teacher": None},
     }
-    return Plan(**(fields | changes))
+    return TrainingConfig(**(fields | changes))

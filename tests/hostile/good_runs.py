@@ -20,7 +20,7 @@ from rnascl_cli.artifacts.documents import (
     Verdicts,
 )
 from rnascl_cli.artifacts.store import sha256_file, write_document
-from rnascl_cli.models.attention_maps import tappable_layers
+from rnascl_cli.models.attention_maps import attention_layers
 from rnascl_cli.models.files import build_student, save_student
 from rnascl_cli.recipes import Recipe
 from rnascl_cli.spaces import SPACES, network_cost
@@ -90,8 +90,8 @@ def _derived(teacher: TeacherReference, inputs: dict[str, str]) -> DerivedDocume
     architecture = Architecture(
         space=SPACE.name, widths=WIDTHS, num_classes=10, input_size=32, params=cost.params, macs=cost.macs
     )
-    student_layers = list(tappable_layers(build_student(architecture), "conv"))
-    teacher_layers = list(tappable_layers(read_teacher(teacher.path).module, "conv"))
+    student_layers = list(attention_layers(build_student(architecture), "conv"))
+    teacher_layers = list(attention_layers(read_teacher(teacher.path).module, "conv"))
     return DerivedDocument(
         provenance=provenance(teacher, inputs),
         paradigm="rnas-cl",

@@ -184,7 +184,7 @@ def _read_setting(path: Path) -> None:
 
 def _journals(world: Path) -> list[bytes]:
     entry: dict[str, Any] = {"attack": "pgd20", "eps": "8/255", "round": 0, "images": [0, 1], "broken": [1]}
-    entry |= {"strays": 0, "seconds": 0.5, "notes": ["a note"]}
+    entry |= {"out_of_ball": 0, "seconds": 0.5, "notes": ["a note"]}
     lines = [json.dumps(JOURNAL_HEADER, sort_keys=True), json.dumps(entry), json.dumps(entry | {"round": 1})]
     return ["".join(f"{line}\n" for line in lines).encode()]
 

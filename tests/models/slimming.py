@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from rnascl_cli.models.student import Student
 from rnascl_cli.models.supernet import Supernet
-from rnascl_cli.spaces import SPACES, SearchSpace, Stage
+from rnascl_cli.spaces import SPACES, SearchSpace, SpaceStage
 
-TINY = SearchSpace("tiny", (Stage(2, 1, (16, 12)), Stage(2, 2, (24, 20, 16))), 16)
+TINY = SearchSpace("tiny", (SpaceStage(2, 1, (16, 12)), SpaceStage(2, 2, (24, 20, 16))), 16)
 # An ImageNet-like one: a head, a stage of stride 1 whose widths overlap those of the stage before.
-HEADED = SearchSpace("headed", (Stage(2, 2, (20, 16, 12)), Stage(2, 1, (24, 20, 16))), 32, head_channels=40)
+HEADED = SearchSpace("headed", (SpaceStage(2, 2, (20, 16, 12)), SpaceStage(2, 1, (24, 20, 16))), 32, head_channels=40)
 CASES = {
     "S3-mixed": (SPACES["S3"], [12, 16, 16, 32, 20, 28, 64, 52, 52]),
     "S3-smallest": (SPACES["S3"], SPACES["S3"].smallest),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rnascl_cli.models.conv import Conv2d, without_fallback
+from rnascl_cli.models.conv import Conv2d, use_fast_depthwise_bf16
 from rnascl_cli.models.student import Student
 from rnascl_cli.models.supernet import Supernet
 from rnascl_cli.spaces import SPACES
@@ -68,7 +68,7 @@ def test_a_foreign_network_is_given_these() -> None:
     network = nn.Sequential(nn.Conv2d(4, 4, 3, 2, groups=4), nn.Sequential(Own(4, 4, 1), nn.BatchNorm2d(4)))
     x_BCHW = torch.rand(2, 4, 6, 6)
     before = network(x_BCHW)
-    assert without_fallback(network) is network
+    assert use_fast_depthwise_bf16(network) is network
     assert [type(module) for module in network.modules() if isinstance(module, nn.Conv2d)] == [Conv2d, Own]
     assert torch.equal(network(x_BCHW), before)
 

@@ -27,7 +27,7 @@ def enlarged(groups: list[Tensor]) -> Tensor:
 
 
 def test_maps_at_the_common_side(groups: list[Tensor]) -> None:
-    torch.testing.assert_close(LayerMaps(groups, SIDE).at_common_side(), enlarged(groups))
+    torch.testing.assert_close(LayerMaps(groups, SIDE).resized(), enlarged(groups))
 
 
 def test_inner_products_are_those_of_the_enlarged_maps(groups: list[Tensor], generator: torch.Generator) -> None:

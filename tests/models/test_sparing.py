@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rnascl_cli.models.attention_maps import recording_maps
+from rnascl_cli.models.attention_maps import record_attention_maps
 from rnascl_cli.teachers.architectures.inplace import relu, relu_of_sum
 from rnascl_cli.teachers.architectures.resnet import BasicBlock, Bottleneck, CifarResNet
 from rnascl_cli.teachers.architectures.wide_resnet import WideResNet
@@ -51,10 +51,10 @@ def test_teachers_give_the_same_logits_and_maps_with_and_without_gradient(archit
             nn.init.normal_(module.bias)
     x_BCHW = torch.rand(2, 3, 16, 16)
     before_BCHW = x_BCHW.clone()
-    with recording_maps(model, side=4, tap=tap) as recorder:  # type: ignore[arg-type]
+    with record_attention_maps(model, side=4, tap=tap) as recorder:  # type: ignore[arg-type]
         with_BK = model(x_BCHW)
-        maps_BLP = recorder.take()
+        maps_BLP = recorder.pop()
         with torch.no_grad():
             assert torch.equal(model(x_BCHW), with_BK)
-        assert torch.equal(recorder.take(), maps_BLP)
+        assert torch.equal(recorder.pop(), maps_BLP)
     assert torch.equal(x_BCHW, before_BCHW)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.counting import Operators
-from rnascl_cli.models.attention_maps import Tap, recording_maps, tappable_layers
+from rnascl_cli.models.attention_maps import MapSource, attention_layers, record_attention_maps
 from rnascl_cli.models.blocks import InvertedResidual, MaskedInvertedResidual
 from rnascl_cli.models.student import Student
 from rnascl_cli.models.supernet import Supernet
-from rnascl_cli.spaces import SPACES, SearchSpace, Stage
+from rnascl_cli.spaces import SPACES, SearchSpace, SpaceStage
 from tests.models.slimming import CASES, HEADED, TINY, cut_out, images, one_hot, padded, random_supernet, shaken
 
 pytestmark = pytest.mark.unit
@@ -22,21 +22,21 @@ pytestmark = pytest.mark.unit
 @pytest.mark.parametrize("tap", ["conv", "norm", "block"])
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("case", CASES)
-def test_one_hot_is_the_slim_network(case: str, training: bool, tap: Tap) -> None:
+def test_one_hot_is_the_slim_network(case: str, training: bool, tap: MapSource) -> None:
     space, widths = CASES[case]
     supernet = random_supernet(space)
     student = cut_out(supernet, widths)
     supernet.train(training)
     student.train(training)
     x_BCHW = images(space)
-    assert list(tappable_layers(supernet, tap)) == list(tappable_layers(student, tap))
-    with torch.no_grad(), recording_maps(supernet, side=8, tap=tap) as wide:
+    assert list(attention_layers(supernet, tap)) == list(attention_layers(student, tap))
+    with torch.no_grad(), record_attention_maps(supernet, side=8, tap=tap) as wide:
         wide_logits = supernet(x_BCHW, one_hot(space, widths))
-    with torch.no_grad(), recording_maps(student, side=8, tap=tap) as slim:
+    with torch.no_grad(), record_attention_maps(student, side=8, tap=tap) as slim:
         slim_logits = student(x_BCHW)
     torch.testing.assert_close(wide_logits, slim_logits, rtol=2e-4, atol=2e-4)
-    wide_maps, slim_maps = wide.take(), slim.take()
-    assert wide_maps.shape == (3, len(tappable_layers(student, tap)), 64)
+    wide_maps, slim_maps = wide.pop(), slim.pop()
+    assert wide_maps.shape == (3, len(attention_layers(student, tap)), 64)
     scale = slim_maps.amax(dim=2, keepdim=True)
     torch.testing.assert_close(wide_maps / scale, slim_maps / scale, rtol=2e-4, atol=2e-4)
     if training:  # the running statistics of the channels that both have moved alike
@@ -82,8 +82,8 @@ def dispatched(model: nn.Module, *inputs: Any) -> dict[str, int]:
 
 
 def test_n_choices_cost_one_block() -> None:
-    many = SearchSpace("many", (Stage(3, 1, tuple(range(32, 12, -1))),), 16)
-    one = SearchSpace("one", (Stage(3, 1, (32,)),), 16)
+    many = SearchSpace("many", (SpaceStage(3, 1, tuple(range(32, 12, -1))),), 16)
+    one = SearchSpace("one", (SpaceStage(3, 1, (32,)),), 16)
     x_BCHW = images(many, side=16)
     slim = dispatched(Student(one, [32] * 3, num_classes=5), x_BCHW)
     counts = []

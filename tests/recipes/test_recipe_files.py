@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import pytest
 
-from rnascl_cli.artifacts.documents import Rival
+from rnascl_cli.artifacts.documents import Baseline
 from rnascl_cli.attacks.registry import Options, build_attacks
 from rnascl_cli.distill.gumbel import temperature_at
 from rnascl_cli.engine.optimizer import learning_rate
@@ -21,7 +21,7 @@ from rnascl_cli.recipes.load import STUDIES
 from rnascl_cli.reporting.published import TABLES, PublishedRow, PublishedTable
 from rnascl_cli.spaces import SPACES
 from rnascl_cli.stages.attack.attack import attack
-from rnascl_cli.stages.attack.plan import plan
+from rnascl_cli.stages.attack.plan import plan_attack
 from rnascl_cli.stages.attack.target import find_target
 from rnascl_cli.stages.search.derive import derive
 from rnascl_cli.stages.search.search import search
@@ -41,7 +41,7 @@ TABLE_2 = [  # beside three rows that stand in Table 1 too
 ]
 TABLE_3 = [f"imagenet100/rnas-cl-i-{teacher}{end}" for teacher in ("r18", "r50", "wrt50") for end in ("", "-trades")]
 TABLE_5 = ["imagenet/standard-i-fast-at", "imagenet/rnas-cl-i-wrt50-fast-at"]
-FIGURE_11 = [f"cifar10/distill/{name}-s3-wrt34" for name in get_args(Rival)]
+FIGURE_11 = [f"cifar10/distill/{name}-s3-wrt34" for name in get_args(Baseline)]
 OTHERS = [
     "cifar10/paper-code",
     "cifar10/rnas-cl-s3-r18-gamma400",
@@ -280,18 +280,18 @@ def two_steps(name: str, *, teacher: Path, squares: Path) -> Recipe:
 def test_two_steps_of_every_stage(name: str, tmp_path: Path, tiny_teacher: Path, squares: Path) -> None:
     recipe = two_steps(name, teacher=tiny_teacher, squares=squares)
     build_attacks(recipe_named(name).attack.attacks, options=Options(), norm="Linf")
-    searched = search(recipe, RunDirectory.claim(tmp_path / "search"))
+    searched = search(recipe, RunDirectory.open(tmp_path / "search"))
     assert searched.space == recipe_named(name).space
     assert any(logit != 0 for block in searched.width_logits for logit in block)
     assert bool(searched.tutor_logits) == (recipe.search.paradigm != "standard")
     derived = derive(tmp_path / "search")
-    trained = train(derived, recipe, RunDirectory.claim(tmp_path / "train"))
+    trained = train(derived, recipe, RunDirectory.open(tmp_path / "train"))
     last = tmp_path / "train"
     if "adv_finetune" in tomllib.loads(find_recipe(name).read_text(encoding="utf-8")):
         last = tmp_path / "fine"
-        tuned = adv_finetune(tmp_path / "train", recipe, RunDirectory.claim(last))
+        tuned = adv_finetune(tmp_path / "train", recipe, RunDirectory.open(last))
         assert (tuned.method, len(tuned.history)) == (recipe.adv_finetune.method, 1)
-    attacked = attack(plan(find_target(str(last)), recipe, last))
+    attacked = attack(plan_attack(find_target(str(last)), recipe, last))
     assert [result.attack for result in attacked.results] == list(recipe.attack.attacks)
     assert (len(searched.history), len(trained.history), attacked.n) == (1, 1, 2)
     assert trained.distill == (recipe.train.distill.name if recipe.train.distill else None)
@@ -305,5 +305,5 @@ def test_two_steps_of_the_teacher(name: str, tmp_path: Path, tiny_teacher: Path,
     recipe = resolve(
         [recipe.model_dump(), {"data": {"limit_train": 20, "holdout": 0.5}, "teacher_train": {"batch_size": 5}}]
     )
-    trained = train_teacher(recipe, tmp_path / "r8.safetensors", RunDirectory.claim(tmp_path / "training"))
+    trained = train_teacher(recipe, tmp_path / "r8.safetensors", RunDirectory.open(tmp_path / "training"))
     assert trained.path.is_file()

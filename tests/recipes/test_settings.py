@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from rnascl_cli.artifacts.documents import Provenance
 from rnascl_cli.cli.options import build_recipe
-from rnascl_cli.core.errors import UserError, nearest
+from rnascl_cli.core.errors import UserError, did_you_mean
 from rnascl_cli.recipes import (
     SGD,
     Adam,
@@ -249,8 +249,8 @@ def test_a_recipe_that_is_a_folder(tmp_path: Path) -> None:
 
 
 def test_nearest() -> None:
-    assert nearest("S9", ["S3", "S5"]) in (
+    assert did_you_mean("S9", ["S3", "S5"]) in (
         "; did you mean 'S5'? (known: S3, S5)",
         "; did you mean 'S3'? (known: S3, S5)",
     )
-    assert nearest("zzz", ["S3"]) == " (known: S3)"
+    assert did_you_mean("zzz", ["S3"]) == " (known: S3)"

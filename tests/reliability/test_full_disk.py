@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from rnascl_cli.artifacts.store import write_bytes, write_weights
-from rnascl_cli.attacks.resume import Done, Journal
+from rnascl_cli.attacks.resume import FinishedBatch, Journal
 from rnascl_cli.core.errors import RunError, WriteError
 from rnascl_cli.engine.checkpoint import read_checkpoint, write_checkpoint
 from rnascl_cli.engine.training_loop import fit
-from rnascl_cli.teachers.disk_store import Record, ViewStore
+from rnascl_cli.teachers.disk_store import ArrayRecord, DiskStore
 from tests.command import files
 from tests.engine.toy import CPU, ToyTask, numbers, toy_plan
 from tests.reliability.conftest import Whole
@@ -110,7 +110,7 @@ def test_dev_full(tmp_path: Path) -> None:
     (tmp_path / "journal").unlink()
     (tmp_path / "journal").symlink_to("/dev/full")
     with pytest.raises(WriteError, match=r"journal: cannot be written \(No space left on device\)"):
-        journal.record(("fgsm", "8/255", 0), [1], Done([1], 0, 0.1, []))
+        journal.record(("fgsm", "8/255", 0), [1], FinishedBatch([1], 0, 0.1, []))
 
 
 @pytest.mark.unit
@@ -138,14 +138,14 @@ def test_a_training_whose_disk_gives_out(small_disk: Path, tmp_path: Path, fault
 @pytest.mark.unit
 def test_kept_teacher_outputs_on_a_full_disk(small_disk: Path) -> None:
     digests = [bytes([number]) * 16 for number in range(8)]
-    store = ViewStore.open(small_disk / "store", Record((1000,), torch.float32), views=162, digests=digests)
+    store = DiskStore.open(small_disk / "store", ArrayRecord((1000,), torch.float32), views=162, digests=digests)
     store.put(torch.arange(4), torch.ones(4, 1000))
-    store.settle()
+    store.flush()
     fill(small_disk)
     with pytest.raises(OSError, match="No space left on device"):  # and not SIGBUS, which ends the process
         store.put(torch.arange(200, 1200), torch.ones(1000, 1000))
-    again = ViewStore.open(small_disk / "store", Record((1000,), torch.float32), views=162, digests=digests)
-    assert again.seen(torch.tensor([0, 3, 4, 200])).tolist() == [True, True, False, False]
+    again = DiskStore.open(small_disk / "store", ArrayRecord((1000,), torch.float32), views=162, digests=digests)
+    assert again.is_cached(torch.tensor([0, 3, 4, 200])).tolist() == [True, True, False, False]
     assert torch.equal(again.read(torch.arange(4)), torch.ones(4, 1000))
 
 

@@ -59,13 +59,13 @@ def test_two_that_start_together(inputs: Inputs, tmp_path: Path) -> None:
 
 @pytest.mark.unit
 def test_given_back_with_the_last_reference(tmp_path: Path) -> None:
-    run = RunDirectory.claim(tmp_path / "run")
+    run = RunDirectory.open(tmp_path / "run")
     run.create()
     assert (tmp_path / "run" / LOCK).read_text() == f"process {os.getpid()} on {socket.gethostname()}"
     del run
     gc.collect()
     assert not (tmp_path / "run" / LOCK).exists()
-    RunDirectory.claim(tmp_path / "run").create()  # the lock file never made the folder a used one
+    RunDirectory.open(tmp_path / "run").create()  # the lock file never made the folder a used one
 
 
 @pytest.mark.unit
@@ -114,11 +114,11 @@ def test_a_file_system_without_locks(
 def test_what_a_killed_write_left_is_cleared_away(tmp_path: Path) -> None:
     for name in (".checkpoint.pt.abc123.tmp", LOCK):
         (tmp_path / name).write_text("half")
-    RunDirectory.claim(tmp_path).create()
+    RunDirectory.open(tmp_path).create()
     assert not (tmp_path / ".checkpoint.pt.abc123.tmp").exists()
     (tmp_path / ".notes.tmp").write_text("mine")
     with pytest.raises(UserError, match="already exists"):
-        RunDirectory.claim(tmp_path)
+        RunDirectory.open(tmp_path)
 
 
 @pytest.mark.slow
@@ -133,7 +133,7 @@ def test_what_a_killed_last_write_left_is_cleared_away(inputs: Inputs, tmp_path:
 
 @pytest.mark.unit
 def test_who_was_quicker_is_not_overwritten(tmp_path: Path) -> None:
-    late = RunDirectory.claim(tmp_path / "run")
+    late = RunDirectory.open(tmp_path / "run")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "train.json").write_text("theirs")
     with pytest.raises(UserError, match="already exists"):

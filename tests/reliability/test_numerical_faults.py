@@ -18,10 +18,10 @@ from rnascl_cli.artifacts.documents import AttackDocument
 from rnascl_cli.artifacts.store import read_document
 from rnascl_cli.core.errors import RunError
 from rnascl_cli.engine.checkpoint import first_not_finite, read_checkpoint
-from rnascl_cli.engine.training_loop import set_place
-from rnascl_cli.stages.training.sanity_checks import Inspection, constant, zero_layers
+from rnascl_cli.engine.training_loop import set_current_step
+from rnascl_cli.stages.training.sanity_checks import SanityCheck, constant, zero_layers
 from rnascl_cli.teachers.architectures import build_teacher
-from rnascl_cli.teachers.forward import Lesson
+from rnascl_cli.teachers.forward import TeacherOutput
 from rnascl_cli.teachers.load import write_teacher
 from tests.command import done, refused, rnascl
 from tests.conftest import FAST
@@ -197,12 +197,12 @@ def test_layers_that_are_zero_on_every_image() -> None:
 
 @pytest.mark.unit
 def test_a_look_once_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
-    inspection, varied_BK = Inspection(), torch.eye(3)
-    set_place("train", epoch=1, step=4)
+    inspection, varied_BK = SanityCheck(), torch.eye(3)
+    set_current_step("train", epoch=1, step=4)
 
     def look(logits_BK: torch.Tensor, *, student: float) -> str:
-        inspection.look(
-            Lesson(logits_BK, torch.ones(3, 1, 4)),
+        inspection.run(
+            TeacherOutput(logits_BK, torch.ones(3, 1, 4)),
             kl=True,
             teacher_layers=["t"],
             student_layers=["s"],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rnascl_cli.engine.resume_command import commanded_as, how_to_go_on, with_resume
+from rnascl_cli.engine.resume_command import recorded_command, resume_hint, with_resume
 from tests.command import rnascl
 from tests.conftest import FAST as SMALL
 from tests.ranks import become
@@ -87,8 +87,8 @@ def test_the_command_to_go_on_with(command: str, again: str) -> None:
 def test_several_machines_are_told_where_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     become(monkeypatch, 0, 16, on_each_machine=8)
     monkeypatch.setenv("MASTER_ADDR", "node7")
-    with commanded_as(["search"]):
-        again = how_to_go_on(out=Path("runs/x"))
+    with recorded_command(["search"]):
+        again = resume_hint(out=Path("runs/x"))
     assert again == (
         "go on, on each of the 2 machines, with: torchrun --nnodes=2 --rdzv-backend=c10d --rdzv-endpoint=node7:29500 "
         "--nproc-per-node=8 -m rnascl_cli search --out runs/x --resume"

@@ -13,13 +13,13 @@ from rnascl_cli.artifacts.documents import (
     AttackDocument,
     AttackResult,
     AuditCheck,
+    Baseline,
     DataReference,
     DerivedDocument,
     Document,
     Paradigm,
     Protocol,
     Provenance,
-    Rival,
     SearchDocument,
     TeacherReference,
     TrainDocument,
@@ -202,7 +202,7 @@ def write_train(
     reference: DataReference | None = None,
     epochs: int = 8,
     seed: int = 0,
-    distill: Rival | None = None,
+    distill: Baseline | None = None,
 ) -> str:
     """Write ``train.json`` of a student whose weights hash as ``student``; return the document's sha256."""
     document = TrainDocument(
@@ -233,7 +233,7 @@ def write_finetune(
     source: str,
     clean: float = 0.83,
     paradigm: Paradigm = "rnas-cl",
-    distill: Rival | None = None,
+    distill: Baseline | None = None,
 ) -> str:
     """Write ``adv-finetune.json`` of a student fine-tuned from the weights of ``source``."""
     document = AdvFinetuneDocument(

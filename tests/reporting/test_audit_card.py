@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rnascl_cli.reporting.data.collect import collect
-from rnascl_cli.reporting.data.comparable_groups import Group, groups
+from rnascl_cli.reporting.data.comparable_groups import ComparableGroup, groups
 from rnascl_cli.reporting.data.lineage import models
 from rnascl_cli.reporting.page import build_page, html, markdown
 from rnascl_cli.reporting.tables.audit import audit_cards, audit_cell, unaudited, verdict
@@ -17,7 +17,7 @@ from tests.reporting import factories as make
 from tests.reporting.test_report_stage import read, undrawn
 
 
-def grouped(folder: Path) -> list[Group]:
+def grouped(folder: Path) -> list[ComparableGroup]:
     return groups(models(collect([folder])))
 
 

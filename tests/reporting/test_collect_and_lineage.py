@@ -12,7 +12,7 @@ from rnascl_cli.core.errors import UserError
 from rnascl_cli.reporting.data.collect import collect
 from rnascl_cli.reporting.data.lineage import models
 from rnascl_cli.reporting.published import TABLE_1, TABLES
-from rnascl_cli.reporting.tables.provenance import making
+from rnascl_cli.reporting.tables.provenance import provenance_entry
 from rnascl_cli.reporting.tables.published import match
 from rnascl_cli.reporting.tables.summary import model_tables
 from rnascl_cli.reporting.tables.table import NOTHING
@@ -117,15 +117,15 @@ def test_which_weights_were_kept_is_said(tmp_path: Path) -> None:
     runs = make.write_chain(tmp_path / "runs")
     path = runs / "s3-train" / "train.json"
     before = collect([runs]).trainings[0]
-    assert "weights kept" not in dict(making(before).facts)
+    assert "weights kept" not in dict(provenance_entry(before).facts)
     own = {"average": "ema", "best_epoch": 3, "validation": {"clean": 0.875, "robust": 0.4321}}
     path.write_text(json.dumps(json.loads(path.read_text()) | own))
-    facts = dict(making(collect([runs]).trainings[0]).facts)
+    facts = dict(provenance_entry(collect([runs]).trainings[0]).facts)
     assert facts["weights kept"] == (
         "moving average of the weights; epoch 3 of 8, best on held-out images (clean 87.5%, PGD 43.2%)"
     )
     path.write_text(json.dumps(json.loads(path.read_text()) | {"average": None}))  # from before SWA began
-    facts = dict(making(collect([runs]).trainings[0]).facts)
+    facts = dict(provenance_entry(collect([runs]).trainings[0]).facts)
     assert facts["weights kept"] == "epoch 3 of 8, best on held-out images (clean 87.5%, PGD 43.2%)"
 
 

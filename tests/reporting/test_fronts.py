@@ -13,7 +13,7 @@ from rnascl_cli.reporting.data.lineage import models
 from rnascl_cli.reporting.figures.style import render
 from rnascl_cli.reporting.sections import sections
 from rnascl_cli.reporting.tables.pareto import budget_words, derived_widths, fronts
-from rnascl_cli.spaces import SPACES, Budget, Networks
+from rnascl_cli.spaces import SPACES, Budget, NetworkSpace
 from rnascl_cli.stages.search.derive import derive
 from tests.reporting.factories import write_derived, write_search, write_train
 
@@ -28,7 +28,7 @@ def runs(tmp_path: Path) -> Path:
     write_search(tmp_path / "search")
     search = read_document(tmp_path / "search" / "search.json", SearchDocument)
     write_document(tmp_path / "search" / "search.json", search.model_copy(update={"pareto": 3, "budget": BUDGET}))
-    networks = Networks(SPACES["S3"], num_classes=10)
+    networks = NetworkSpace(SPACES["S3"], num_classes=10)
     for index, clean in ((3, 0.9), (1, 0.8)):
         run = tmp_path / f"train-{index}"
         found = networks.point(search.width_logits, index, 3, Budget(BUDGET.max_macs))

@@ -33,7 +33,7 @@ def journal(folder: Path, *entries: object, end: str = "") -> Path:
 
 
 def batch(attack: str, *images: int) -> dict[str, object]:
-    return {"attack": attack, "eps": "8/255", "round": 0, "images": images, "broken": [], "strays": 0}
+    return {"attack": attack, "eps": "8/255", "round": 0, "images": images, "broken": [], "out_of_ball": 0}
 
 
 def test_whole_metrics(tmp_path: Path) -> None:

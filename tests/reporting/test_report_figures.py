@@ -10,13 +10,13 @@ import pytest
 from rnascl_cli.reporting.data.collect import collect
 from rnascl_cli.reporting.data.comparable_groups import groups
 from rnascl_cli.reporting.data.lineage import models
-from rnascl_cli.reporting.figures.attacks import attack_plots, looks, names
+from rnascl_cli.reporting.figures.attacks import attack_plots, names, plot_styles
 from rnascl_cli.reporting.figures.published import published_plots
 from rnascl_cli.reporting.figures.search import curves, hardening, series
 from rnascl_cli.reporting.figures.style import Plot, marker, render
 from rnascl_cli.reporting.figures.tutors import tutor_counts, tutor_heatmap
 from rnascl_cli.reporting.tables.table import slug
-from rnascl_cli.reporting.tables.tutor_statistics import Tutored, counts, tutored
+from rnascl_cli.reporting.tables.tutor_statistics import LearnedTutorMap, counts, tutored
 from tests.reporting import factories as make
 
 
@@ -53,7 +53,7 @@ def test_no_tutors_no_heat_map(tmp_path: Path) -> None:
 
 def test_tutor_counts_by_hand(tmp_path: Path) -> None:
     make.write_derived(tmp_path / "d", make.sha256("search"))
-    maps: list[Tutored] = tutored(collect([tmp_path]))
+    maps: list[LearnedTutorMap] = tutored(collect([tmp_path]))
     assert counts(maps[0].tutors) == [1, 0, 2, 0, 0, 2, 0, 1, 0, 0, 0, 3]
     assert [plot.name for plot in tutor_counts(maps)] == ["tutor-counts-1"]
 
@@ -110,7 +110,7 @@ def test_many_models_are_told_apart_by_how_they_were_trained(tmp_path: Path) -> 
             make.write_control(tmp_path, seed=seed, origin=origin, robust=0.3)
     found = models(collect([tmp_path]))
     (group,) = groups(found)
-    assert {look.name for look in looks(group, found)} == {"S3, rnas-cl", "S3, rnas-cl, tutors: random"}
+    assert {look.name for look in plot_styles(group, found)} == {"S3, rnas-cl", "S3, rnas-cl, tutors: random"}
 
 
 def test_hardening_has_a_panel_for_weights_where_they_were_recorded(tmp_path: Path) -> None:

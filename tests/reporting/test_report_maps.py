@@ -11,7 +11,7 @@ from PIL import Image
 from rnascl_cli.artifacts.documents import DerivedDocument, TeacherReference, TrainDocument, TutorMap
 from rnascl_cli.artifacts.store import sha256_file, write_document
 from rnascl_cli.core.errors import UserError
-from rnascl_cli.models.attention_maps import tappable_layers
+from rnascl_cli.models.attention_maps import attention_layers
 from rnascl_cli.models.files import build_student, save_student
 from rnascl_cli.reporting.data.collect import collect
 from rnascl_cli.reporting.data.lineage import models
@@ -38,8 +38,8 @@ def runs(tmp_path: Path, tiny_teacher: Path) -> Path:
     folder.mkdir(parents=True)
     student = build_student(built)
     sha256 = save_student(folder / "student.safetensors", student, built)
-    student_layers = list(tappable_layers(student))
-    teacher_layers = list(tappable_layers(build_teacher("r8", num_classes=10)))
+    student_layers = list(attention_layers(student))
+    teacher_layers = list(attention_layers(build_teacher("r8", num_classes=10)))
     teacher = TeacherReference(source="r8", path=str(tiny_teacher), architecture="r8", sha256=sha256_file(tiny_teacher))
     tutor = [min(index // 3, len(teacher_layers) - 1) for index in range(len(student_layers))]
     made = make.provenance("derive", teacher=teacher)

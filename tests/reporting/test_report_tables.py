@@ -9,11 +9,11 @@ import pytest
 
 from rnascl_cli.artifacts.documents import DataReference, Verdicts
 from rnascl_cli.reporting.data.collect import collect
-from rnascl_cli.reporting.data.comparable_groups import Group, groups
+from rnascl_cli.reporting.data.comparable_groups import ComparableGroup, groups
 from rnascl_cli.reporting.data.lineage import models
 from rnascl_cli.reporting.tables.attacks import attack_tables
 from rnascl_cli.reporting.tables.missing_runs import find_gaps
-from rnascl_cli.reporting.tables.provenance import changed_settings, making
+from rnascl_cli.reporting.tables.provenance import changed_settings, provenance_entry
 from rnascl_cli.reporting.tables.published import beside_published, dataset_of, paper_tables, unmatched
 from rnascl_cli.reporting.tables.summary import headline, model_tables
 from rnascl_cli.reporting.tables.table import Cell, Table, accuracy, number, points, ranges, short_spec, wilson
@@ -27,7 +27,7 @@ def cell(table: Table, row: str, column: str) -> Cell:
     return found[labels.index(column)]
 
 
-def grouped(folder: Path) -> list[Group]:
+def grouped(folder: Path) -> list[ComparableGroup]:
     """Return the groups of the runs in a folder."""
     return groups(models(collect([folder])))
 
@@ -231,7 +231,7 @@ def test_paper_tables_are_whole(tmp_path: Path) -> None:
 def test_how_a_number_was_made(tmp_path: Path) -> None:
     make.write_train(tmp_path / "run", student="student", epochs=8)
     (found,) = collect([tmp_path / "run"]).artifacts
-    made = making(found)
+    made = provenance_entry(found)
     facts = dict(made.facts)
     assert made.command == "rnascl train --out 'runs/train 1'"
     assert facts["teacher"] == f"r18 (r18.safetensors, sha256 {make.TEACHER_SHA256[:12]})"

@@ -14,16 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rnascl_cli.core.errors import UserError
-from rnascl_cli.spaces import SPACES, Budget, Cost, Networks, SearchSpace, Stage, chain, network_cost
+from rnascl_cli.spaces import SPACES, Budget, Cost, NetworkSpace, SearchSpace, SpaceStage, chain, network_cost
 from rnascl_cli.spaces.budget import log_likelihood
 from tests.property.profile import quick
 
 pytestmark = pytest.mark.unit
 
-TINY = SearchSpace("tiny", (Stage(1, 1, (16, 12)), Stage(2, 2, (24, 20, 16)), Stage(1, 2, (32, 28, 12))), 32)
+TINY = SearchSpace(
+    "tiny", (SpaceStage(1, 1, (16, 12)), SpaceStage(2, 2, (24, 20, 16)), SpaceStage(1, 2, (32, 28, 12))), 32
+)
 # 2304 networks, all of which can be looked at.
 MIDDLING = SearchSpace(
-    "middling", (Stage(2, 1, (16, 12)), Stage(3, 2, (32, 28, 24, 20)), Stage(2, 2, (64, 60, 52))), 32
+    "middling", (SpaceStage(2, 1, (16, 12)), SpaceStage(3, 2, (32, 28, 24, 20)), SpaceStage(2, 2, (64, 60, 52))), 32
 )
 EVERY = [TINY, *SPACES.values()]
 Logits = list[list[float]]
@@ -89,7 +91,7 @@ def every_network() -> dict[str, Listed]:
 
 
 MIDDLING = SearchSpace(
-    "middling", (Stage(2, 1, (16, 12)), Stage(3, 2, (32, 28, 24, 20)), Stage(2, 2, (64, 60, 52))), 32
+    "middling", (SpaceStage(2, 1, (16, 12)), SpaceStage(3, 2, (32, 28, 24, 20)), SpaceStage(2, 2, (64, 60, 52))), 32
 )
 
 
@@ -111,9 +113,9 @@ def widths_of(space: SearchSpace, picks: tuple[int, ...]) -> list[int]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("space", [TINY, MIDDLING], ids=lambda space: space.name)
 def test_none_of_all_networks_is_better(every_network: dict[str, Listed], space: SearchSpace, kind: str) -> None:
-    logits, networks = KINDS[kind](space), Networks(space, num_classes=10)
+    logits, networks = KINDS[kind](space), NetworkSpace(space, num_classes=10)
     for budget in budgets(space):
-        found = networks.best(logits, budget)
+        found = networks.most_likely(logits, budget)
         picks = first_best(every_network[space.name], logits, budget.keeps)
         assert picks is not None
         assert found.widths == widths_of(space, picks), budget
@@ -125,7 +127,7 @@ def test_none_of_all_networks_is_better(every_network: dict[str, Listed], space:
 @pytest.mark.parametrize("kind", KINDS)
 def test_none_of_all_networks_of_a_band_is_better(every_network: dict[str, Listed], kind: str) -> None:
     space = MIDDLING
-    logits, networks = KINDS[kind](space), Networks(space, num_classes=10)
+    logits, networks = KINDS[kind](space), NetworkSpace(space, num_classes=10)
     for budget in (Budget(), budgets(space)[-1]):
         for index, (least, most) in enumerate(networks.bands(4, budget), 1):
             picks = first_best(
@@ -146,7 +148,7 @@ any_logit = st.one_of(st.floats(-9, 9), st.floats(allow_nan=False, allow_infinit
 @given(st.data())
 def test_any_logits_of_a_tiny_space_exactly(every_network: dict[str, Listed], data: st.DataObject) -> None:
     logits = [[data.draw(any_logit) for _ in choices] for choices in TINY.block_choices]
-    networks = Networks(TINY, num_classes=10)
+    networks = NetworkSpace(TINY, num_classes=10)
     low, high = networks.smallest, networks.largest
     budget = Budget(
         data.draw(st.none() | st.integers(low.macs, high.macs)),
@@ -155,12 +157,12 @@ def test_any_logits_of_a_tiny_space_exactly(every_network: dict[str, Listed], da
     exact = [[Fraction(logit) for logit in row] for row in logits]
     picks = first_best(every_network["tiny"], exact, budget.keeps)  # type: ignore[arg-type]
     assert picks is not None
-    assert networks.best(logits, budget).widths == widths_of(TINY, picks)
+    assert networks.most_likely(logits, budget).widths == widths_of(TINY, picks)
 
 
 @pytest.mark.parametrize("space", EVERY, ids=lambda space: space.name)
 def test_any_logits_of_any_space_keep_any_budget(space: SearchSpace) -> None:
-    networks = Networks(space, num_classes=10)
+    networks = NetworkSpace(space, num_classes=10)
     low, high = networks.smallest, networks.largest
 
     @quick(4)
@@ -171,7 +173,7 @@ def test_any_logits_of_any_space_keep_any_budget(space: SearchSpace) -> None:
             Budget(between(low.macs, high.macs, macs)),
             Budget(between(low.macs, high.macs, macs), between(low.params, high.params, params)),
         ):
-            found = networks.best(logits, budget)
+            found = networks.most_likely(logits, budget)
             assert budget.keeps(found.cost)
             assert found.cost == network_cost(space, found.widths, num_classes=10)
             assert all(width in choices for width, choices in zip(found.widths, space.block_choices, strict=True))
@@ -183,10 +185,10 @@ def test_any_logits_of_any_space_keep_any_budget(space: SearchSpace) -> None:
 @pytest.mark.parametrize("name", ["S7", "L", "I"])
 def test_it_does_not_take_long(name: str, kind: str) -> None:
     space = SPACES[name]
-    networks, logits = Networks(space, num_classes=10), KINDS[kind](space)
+    networks, logits = NetworkSpace(space, num_classes=10), KINDS[kind](space)
     budget = Budget(between(networks.smallest.macs, networks.largest.macs, 0.4))
     began = time.process_time()
-    found = networks.best(logits, budget)
+    found = networks.most_likely(logits, budget)
     assert time.process_time() - began < 20.0  # a second or two where nothing else runs
     assert budget.keeps(found.cost)
     assert found.proven or kind == "after the cost"
@@ -194,48 +196,48 @@ def test_it_does_not_take_long(name: str, kind: str) -> None:
 
 @pytest.mark.parametrize("space", EVERY, ids=lambda space: space.name)
 def test_an_argmax_that_keeps_the_budget_is_taken_unchanged(space: SearchSpace) -> None:
-    networks, logits = Networks(space, num_classes=10), gauss(space, 5)
+    networks, logits = NetworkSpace(space, num_classes=10), gauss(space, 5)
     argmax = [choices[row.index(max(row))] for choices, row in zip(space.block_choices, logits, strict=True)]
-    assert networks.best(logits).widths == argmax
-    assert networks.best(logits, Budget(*reversed(networks.cost(argmax)))).widths == argmax
+    assert networks.most_likely(logits).widths == argmax
+    assert networks.most_likely(logits, Budget(*reversed(networks.cost(argmax)))).widths == argmax
     undecided = KINDS["undecided"](space)
-    assert networks.best(undecided).widths == space.largest
-    assert networks.best(undecided).log_likelihood == pytest.approx(
+    assert networks.most_likely(undecided).widths == space.largest
+    assert networks.most_likely(undecided).log_likelihood == pytest.approx(
         -sum(math.log(len(choices)) for choices in space.block_choices)
     )
 
 
 def test_equals_go_to_the_earlier_choice_of_the_first_block_where_they_differ() -> None:
-    space = SearchSpace("twins", (Stage(3, 1, (16, 12)),), 32)
-    networks = Networks(space, num_classes=10)
+    space = SearchSpace("twins", (SpaceStage(3, 1, (16, 12)),), 32)
+    networks = NetworkSpace(space, num_classes=10)
     # Without a preference: the first block wide, though all of [12, 16, 12], [12, 12, 16] and [12, 12, 12] fit as well.
-    assert networks.best([[0.0, 0.0]] * 3, Budget(networks.cost([16, 12, 12]).macs)).widths == [16, 12, 12]
+    assert networks.most_likely([[0.0, 0.0]] * 3, Budget(networks.cost([16, 12, 12]).macs)).widths == [16, 12, 12]
     # One of two wide blocks has to go: of equal networks that which keeps the first.
     dearest = max(networks.cost(widths).macs for widths in ([16, 16, 12], [16, 12, 16], [12, 16, 16]))
-    assert networks.best([[1.0, 0.0]] * 3, Budget(dearest)).widths == [16, 16, 12]
+    assert networks.most_likely([[1.0, 0.0]] * 3, Budget(dearest)).widths == [16, 16, 12]
 
 
 def test_a_larger_budget_never_finds_a_less_likely_network() -> None:
     space = SPACES["S5"]
-    networks, logits = Networks(space, num_classes=10), gauss(space, 7)
+    networks, logits = NetworkSpace(space, num_classes=10), gauss(space, 7)
     found = [
-        networks.best(logits, Budget(between(networks.smallest.macs, networks.largest.macs, step / 10)))
+        networks.most_likely(logits, Budget(between(networks.smallest.macs, networks.largest.macs, step / 10)))
         for step in range(11)
     ]
     likelihoods = [network.log_likelihood for network in found]
     assert likelihoods == sorted(likelihoods)
     assert found[0].widths == space.smallest
-    assert found[-1].widths == networks.best(logits).widths
+    assert found[-1].widths == networks.most_likely(logits).widths
 
 
 def test_cut_short_it_keeps_the_limits_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     space = SPACES["S5"]
-    networks, logits = Networks(space, num_classes=10), after_cost(space)
+    networks, logits = NetworkSpace(space, num_classes=10), after_cost(space)
     budget = Budget(between(networks.smallest.macs, networks.largest.macs, 0.5))
-    exact = networks.best(logits, budget)
+    exact = networks.most_likely(logits, budget)
     monkeypatch.setattr(chain, "KEPT", (1, 2))
     monkeypatch.setattr(chain, "KEPT_IN_ALL", 0)
-    short = networks.best(logits, budget)
+    short = networks.most_likely(logits, budget)
     assert exact.proven
     assert not short.proven
     assert budget.keeps(short.cost)
@@ -256,7 +258,7 @@ def test_cut_short_it_keeps_the_limits_and_says_so(monkeypatch: pytest.MonkeyPat
 )
 def test_a_budget_below_the_smallest_network_is_refused(budget: Budget, message: str) -> None:
     with pytest.raises(UserError) as error:
-        Networks(SPACES["S3"], num_classes=10).check(budget)
+        NetworkSpace(SPACES["S3"], num_classes=10).check(budget)
     assert str(error.value).startswith(message)
     assert str(error.value).endswith("or more")  # there is no smaller space
 
@@ -272,15 +274,15 @@ def test_a_budget_below_the_smallest_network_is_refused(budget: Budget, message:
 )
 def test_a_space_that_keeps_the_budget_is_named(space: str, budget: Budget, other: str) -> None:
     with pytest.raises(UserError, match=f"or more, or take space {other}$"):
-        Networks(SPACES[space], num_classes=10).check(budget)
+        NetworkSpace(SPACES[space], num_classes=10).check(budget)
 
 
 @pytest.mark.parametrize("space", EVERY, ids=lambda space: space.name)
 def test_a_budget_of_the_smallest_network_gives_it(space: SearchSpace) -> None:
-    networks = Networks(space, num_classes=10)
+    networks = NetworkSpace(space, num_classes=10)
     budget = Budget(networks.smallest.macs, networks.smallest.params)
     networks.check(budget)
-    assert networks.best(gauss(space, 8), budget).widths == space.smallest
+    assert networks.most_likely(gauss(space, 8), budget).widths == space.smallest
     assert networks.range(budget) == (networks.smallest.macs,) * 2
 
 
@@ -293,7 +295,7 @@ FRONTS = [
 
 @pytest.mark.parametrize(("space", "kind"), FRONTS, ids=lambda item: getattr(item, "name", item))
 def test_a_front_is_of_different_networks_of_rising_macs(space: SearchSpace, kind: str) -> None:
-    networks, logits = Networks(space, num_classes=10), KINDS[kind](space)
+    networks, logits = NetworkSpace(space, num_classes=10), KINDS[kind](space)
     budget = Budget(between(networks.smallest.macs, networks.largest.macs, 0.8))
     for limit in (Budget(), budget):
         networks.check_front(4, limit)
@@ -306,7 +308,7 @@ def test_a_front_is_of_different_networks_of_rising_macs(space: SearchSpace, kin
 
 
 def test_a_front_within_a_number_of_params_ends_at_the_dearest_that_has_them() -> None:
-    networks = Networks(MIDDLING, num_classes=10)
+    networks = NetworkSpace(MIDDLING, num_classes=10)
     limit = Budget(None, between(networks.smallest.params, networks.largest.params, 0.4))
     dearest = max(cost.macs for _, cost in listed(MIDDLING) if limit.keeps(cost))
     assert networks.range(limit) == (networks.smallest.macs, dearest)
@@ -315,7 +317,7 @@ def test_a_front_within_a_number_of_params_ends_at_the_dearest_that_has_them() -
 
 
 def test_a_front_finer_than_the_space_is_refused() -> None:
-    networks = Networks(SearchSpace("four", (Stage(2, 1, (16, 12)),), 32), num_classes=10)
+    networks = NetworkSpace(SearchSpace("four", (SpaceStage(2, 1, (16, 12)),), 32), num_classes=10)
     networks.check_front(2)
     with pytest.raises(UserError, match=r"--pareto 30: space four has no network in 26 of 30 even bands"):
         networks.check_front(30)
@@ -325,10 +327,10 @@ def test_a_front_finer_than_the_space_is_refused() -> None:
 
 def test_other_classes_and_images_are_counted() -> None:
     space = SPACES["S3"]
-    networks = Networks(space, num_classes=100, input_size=64)
+    networks = NetworkSpace(space, num_classes=100, input_size=64)
     assert networks.smallest == network_cost(space, space.smallest, num_classes=100, input_size=64)
     budget = Budget(networks.smallest.macs + 100_000)
-    assert budget.keeps(networks.best(KINDS["all for the widest"](space), budget).cost)
+    assert budget.keeps(networks.most_likely(KINDS["all for the widest"](space), budget).cost)
 
 
 def test_a_budget_takes_the_place_of_another_where_it_has_a_limit() -> None:

@@ -88,15 +88,15 @@ def test_the_same_seed_gives_the_same_bytes_and_may_be_resumed(
 ) -> None:
     arguments: list[object] = ["adv-finetune", trained["rnas-cl"], *SHORT, "--epochs", 2]
     done(*arguments, "--out", tmp_path / "whole")
-    step, steps = stage.AdvFinetuneTask.step, iter(range(1000))
+    step, steps = stage.AdvFinetuneStep.step, iter(range(1000))
 
-    def interrupted(self: stage.AdvFinetuneTask, batch: Batch) -> Any:
+    def interrupted(self: stage.AdvFinetuneStep, batch: Batch) -> Any:
         if next(steps) == 3:
             raise KeyboardInterrupt
         return step(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage.AdvFinetuneTask, "step", interrupted)
+        patch.setattr(stage.AdvFinetuneStep, "step", interrupted)
         assert rnascl(*arguments, "--out", tmp_path / "run").code == 130
     done(*arguments, "--out", tmp_path / "run", "--resume")
     one, two = (read_document(tmp_path / name / "adv-finetune.json", AdvFinetuneDocument) for name in ("whole", "run"))

@@ -21,9 +21,9 @@ from rnascl_cli.models.files import build_student
 from rnascl_cli.recipes import SGD, AdvFinetuneSettings, AttentionSettings, KLSettings, PerturbationSettings
 from rnascl_cli.spaces import SPACES, network_cost
 from rnascl_cli.stages.training import adversarial
-from rnascl_cli.stages.training.adv_finetune import AdvFinetuneTask
+from rnascl_cli.stages.training.adv_finetune import AdvFinetuneStep
 from rnascl_cli.stages.training.adversarial import FAST_STEP, perturb, starting_offset
-from rnascl_cli.stages.training.distillation import Answer, apprenticeship
+from rnascl_cli.stages.training.distillation import StudentOutput, distilling
 from tests.batches import as_batch
 from tests.engine.toy import CPU, image_set
 from tests.models.slimming import shaken
@@ -138,7 +138,7 @@ def test_the_student_is_attacked_in_eval_mode_and_left_as_it_was(
     assert all(parameter.requires_grad for parameter in student.parameters())
 
 
-def fine_tuning(method: Any, provenance: Provenance) -> tuple[AdvFinetuneTask, nn.Module, Tensor, Tensor]:
+def fine_tuning(method: Any, provenance: Provenance) -> tuple[AdvFinetuneStep, nn.Module, Tensor, Tensor]:
     """A step without a teacher, its student, and a batch."""
     space = SPACES["S3"]
     cost = network_cost(space, space.smallest, num_classes=3)
@@ -150,10 +150,10 @@ def fine_tuning(method: Any, provenance: Provenance) -> tuple[AdvFinetuneTask, n
     nn.init.normal_(student.classifier.weight, std=0.1)
     shaken(student, 2)
     settings = AdvFinetuneSettings(method=method, optimiser=SGD(lr=1e-9))
-    with apprenticeship(
+    with distilling(
         student, None, derived, paradigm="standard", attention=AttentionSettings(), kl=KLSettings(), compute=CPU
-    ) as apprentice:
-        task = AdvFinetuneTask(settings, apprentice, holdout=image_set(0), compute=CPU, seed=0)
+    ) as distillation:
+        task = AdvFinetuneStep(settings, distillation, holdout=image_set(0), compute=CPU, seed=0)
     return task, student, torch.rand(6, 3, 16, 16), torch.arange(6) % 3
 
 
@@ -167,13 +167,13 @@ def test_the_teachers_terms_are_on_the_clean_images(
     with torch.no_grad(), fixed_statistics(student):
         clean_BK = student(x_BCHW)
 
-    def terms(seen: Batch, answer: Answer, _lesson: object) -> dict[str, Tensor]:
+    def terms(seen: Batch, answer: StudentOutput, _lesson: object) -> dict[str, Tensor]:
         assert torch.equal(seen.x_BCHW, x_BCHW)
         torch.testing.assert_close(answer.logits_BK, clean_BK)
         return {"kl": answer.logits_BK.square().mean(), "attention": torch.tensor(0.25)}
 
     without = task.step(as_batch(x_BCHW, y_B))["loss"]
-    monkeypatch.setattr(task._apprentice, "teacher_terms", terms)
+    monkeypatch.setattr(task._distillation, "teacher_terms", terms)
     found = task.step(as_batch(x_BCHW, y_B))
     stay = clean_BK.square().mean() + 0.25
     torch.testing.assert_close(found["loss"], without + stay, rtol=1e-4, atol=1e-4)

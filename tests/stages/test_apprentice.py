@@ -18,13 +18,13 @@ from torch.nn import functional as F
 from rnascl_cli.artifacts.documents import Architecture, DerivedDocument, Paradigm, Provenance, TutorMap
 from rnascl_cli.data import ImageSet
 from rnascl_cli.engine.modes import fixed_statistics
-from rnascl_cli.models.attention_maps import tappable_layers
+from rnascl_cli.models.attention_maps import attention_layers
 from rnascl_cli.models.files import build_student
 from rnascl_cli.models.student import Student
 from rnascl_cli.recipes import SGD, AttentionSettings, KLSettings, TrainSettings
 from rnascl_cli.spaces import SPACES, network_cost
-from rnascl_cli.stages.training.distillation import Apprentice, apprenticeship, distinct_tutors
-from rnascl_cli.stages.training.train import TrainTask
+from rnascl_cli.stages.training.distillation import DistillationModel, distilling, distinct_tutors
+from rnascl_cli.stages.training.train import TrainFromScratchStep
 from rnascl_cli.teachers.load import Teacher, read_teacher
 from tests.batches import as_batch
 from tests.engine.toy import CPU, image_set
@@ -55,8 +55,8 @@ def derived(teacher: Teacher, provenance: Provenance) -> DerivedDocument:
     architecture = Architecture(
         space="S3", widths=WIDTHS, num_classes=10, input_size=32, params=cost.params, macs=cost.macs
     )
-    names = list(tappable_layers(build_student(architecture)))
-    layers = list(tappable_layers(teacher.module))
+    names = list(attention_layers(build_student(architecture)))
+    layers = list(attention_layers(teacher.module))
     tutors = TutorMap(
         teacher=teacher.reference,
         student_layers=names,
@@ -77,12 +77,12 @@ def student(derived: DerivedDocument) -> Student:
 
 
 @pytest.fixture
-def apprentice(
+def distillation(
     student: Student, teacher: Teacher, derived: DerivedDocument, request: pytest.FixtureRequest
-) -> Iterator[Apprentice]:
+) -> Iterator[DistillationModel]:
     """The student under its teacher; the paradigm may be given as a parameter."""
     paradigm: Paradigm = getattr(request, "param", "rnas-cl")
-    with apprenticeship(student, teacher, derived, paradigm=paradigm, attention=ATTENTION, kl=KL, compute=CPU) as found:
+    with distilling(student, teacher, derived, paradigm=paradigm, attention=ATTENTION, kl=KL, compute=CPU) as found:
         yield found
 
 
@@ -101,7 +101,7 @@ def unit_maps_by_hand(model: nn.Module, side: int) -> tuple[Tensor, dict[str, Te
 
         return keep
 
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in tappable_layers(model).items()]
+    handles = [layer.register_forward_hook(hook(name)) for name, layer in attention_layers(model).items()]
     with torch.no_grad(), fixed_statistics(model):
         logits = model(X_BCHW)
     for handle in handles:
@@ -126,13 +126,13 @@ def by_hand(student: Student, teacher: Teacher, derived: DerivedDocument) -> dic
     }
 
 
-def test_passes_without_an_attention_term_take_no_maps(apprentice: Apprentice) -> None:
+def test_passes_without_an_attention_term_take_no_maps(distillation: DistillationModel) -> None:
     """The logits are the same, and the recorder stays empty."""
-    assert apprentice._recorder is not None
-    with torch.no_grad(), fixed_statistics(apprentice.student.train()):
-        answer = apprentice.answer(X_BCHW)
-        assert torch.equal(apprentice.logits(X_BCHW), answer.logits_BK)
-    assert not apprentice._recorder._maps
+    assert distillation._recorder is not None
+    with torch.no_grad(), fixed_statistics(distillation.student.train()):
+        answer = distillation.forward_with_maps(X_BCHW)
+        assert torch.equal(distillation.logits(X_BCHW), answer.logits_BK)
+    assert not distillation._recorder._maps
 
 
 @pytest.mark.parametrize(
@@ -143,19 +143,21 @@ def test_whether_there_are_terms_of_the_teacher(
     student: Student, teacher: Teacher, derived: DerivedDocument, paradigm: Any, kl_weight: float, taught: bool
 ) -> None:
     kl = KLSettings(weight=kl_weight)
-    with apprenticeship(student, teacher, derived, paradigm=paradigm, attention=ATTENTION, kl=kl, compute=CPU) as found:
+    with distilling(student, teacher, derived, paradigm=paradigm, attention=ATTENTION, kl=kl, compute=CPU) as found:
         with torch.no_grad():
-            terms = found.teacher_terms(as_batch(X_BCHW), found.answer(X_BCHW))
-        assert found.is_taught == bool(terms) == taught
+            terms = found.teacher_terms(as_batch(X_BCHW), found.forward_with_maps(X_BCHW))
+        assert found.has_teacher_terms == bool(terms) == taught
 
 
 def test_equation_3_by_hand(
-    apprentice: Apprentice, student: Student, teacher: Teacher, derived: DerivedDocument
+    distillation: DistillationModel, student: Student, teacher: Teacher, derived: DerivedDocument
 ) -> None:
     expected = by_hand(student, teacher, derived)
     settings = TrainSettings(optimiser=SGD(lr=1e-9), attention=ATTENTION, kl=KL)
     holdout: ImageSet = image_set(0)
-    found = TrainTask(settings, apprentice, holdout=holdout, compute=CPU, seed=0).step(as_batch(X_BCHW, Y_B))
+    found = TrainFromScratchStep(settings, distillation, holdout=holdout, compute=CPU, seed=0).step(
+        as_batch(X_BCHW, Y_B)
+    )
     assert {name: found[name].item() for name in expected} == pytest.approx(expected, rel=1e-4)
     total = expected["ce"] + 0.5 * expected["kl"] + 5.0 * expected["attention"]
     assert found["loss"].item() == pytest.approx(total, rel=1e-4)
@@ -170,12 +172,14 @@ def test_a_swapped_tutor_changes_the_attention_term(
         tutor = [(index + shift) % len(derived.tutors.teacher_layers) for index in derived.tutors.tutor]
         document = derived.model_copy(update={"tutors": derived.tutors.model_copy(update={"tutor": tutor})})
         with (
-            apprenticeship(
+            distilling(
                 student, teacher, document, paradigm="icc", attention=ATTENTION, kl=KL, compute=CPU
-            ) as apprentice,
+            ) as distillation,
             fixed_statistics(student),
         ):
-            found.append(apprentice.teacher_terms(as_batch(X_BCHW), apprentice.answer(X_BCHW))["attention"].item())
+            found.append(
+                distillation.teacher_terms(as_batch(X_BCHW), distillation.forward_with_maps(X_BCHW))["attention"].item()
+            )
     assert abs(found[0] - found[1]) > 1e-4
 
 
@@ -183,10 +187,10 @@ def test_a_swapped_tutor_changes_the_attention_term(
 def test_terms_have_gradients_for_the_student_only(
     paradigm: Paradigm, student: Student, teacher: Teacher, derived: DerivedDocument
 ) -> None:
-    with apprenticeship(
+    with distilling(
         student, teacher, derived, paradigm=paradigm, attention=ATTENTION, kl=KL, compute=CPU
-    ) as apprentice:
-        terms = apprentice.teacher_terms(as_batch(X_BCHW), apprentice.answer(X_BCHW))
+    ) as distillation:
+        terms = distillation.teacher_terms(as_batch(X_BCHW), distillation.forward_with_maps(X_BCHW))
     assert set(terms) == {"rnas-cl": {"kl", "attention"}, "icc": {"attention"}, "kl": {"kl"}}[paradigm]
     torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
     assert student.stem.conv.weight.grad is not None
@@ -196,15 +200,15 @@ def test_terms_have_gradients_for_the_student_only(
 
 
 def test_without_a_teacher_there_are_no_terms(student: Student, derived: DerivedDocument) -> None:
-    with apprenticeship(
+    with distilling(
         student, None, derived, paradigm="standard", attention=ATTENTION, kl=KL, compute=CPU
-    ) as apprentice:
-        answer = apprentice.answer(X_BCHW)
+    ) as distillation:
+        answer = distillation.forward_with_maps(X_BCHW)
         assert answer.maps_BSP is None
-        assert apprentice.teacher_terms(as_batch(X_BCHW), answer) == {}
+        assert distillation.teacher_terms(as_batch(X_BCHW), answer) == {}
 
 
-def test_taps_are_gone_afterwards(apprentice: Apprentice, student: Student, teacher: Teacher) -> None:
+def test_taps_are_gone_afterwards(distillation: DistillationModel, student: Student, teacher: Teacher) -> None:
     hooked = [len(module._forward_hooks) for model in (student, teacher.module) for module in model.modules()]
     assert sum(hooked) > 0
 
@@ -219,6 +223,6 @@ def test_only_the_distinct_tutors_are_tapped(derived: DerivedDocument, teacher: 
     def tapped() -> int:
         return sum(len(module._forward_hooks) for module in teacher.module.modules())
 
-    with apprenticeship(student, teacher, derived, paradigm="icc", attention=ATTENTION, kl=KL, compute=CPU):
+    with distilling(student, teacher, derived, paradigm="icc", attention=ATTENTION, kl=KL, compute=CPU):
         assert tapped() == len(distinct)
     assert tapped() == 0

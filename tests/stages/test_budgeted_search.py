@@ -14,17 +14,17 @@ from rnascl_cli.artifacts.documents import BudgetRecord, DerivedDocument, Search
 from rnascl_cli.artifacts.store import parse_document, read_document, sha256_file
 from rnascl_cli.cli import app
 from rnascl_cli.recipes import CostSettings, SearchSettings
-from rnascl_cli.spaces import SPACES, Budget, Networks
-from rnascl_cli.stages.search.budget import steering
+from rnascl_cli.spaces import SPACES, Budget, NetworkSpace
+from rnascl_cli.stages.search.budget import search_cost
 from rnascl_cli.stages.search.derive import derive
-from rnascl_cli.stages.search.step import SearchTask
+from rnascl_cli.stages.search.step import SearchStep
 from tests.command import Outcome, done, files, refused, rnascl
 from tests.conftest import FAST
 
 pytestmark = pytest.mark.pipeline
 
 SPACE = SPACES["S3"]
-NETWORKS = Networks(SPACE, num_classes=10)
+NETWORKS = NetworkSpace(SPACE, num_classes=10)
 FOR_THE_WIDEST = [[float(width) for width in choices] for choices in SPACE.block_choices]
 # Choices that move within a few steps.
 QUICK = ["--set", "gumbel_optimiser.name=adam", "--set", "gumbel_optimiser.lr=0.3"]
@@ -74,7 +74,7 @@ def test_the_budget_is_recorded_and_kept(tight: Path) -> None:
     assert derived.architecture.macs <= 5_000_000
     assert derived.architecture.params <= 115_000
     assert (derived.budget, derived.point) == (found.budget, None)
-    assert derived.architecture.widths == NETWORKS.best(found.width_logits, Budget(5_000_000, 115_000)).widths
+    assert derived.architecture.widths == NETWORKS.most_likely(found.width_logits, Budget(5_000_000, 115_000)).widths
 
 
 def test_logits_that_all_favour_the_widest_end_within_it_too(tight: Path, tmp_path: Path) -> None:
@@ -114,12 +114,12 @@ def test_the_search_moves_toward_its_budget(tight: Path, tmp_path: Path) -> None
     ],
 )
 def test_where_the_pressure_aims(settings: dict[str, Any], aims: dict[str, float | None]) -> None:
-    found = steering(SearchSettings(**settings), SPACE, num_classes=10, input_size=32)
-    targets = dict(zip((cost.measure for cost in found.pressure.costs), found.pressure._targets, strict=True))
+    found = search_cost(SearchSettings(**settings), SPACE, num_classes=10, input_size=32)
+    targets = dict(zip((cost.measure for cost in found.penalty.costs), found.penalty._targets, strict=True))
     assert targets == aims
-    assert (found.levels is not None) == ("pareto" in settings)
-    if found.levels is not None:
-        assert found.levels._high == settings.get("max_macs", NETWORKS.range(Budget())[1])
+    assert (found.sampler is not None) == ("pareto" in settings)
+    if found.sampler is not None:
+        assert found.sampler._high == settings.get("max_macs", NETWORKS.range(Budget())[1])
 
 
 def test_a_front_is_left_in_the_run(front: tuple[Path, Outcome]) -> None:
@@ -178,9 +178,9 @@ def test_stopped_inside_an_epoch_and_resumed_it_is_the_same(
 ) -> None:
     out, whole = tmp_path / "run", front[0]
     arguments = [*front_options(tiny_teacher, small, out), "--set", "checkpoint_minutes=1e-9"]  # after each step
-    gumbel_step, steps = SearchTask._gumbel_step, 0
+    gumbel_step, steps = SearchStep._gumbel_step, 0
 
-    def interrupted(self: SearchTask, *given: Any) -> torch.Tensor:
+    def interrupted(self: SearchStep, *given: Any) -> torch.Tensor:
         nonlocal steps
         steps += 1
         if steps == 2:
@@ -188,7 +188,7 @@ def test_stopped_inside_an_epoch_and_resumed_it_is_the_same(
         return gumbel_step(self, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SearchTask, "_gumbel_step", interrupted)
+        patch.setattr(SearchStep, "_gumbel_step", interrupted)
         assert rnascl(*arguments).code == app.EXIT_INTERRUPTED
     assert set(files(out)) == {"checkpoint.pt"}  # of the first step, inside the first epoch
     done(*arguments, "--resume")

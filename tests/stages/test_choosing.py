@@ -20,10 +20,10 @@ from rnascl_cli.artifacts.store import read_document
 from rnascl_cli.data import ImageSet, load_data
 from rnascl_cli.engine.training_loop import fit
 from rnascl_cli.engine.weight_averaging import averaging
-from rnascl_cli.recipes import EMA, SWA, DataSettings, StopSettings
+from rnascl_cli.recipes import EMA, SWA, DataSettings, SelectSettings
 from rnascl_cli.stages.training import model_selection
-from rnascl_cli.stages.training.model_selection import Best, Validation
-from rnascl_cli.stages.training.step import StudentTask
+from rnascl_cli.stages.training.model_selection import BestCheckpoint, ModelSelection
+from rnascl_cli.stages.training.step import StudentStep
 from tests.command import done, refused
 from tests.conftest import FAST
 from tests.engine.toy import CPU, Stopped, ToyTask, image_set, stop_at, toy_plan
@@ -50,10 +50,10 @@ def scripted(monkeypatch: pytest.MonkeyPatch, script: list[tuple[float, float]])
 
 @pytest.mark.unit
 def test_best_on_clean_accuracy() -> None:
-    best, module = Best("clean"), nn.Linear(1, 1)
+    best, module = BestCheckpoint("clean"), nn.Linear(1, 1)
     for epoch, (robust, clean) in enumerate([(0.3, 0.9), (0.5, 0.6), (0.4, 0.9), (0.2, 0.9)]):
         nn.init.constant_(module.weight, epoch)
-        best.offer(module, epoch, robust=robust, clean=clean)
+        best.update(module, epoch, robust=robust, clean=clean)
     assert (best.epoch, best.validation, best.weights["weight"].item()) == (2, {"robust": 0.4, "clean": 0.9}, 2)
 
 
@@ -62,7 +62,7 @@ def test_patience_counts_epochs_without_a_higher_accuracy(monkeypatch: pytest.Mo
     module, scores = nn.Linear(1, 1), [(0.2, 0.5), (0.4, 0.5), (0.4, 0.5), (0.3, 0.9), (0.4, 0.4), (0.9, 0.9)]
     scripted(monkeypatch, scores)
     common: dict[str, Any] = {"eps": 0.1, "compute": CPU, "seed": 0, "stage": "toy"}
-    watch = Validation(module, image_set(4), StopSettings(patience=3), **common)
+    watch = ModelSelection(module, image_set(4), SelectSettings(patience=3), **common)
     ended = []
     for epoch in range(5):
         assert not watch.finished()
@@ -71,12 +71,12 @@ def test_patience_counts_epochs_without_a_higher_accuracy(monkeypatch: pytest.Mo
     # Epoch 2 equals the best and is kept for it, but is no progress; nor are 3 and 4.
     assert ended == [False, False, False, False, True]
     assert watch.best is not None
-    assert (watch.best.epoch, watch.best.barren) == (2, 3)
-    resumed = Validation(module, image_set(4), StopSettings(patience=3), **common)
+    assert (watch.best.epoch, watch.best.epochs_without_improvement) == (2, 3)
+    resumed = ModelSelection(module, image_set(4), SelectSettings(patience=3), **common)
     assert resumed.best is not None
     resumed.best.load_state_dict(watch.best.state_dict())
     assert resumed.finished()
-    assert not Validation(module, image_set(4), StopSettings(), **common).finished()
+    assert not ModelSelection(module, image_set(4), SelectSettings(), **common).finished()
 
 
 @pytest.mark.unit
@@ -97,15 +97,15 @@ def test_it_is_a_mean_only_where_the_weights_kept_are_one(
     module = nn.Linear(1, 1)
     scripted(monkeypatch, [(0.9 if epoch == best else 0.1, 0.5) for epoch in range(4)])
     average = averaging(module, settings, epochs=4)
-    stop = None if best is None else StopSettings()
+    stop = None if best is None else SelectSettings()
     common: dict[str, Any] = {"eps": 0.1, "compute": CPU, "seed": 0, "stage": "toy", "average": average}
-    watch = Validation(module, image_set(4), stop, **common)
+    watch = ModelSelection(module, image_set(4), stop, **common)
     for epoch in range(4):
         nn.init.constant_(module.weight, epoch)
         if average is not None:
             average.after_step()
         watch.end_epoch(epoch)
-    assert watch.conclude() == expected
+    assert watch.restore_selected_weights() == expected
     if isinstance(settings, SWA):
         # Before the start the epoch's own weights, behind it the mean of epochs 2 and 3.
         assert module.weight.item() == (best if expected is None else 2.5)
@@ -144,15 +144,15 @@ def test_the_loop_ends_when_the_task_is_finished(tmp_path: Path) -> None:
 def states_of(monkeypatch: pytest.MonkeyPatch, name: str) -> list[dict[str, Tensor]]:
     """Collect the student's state whenever a method of its task returns."""
     seen: list[dict[str, Tensor]] = []
-    method = getattr(StudentTask, name)
+    method = getattr(StudentStep, name)
 
-    def noted(self: StudentTask, *arguments: Any) -> Any:
+    def noted(self: StudentStep, *arguments: Any) -> Any:
         found = method(self, *arguments)
-        student = self._apprentice.student
+        student = self._distillation.student
         seen.append({name: tensor.clone() for name, tensor in student.state_dict().items()})
         return found
 
-    monkeypatch.setattr(StudentTask, name, noted)
+    monkeypatch.setattr(StudentStep, name, noted)
     return seen
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from rnascl_cli.artifacts.documents import SearchDocument
 from rnascl_cli.artifacts.store import read_document
-from rnascl_cli.engine.device import Compute
+from rnascl_cli.engine.device import DeviceConfig
 from rnascl_cli.stages.training import setup
 from tests.command import done, rnascl
 from tests.engine.toy import CPU
@@ -41,12 +41,12 @@ def compiles(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         followed.append([node.name for node in module.graph.nodes])
         return module.forward
 
-    def compute(*_: Any, compiles: bool, **__: Any) -> Compute:
-        return replace(CPU, compiles=compiles)
+    def compute(*_: Any, compiles: bool, **__: Any) -> DeviceConfig:
+        return replace(CPU, compile_enabled=compiles)
 
     torch.compiler.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    monkeypatch.setattr(setup, "resolve_compute", compute)
+    monkeypatch.setattr(setup, "resolve_device", compute)
     return followed
 
 
@@ -105,7 +105,7 @@ def test_a_resumed_run_compiles_the_same_steps(
         return told_apart
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    monkeypatch.setattr(setup, "resolve_compute", lambda *_, compiles, **__: replace(CPU, compiles=compiles))
+    monkeypatch.setattr(setup, "resolve_device", lambda *_, compiles, **__: replace(CPU, compile_enabled=compiles))
     command = ["train", searched["rnas-cl"], *SMALL, *MORE, "--epochs", 2, "--set", "compile_steps=true"]
     torch.compiler.reset()
     assert rnascl(*command, "--out", tmp_path / "stopped").code == 128 + signal.SIGTERM

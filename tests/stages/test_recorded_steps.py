@@ -31,9 +31,9 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recording:
     found = Recording()
 
     def compute(*_: Any, capture: bool, **__: Any) -> Any:
-        return replace(CPU, step_recorder=found if capture else None)
+        return replace(CPU, graph_backend=found if capture else None)
 
-    monkeypatch.setattr(setup, "resolve_compute", compute)
+    monkeypatch.setattr(setup, "resolve_device", compute)
     return found
 
 

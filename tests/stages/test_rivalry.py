@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from rnascl_cli.artifacts.documents import AdvFinetuneDocument, Rival, TeacherReference, TrainDocument
+from rnascl_cli.artifacts.documents import AdvFinetuneDocument, Baseline, TeacherReference, TrainDocument
 from rnascl_cli.artifacts.store import document_json, read_document
 from rnascl_cli.core import distributed
 from rnascl_cli.core.errors import UserError
@@ -18,14 +18,14 @@ from rnascl_cli.data import Batch, Data, batches, load_data
 from rnascl_cli.data.augment import Unchanged
 from rnascl_cli.distill.baselines.crd import ContrastiveLoss
 from rnascl_cli.models.files import build_student
-from rnascl_cli.recipes import DataSettings, Distillation, Recipe, resolve
+from rnascl_cli.recipes import BaselineSettings, DataSettings, Recipe, resolve
 from rnascl_cli.reporting.data.collect import collect
 from rnascl_cli.reporting.data.lineage import models
 from rnascl_cli.stages.search.derive import derive
 from rnascl_cli.stages.training import distillation_baselines as room
 from rnascl_cli.stages.training import train as stage
-from rnascl_cli.stages.training.distillation import apprenticeship
-from rnascl_cli.stages.training.distillation_baselines import COMPARES, find_guide, rivalry
+from rnascl_cli.stages.training.distillation import distilling
+from rnascl_cli.stages.training.distillation_baselines import COMPARES, baseline_loss, find_baseline_teacher
 from rnascl_cli.stages.training.setup import check_can_be_shared
 from rnascl_cli.teachers.architectures import build_teacher
 from rnascl_cli.teachers.load import Teacher, read_teacher, write_teacher
@@ -34,7 +34,7 @@ from tests.conftest import FAST
 from tests.engine.toy import CPU
 from tests.stages.test_search_chain import numbers
 
-RIVALS: tuple[Rival, ...] = get_args(Rival)
+RIVALS: tuple[Baseline, ...] = get_args(Baseline)
 PUBLISHED = {"kd": 0.9, "at": 1000, "sp": 3000, "vid": 1, "rkd": 1, "crd": 0.8, "pkt": 30000}
 
 
@@ -57,7 +57,7 @@ def recipe(name: str, **keys: Any) -> Recipe:
     return resolve([{"space": "S3", "train": {"distill": {"name": name, **keys}}, "teacher_cache": {"mode": "off"}}])
 
 
-def settings(name: str, **keys: Any) -> Distillation:
+def settings(name: str, **keys: Any) -> BaselineSettings:
     found = recipe(name, **keys).train.distill
     assert found is not None
     return found
@@ -65,7 +65,7 @@ def settings(name: str, **keys: Any) -> Distillation:
 
 @pytest.mark.pipeline
 @pytest.mark.parametrize("name", RIVALS)
-def test_what_is_left(rivals: dict[str, Path], searched: dict[str, Path], name: Rival) -> None:
+def test_what_is_left(rivals: dict[str, Path], searched: dict[str, Path], name: Baseline) -> None:
     document = read_document(rivals[name] / "train.json", TrainDocument)
     assert (document.paradigm, document.distill) == ("standard", name)
     teacher, before = document.provenance.teacher, derive(searched["rnas-cl"]).provenance.teacher
@@ -105,15 +105,15 @@ def test_ctrl_c_and_resume(
     if few:  # with fewer negatives than there are, so that it matters which are drawn
         whole = tmp_path / "whole"
         done(*arguments, whole)
-    step, steps = stage.TrainTask.step, iter(range(1000))
+    step, steps = stage.TrainFromScratchStep.step, iter(range(1000))
 
-    def interrupted(self: stage.TrainTask, batch: Batch) -> Any:
+    def interrupted(self: stage.TrainFromScratchStep, batch: Batch) -> Any:
         if next(steps) == 3:  # in the middle of the second epoch
             raise KeyboardInterrupt
         return step(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage.TrainTask, "step", interrupted)
+        patch.setattr(stage.TrainFromScratchStep, "step", interrupted)
         assert rnascl(*arguments, out).code == 130
     state = torch.load(out / "checkpoint.pt", weights_only=True)["state"]
     assert set(state) == {"student", "distill", "optimiser"}
@@ -131,15 +131,15 @@ def test_stopping_between_two_steps_of_an_epoch_changes_nothing(searched: dict[s
     done("train", searched["rnas-cl"], *few, "--out", tmp_path / "whole")
     out = tmp_path / "run"
     arguments: list[object] = ["train", searched["rnas-cl"], *few, "--set", "checkpoint_minutes=1e-9", "--out", out]
-    step, steps = stage.TrainTask.step, iter(range(1000))
+    step, steps = stage.TrainFromScratchStep.step, iter(range(1000))
     with pytest.MonkeyPatch.context() as patch:
 
-        def interrupted(self: stage.TrainTask, batch: Batch) -> Any:
+        def interrupted(self: stage.TrainFromScratchStep, batch: Batch) -> Any:
             if next(steps) == 6:
                 raise KeyboardInterrupt
             return step(self, batch)
 
-        patch.setattr(stage.TrainTask, "step", interrupted)
+        patch.setattr(stage.TrainFromScratchStep, "step", interrupted)
         assert rnascl(*arguments).code == 130
     assert torch.load(out / "checkpoint.pt", weights_only=True)["under_way"] is not None
     done(*arguments, "--resume")
@@ -238,9 +238,9 @@ def test_classes_matter_to_kd_alone(searched: dict[str, Path], data: Data, tmp_p
     path, derived = tmp_path / "three.safetensors", derive(searched["rnas-cl"])
     write_teacher(path, build_teacher("r8", num_classes=3), architecture="r8", num_classes=3, about={})
     with pytest.raises(UserError, match=r"--distill kd: compares class by class, and .* has 3 classes, the data 10"):
-        find_guide(str(path), settings("kd"), derived, data=data)
+        find_baseline_teacher(str(path), settings("kd"), derived, data=data)
     for name in RIVALS[1:]:
-        assert find_guide(str(path), settings(name), derived, data=data).teacher.num_classes == 3
+        assert find_baseline_teacher(str(path), settings(name), derived, data=data).teacher.num_classes == 3
 
 
 @pytest.mark.unit
@@ -257,10 +257,10 @@ def test_a_teacher_without_the_features_is_refused_with_what_is_possible(
     possible = ["kd", *(["sp"] if stages else []), "rkd", "crd", "pkt"]
     for name in RIVALS:
         if name in possible:
-            find_guide("flat", settings(name), derive(searched["rnas-cl"]), data=data)
+            find_baseline_teacher("flat", settings(name), derive(searched["rnas-cl"]), data=data)
             continue
         with pytest.raises(UserError, match=f"--distill {name}: compares {COMPARES[name]}") as raised:
-            find_guide("flat", settings(name), derive(searched["rnas-cl"]), data=data)
+            find_baseline_teacher("flat", settings(name), derive(searched["rnas-cl"]), data=data)
         assert f"possible with it: {', '.join(possible)}" in str(raised.value)
 
 
@@ -268,7 +268,7 @@ def test_a_teacher_without_the_features_is_refused_with_what_is_possible(
 def test_crd_needs_two_classes(searched: dict[str, Path], data: Data, tiny_teacher: Path) -> None:
     lone = Data(**{**vars(data), "train": data.train.select(torch.nonzero(data.train.labels_N == 4).flatten())})
     with pytest.raises(UserError, match="--distill crd: needs training images of two classes or more"):
-        find_guide(str(tiny_teacher), settings("crd"), derive(searched["rnas-cl"]), data=lone)
+        find_baseline_teacher(str(tiny_teacher), settings("crd"), derive(searched["rnas-cl"]), data=lone)
 
 
 @pytest.mark.pipeline
@@ -290,13 +290,13 @@ def test_a_constant_teacher_is_found(searched: dict[str, Path], tmp_path: Path) 
 @pytest.mark.unit
 @pytest.mark.parametrize("name", RIVALS)
 def test_a_step_moves_the_student_and_what_the_rival_learns(
-    searched: dict[str, Path], data: Data, tiny_teacher: Path, name: Rival
+    searched: dict[str, Path], data: Data, tiny_teacher: Path, name: Baseline
 ) -> None:
     given, derived = recipe(name), derive(searched["rnas-cl"])
     distill = given.train.distill
     assert distill is not None
     student = build_student(derived.architecture, mean=data.mean, std=data.std)
-    guide = find_guide(str(tiny_teacher), distill, derived, data=data)
+    guide = find_baseline_teacher(str(tiny_teacher), distill, derived, data=data)
     frozen = {key: value.clone() for key, value in guide.teacher.module.state_dict().items()}
     (batch, *_) = batches(
         data.train,
@@ -306,8 +306,8 @@ def test_a_step_moves_the_student_and_what_the_rival_learns(
         device=CPU.device,
     )
     with (
-        rivalry(student, guide, derived, given, data=data, compute=CPU) as rival,
-        apprenticeship(
+        baseline_loss(student, guide, derived, given, data=data, compute=CPU) as rival,
+        distilling(
             student,
             None,
             derived,
@@ -315,10 +315,10 @@ def test_a_step_moves_the_student_and_what_the_rival_learns(
             attention=given.train.attention,
             kl=given.train.kl,
             compute=CPU,
-            rival=rival,
-        ) as apprentice,
+            baseline=rival,
+        ) as distillation,
     ):
-        task = stage.TrainTask(given.train, apprentice, holdout=data.holdout, compute=CPU, seed=given.seed)
+        task = stage.TrainFromScratchStep(given.train, distillation, holdout=data.holdout, compute=CPU, seed=given.seed)
         before = [parameter.detach().clone() for parameter in rival.module.parameters()]
         assert len(before) == {"vid": 3 * 4, "crd": 4}.get(name, 0)
         memory = {key: value.clone() for key, value in rival.module.named_buffers()}

@@ -16,13 +16,13 @@ from rnascl_cli.artifacts.documents import AdvFinetuneDocument, TrainDocument
 from rnascl_cli.artifacts.store import read_document
 from rnascl_cli.attacks.gradient import Linf, cross_entropy, projected_gradient
 from rnascl_cli.core.errors import RunError
-from rnascl_cli.data import Share
-from rnascl_cli.engine.training_loop import set_place
+from rnascl_cli.data import BatchShard
+from rnascl_cli.engine.training_loop import set_current_step
 from rnascl_cli.recipes import PerturbationSettings, RobustSettings
-from rnascl_cli.stages.training.adversarial import RobustObjective, kl_from
-from rnascl_cli.stages.training.sanity_checks import Inspection, warn_of_idle_settings
-from rnascl_cli.stages.training.step import StudentTask
-from rnascl_cli.teachers.forward import Lesson
+from rnascl_cli.stages.training.adversarial import AdversarialObjective, kl_from
+from rnascl_cli.stages.training.sanity_checks import SanityCheck, warn_of_idle_settings
+from rnascl_cli.stages.training.step import StudentStep
+from rnascl_cli.teachers.forward import TeacherOutput
 from tests.command import done, refused, rnascl
 from tests.conftest import FAST
 from tests.stages.test_adversarial_terms import Tiny
@@ -63,12 +63,12 @@ def test_the_images_of_each_method(tiny: Tiny, method: Any, statistics: Any) -> 
     x_BCHW, y_B = torch.rand(6, 3, 8, 8), torch.arange(6) % 3
     teacher_BK = torch.randn(6, 3)
     before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
-    objective = RobustObjective(settings, statistics=statistics)
+    objective = AdversarialObjective(settings, statistics=statistics)
     found = objective.perturb(
         tiny,
         x_BCHW,
         y_B,
-        offset_BCHW=objective.draw(x_BCHW, noise=torch.Generator().manual_seed(5), share=Share(len(y_B))),
+        offset_BCHW=objective.draw(x_BCHW, noise=torch.Generator().manual_seed(5), share=BatchShard(len(y_B))),
         teacher_BK=teacher_BK,
         unwatched=torch.enable_grad(),
     )
@@ -100,12 +100,12 @@ def test_rslad_looks_for_what_the_teacher_would_not_say(tiny: Tiny) -> None:
 
     def climbed(method: Any) -> float:
         settings = RobustSettings(method=method, perturbation=PerturbationSettings(eps=0.1, step_size=0.03, steps=5))
-        objective = RobustObjective(settings, statistics="running")
+        objective = AdversarialObjective(settings, statistics="running")
         images_BCHW = objective.perturb(
             tiny.train(),
             x_BCHW,
             y_B,
-            offset_BCHW=objective.draw(x_BCHW, noise=torch.Generator().manual_seed(0), share=Share(len(y_B))),
+            offset_BCHW=objective.draw(x_BCHW, noise=torch.Generator().manual_seed(0), share=BatchShard(len(y_B))),
             teacher_BK=teacher_BK,
             unwatched=torch.enable_grad(),
         )
@@ -121,7 +121,7 @@ def test_rslad_looks_for_what_the_teacher_would_not_say(tiny: Tiny) -> None:
 def test_weights_are_the_recipes() -> None:
     own = RobustSettings(beta=2.0, mart_lambda=3.0, ard_alpha=0.75, rslad_share=0.5)
     found = {
-        method: RobustObjective(own.model_copy(update={"method": method}), statistics="batch").weights
+        method: AdversarialObjective(own.model_copy(update={"method": method}), statistics="batch").weights
         for method in METHODS
     }
     assert found == {
@@ -138,19 +138,19 @@ def test_weights_are_the_recipes() -> None:
 def test_ards_temperature_is_the_recipes() -> None:
     own = RobustSettings(method="ard", ard_temperature=2.0)
     student_BK, teacher_BK = torch.zeros(1, 2), torch.tensor([[2 * torch.tensor(3.0).log(), 0.0]])
-    terms = RobustObjective(own, statistics="batch").terms(student_BK, student_BK, torch.tensor([0]), teacher_BK)
+    terms = AdversarialObjective(own, statistics="batch").terms(student_BK, student_BK, torch.tensor([0]), teacher_BK)
     assert terms["adversarial"].item() == pytest.approx(4 * (0.75 * 0.4054651 - 0.25 * 0.6931472), rel=1e-5)
 
 
 @pytest.mark.unit
 def test_a_teacher_of_constant_logits_is_found_under_soft_labels() -> None:
-    lesson = Lesson(torch.ones(3, 4), None)
+    teacher_output = TeacherOutput(torch.ones(3, 4), None)
     none: dict[str, Any] = {"teacher_layers": [], "student_layers": [], "student_BLP": None}
-    set_place("train", epoch=0, step=0)
-    Inspection().look(lesson, kl=False, **none)
+    set_current_step("train", epoch=0, step=0)
+    SanityCheck().run(teacher_output, kl=False, **none)
     expected = r"'adversarial' at epoch 1, step 1: the teacher gives the same logits .* use another method than rslad"
     with pytest.raises(RunError, match=expected):
-        Inspection().look(lesson, kl=False, method="rslad", **none)
+        SanityCheck().run(teacher_output, kl=False, method="rslad", **none)
 
 
 def check(entry: dict[str, Any], method: str, paradigm: str) -> None:
@@ -226,15 +226,15 @@ def test_training_from_scratch_goes_on_to_the_same_bytes(
     options = ("--method", "trades", "--average", "ema", "--select", "robust", "--set", "data.holdout=0.3")
     arguments = ["train", searched["standard"], *options, *SHORT, "--epochs", 2, *OFTEN]
     done(*arguments, "--out", tmp_path / "whole")
-    step, steps = StudentTask.step, iter(range(1000))
+    step, steps = StudentStep.step, iter(range(1000))
 
-    def interrupted(self: StudentTask, batch: Any) -> dict[str, Tensor]:
+    def interrupted(self: StudentStep, batch: Any) -> dict[str, Tensor]:
         if next(steps) == 3:  # in the middle of the second epoch
             raise KeyboardInterrupt
         return step(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StudentTask, "step", interrupted)
+        patch.setattr(StudentStep, "step", interrupted)
         assert rnascl(*arguments, "--out", tmp_path / "run").code == 130
     done(*arguments, "--out", tmp_path / "run", "--resume")
     one, two = (read_document(tmp_path / name / "train.json", TrainDocument) for name in ("whole", "run"))

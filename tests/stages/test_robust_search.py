@@ -19,8 +19,8 @@ from rnascl_cli.attacks.gradient import Linf, cross_entropy, projected_gradient
 from rnascl_cli.data import Batch, Data, load_data
 from rnascl_cli.engine.modes import fixed_statistics
 from rnascl_cli.recipes import DataSettings, KLSettings, PerturbationSettings, SearchRobustSettings, SearchSettings
-from rnascl_cli.stages.search.adversarial import Mixture
-from rnascl_cli.stages.search.step import SearchTask
+from rnascl_cli.stages.search.adversarial import SupernetAtWidths
+from rnascl_cli.stages.search.step import SearchStep
 from rnascl_cli.stages.training.adversarial import kl_from, own_stream
 from tests.batches import as_batch, drawn_part
 from tests.command import done, refused, rnascl
@@ -56,28 +56,28 @@ def test_equation_2_with_perturbed_images_by_hand(
         supernet, stream = task._supernet.train(), torch.Generator().manual_seed(5)
         torch.nn.init.normal_(supernet.classifier.weight, std=0.3)
         assert task._teacher is not None
-        lesson = task._teacher.look(as_batch(x_BCHW))
-        part = drawn_part(task, x_BCHW, y_B, lesson)
-        offset_bCHW = task._images.draw(x_BCHW, share=part.share, noise=stream)
-        part = part._replace(chance=part.drawn._replace(offset_bCHW=offset_bCHW))
+        teacher_output = task._teacher.forward(as_batch(x_BCHW))
+        part = drawn_part(task, x_BCHW, y_B, teacher_output)
+        offset_bCHW = task._images.draw(x_BCHW, share=part.shard, noise=stream)
+        part = part._replace(noise=part.drawn_noise._replace(offset_bCHW=offset_bCHW))
         sample = task._sample(part)
         noise = own_stream(torch.Generator().manual_seed(5))
-        model, ball = Mixture(supernet, sample.widths.detach()), Linf(0.1)
+        model, ball = SupernetAtWidths(supernet, sample.widths.detach()), Linf(0.1)
         before = {name: tensor.clone() for name, tensor in supernet.named_buffers()}
         with fixed_statistics(supernet):
             if method == "fast-at":
                 start, loss = ball.noise(x_BCHW, noise), cross_entropy(y_B)
             else:
                 start = 0.001 * torch.randn(x_BCHW.shape, generator=noise)
-                loss = kl_from(lesson.logits_BK if method == "rslad" else model(x_BCHW).detach())
+                loss = kl_from(teacher_output.logits_BK if method == "rslad" else model(x_BCHW).detach())
             size, steps = (0.125, 1) if method == "fast-at" else (0.04, 2)
             adversarial = projected_gradient(
                 model, x_BCHW, loss=loss, ball=ball, step_size=size, steps=steps, start_BCHW=x_BCHW + start
             )
             assert task._recorder is not None
-            task._recorder.take()
+            task._recorder.pop()
             p, r = (model(x).detach().double().softmax(1) for x in (x_BCHW, adversarial))
-            q = lesson.logits_BK.double().softmax(1)
+            q = teacher_output.logits_BK.double().softmax(1)
             found = task._objective(part, sample)
     assert all(torch.equal(tensor, before[name]) for name, tensor in supernet.named_buffers())
 
@@ -105,10 +105,10 @@ def test_the_maps_are_those_of_the_clean_images(data: Data, tiny_teacher: Path) 
     for own in (SearchSettings(), settings("trades")):
         with task_for(own, data, tiny_teacher) as task:
             assert task._teacher is not None
-            lesson = task._teacher.look(as_batch(x_BCHW))
+            teacher_output = task._teacher.forward(as_batch(x_BCHW))
             task._supernet.train()
             with fixed_statistics(task._supernet):
-                part = drawn_part(task, x_BCHW, y_B, lesson)
+                part = drawn_part(task, x_BCHW, y_B, teacher_output)
                 terms = task._objective(part, task._sample(part)).terms
             found.append((terms["attention"].item(), terms["kl"].item(), terms["ce"].item()))
     assert found[0] == found[1]
@@ -150,15 +150,15 @@ def test_a_stopped_search_goes_on_to_the_same_choices(
     tmp_path: Path, tiny_teacher: Path, small: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done(*arguments("trades", tiny_teacher, small, tmp_path / "whole"), *OFTEN)
-    step, steps = SearchTask.step, iter(range(1000))
+    step, steps = SearchStep.step, iter(range(1000))
 
-    def interrupted(self: SearchTask, batch: Batch) -> Any:
+    def interrupted(self: SearchStep, batch: Batch) -> Any:
         if next(steps) == 3:  # in the middle of the second epoch
             raise KeyboardInterrupt
         return step(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SearchTask, "step", interrupted)
+        patch.setattr(SearchStep, "step", interrupted)
         assert rnascl(*arguments("trades", tiny_teacher, small, tmp_path / "run"), *OFTEN).code == 130
     done(*arguments("trades", tiny_teacher, small, tmp_path / "run"), *OFTEN, "--resume")
     whole, resumed = (read_document(tmp_path / name / "search.json", SearchDocument) for name in ("whole", "run"))

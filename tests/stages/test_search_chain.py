@@ -13,10 +13,10 @@ import torch
 from rnascl_cli.artifacts.documents import Paradigm, SearchDocument
 from rnascl_cli.artifacts.store import read_document, sha256_file
 from rnascl_cli.cli import app
-from rnascl_cli.models.attention_maps import tappable_layers
+from rnascl_cli.models.attention_maps import attention_layers
 from rnascl_cli.models.student import Student
 from rnascl_cli.spaces import SPACES, network_cost
-from rnascl_cli.stages.search.step import SearchTask
+from rnascl_cli.stages.search.step import SearchStep
 from rnascl_cli.teachers.load import read_teacher
 from tests.command import done, files, refused, rnascl
 
@@ -72,9 +72,9 @@ class TestDocument:
     def test_layers_and_tutors(self, found: SearchDocument, paradigm: Paradigm, tiny_teacher: Path) -> None:
         with torch.device("meta"):
             student = Student(SPACES["S3"], SPACES["S3"].smallest, num_classes=10)
-        assert found.student_layers == list(tappable_layers(student))
+        assert found.student_layers == list(attention_layers(student))
         if "attention" in TERMS[paradigm]:
-            assert found.teacher_layers == list(tappable_layers(read_teacher(str(tiny_teacher)).module))
+            assert found.teacher_layers == list(attention_layers(read_teacher(str(tiny_teacher)).module))
             assert (len(found.tutor_logits), {len(row) for row in found.tutor_logits}) == (
                 len(found.student_layers),
                 {len(found.teacher_layers)},
@@ -148,15 +148,15 @@ def test_ctrl_c_and_resume(
 ) -> None:
     out = tmp_path / "run"
     arguments = options(tiny_teacher, small, out)
-    start_epoch = SearchTask.start_epoch
+    start_epoch = SearchStep.start_epoch
 
-    def interrupted(self: SearchTask, epoch: int, noise: torch.Generator) -> None:
+    def interrupted(self: SearchStep, epoch: int, noise: torch.Generator) -> None:
         if epoch == 1:
             raise KeyboardInterrupt
         start_epoch(self, epoch, noise)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SearchTask, "start_epoch", interrupted)
+        patch.setattr(SearchStep, "start_epoch", interrupted)
         outcome = rnascl(*arguments)
     assert outcome.code == app.EXIT_INTERRUPTED == 130
     assert "Traceback" not in outcome.err

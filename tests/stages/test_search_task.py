@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from rnascl_cli.artifacts.documents import Paradigm
 from rnascl_cli.data import Batch, Data, load_data
-from rnascl_cli.distill.architecture_parameters import Choices, Sample
+from rnascl_cli.distill.architecture_parameters import ArchitectureParameters, GumbelSample
 from rnascl_cli.engine.modes import fixed_statistics
-from rnascl_cli.models.attention_maps import recording_maps, tappable_layers
+from rnascl_cli.models.attention_maps import attention_layers, record_attention_maps
 from rnascl_cli.models.batch_norm import BatchNorm2d
 from rnascl_cli.models.supernet import Supernet
 from rnascl_cli.recipes import (
@@ -33,9 +33,9 @@ from rnascl_cli.recipes import (
 )
 from rnascl_cli.recipes.paradigms import needs_teacher, uses_kl, uses_tutors
 from rnascl_cli.spaces import SPACES, network_cost
-from rnascl_cli.stages.search.adversarial import Part
-from rnascl_cli.stages.search.step import SearchTask, split_batch
-from rnascl_cli.teachers.forward import Lesson, on_duty
+from rnascl_cli.stages.search.adversarial import BatchPart
+from rnascl_cli.stages.search.step import SearchStep, split_batch
+from rnascl_cli.teachers.forward import TeacherOutput, frozen_teacher
 from rnascl_cli.teachers.load import read_teacher
 from tests.batches import as_batch, drawn_part
 from tests.engine.toy import CPU
@@ -52,23 +52,25 @@ def data() -> Data:
 
 
 @contextlib.contextmanager
-def task_for(settings: SearchSettings, data: Data, teacher_file: Path) -> Iterator[SearchTask]:
+def task_for(settings: SearchSettings, data: Data, teacher_file: Path) -> Iterator[SearchStep]:
     """A search step ready to go, as the stage builds it."""
     needed = settings.paradigm != "standard" or needs_teacher(settings.robust)
     teacher = read_teacher(str(teacher_file)) if needed else None
     tutoring = uses_tutors(settings.paradigm)
     torch.manual_seed(0)
     supernet = Supernet(SPACE, num_classes=10, mean=data.mean, std=data.std)
-    layers = list(tappable_layers(teacher.module)) if teacher is not None and tutoring else []
-    count = len(tappable_layers(supernet)) if tutoring else 0
-    choices = Choices(SPACE.block_choices, student_layers=count, teacher_layers=len(layers))
+    layers = list(attention_layers(teacher.module)) if teacher is not None and tutoring else []
+    count = len(attention_layers(supernet)) if tutoring else 0
+    choices = ArchitectureParameters(SPACE.block_choices, student_layers=count, teacher_layers=len(layers))
     with contextlib.ExitStack() as stack:
         duty = recorder = None
         if teacher is not None:
-            duty = stack.enter_context(on_duty(teacher, attention=settings.attention, compute=CPU, layers=layers))
+            duty = stack.enter_context(
+                frozen_teacher(teacher, attention=settings.attention, compute=CPU, layers=layers)
+            )
         if tutoring:
-            recorder = stack.enter_context(recording_maps(supernet, side=settings.attention.map_size))
-        task = SearchTask(settings, supernet, choices, data=data, teacher=duty, recorder=recorder, compute=CPU)
+            recorder = stack.enter_context(record_attention_maps(supernet, side=settings.attention.map_size))
+        task = SearchStep(settings, supernet, choices, data=data, teacher=duty, recorder=recorder, compute=CPU)
         task.start_epoch(0, torch.Generator().manual_seed(1))
         yield task
 
@@ -105,27 +107,27 @@ def test_each_half_moves_its_own_numbers_only(data: Data, tiny_teacher: Path, pa
         x_BCHW, y_B = batch(data, 8)
         # Twice, so that momentum is there.
         for _ in range(2):
-            supernet, choices = copied(task._supernet), copied(task._choices)
-            lesson = None if task._teacher is None else task._teacher.look(as_batch(x_BCHW))
+            supernet, choices = copied(task._supernet), copied(task._architecture)
+            teacher_output = None if task._teacher is None else task._teacher.forward(as_batch(x_BCHW))
             with noting_passes(task._supernet.stem.bn) as passes:
-                task._weight_step(task._objective, drawn_part(task, x_BCHW, y_B, lesson))
-            assert moved(task._choices, choices) == set()
-            assert all(parameter.grad is None for parameter in task._choices.parameters())
+                task._weight_step(task._objective, drawn_part(task, x_BCHW, y_B, teacher_output))
+            assert moved(task._architecture, choices) == set()
+            assert all(parameter.grad is None for parameter in task._architecture.parameters())
             weights = {name for name, _ in task._supernet.named_parameters()}
             statistics = {name for name in supernet if name.rpartition(".")[2].startswith("running")}
             assert moved(task._supernet, supernet) >= weights | statistics
             # The passes that look for perturbed images leave the statistics alone, however many there are.
             assert passes.count(True) == (1 if robust is None else 2)
-            task.optimisers[0].optimiser.zero_grad()
+            task.optimizers[0].optimizer.zero_grad()
 
-            supernet, choices = copied(task._supernet), copied(task._choices)
-            task._gumbel_step(task._objective, drawn_part(task, x_BCHW, y_B, lesson))
+            supernet, choices = copied(task._supernet), copied(task._architecture)
+            task._gumbel_step(task._objective, drawn_part(task, x_BCHW, y_B, teacher_output))
             assert moved(task._supernet, supernet) == set()
             assert all(parameter.grad is None for parameter in task._supernet.parameters())
-            assert moved(task._choices, choices) == {name for name, _ in task._choices.named_parameters()}
-            task.optimisers[1].optimiser.zero_grad()
+            assert moved(task._architecture, choices) == {name for name, _ in task._architecture.named_parameters()}
+            task.optimizers[1].optimizer.zero_grad()
         assert all(parameter.requires_grad for parameter in task._supernet.parameters())
-        assert all(parameter.requires_grad for parameter in task._choices.parameters())
+        assert all(parameter.requires_grad for parameter in task._architecture.parameters())
 
 
 def test_weights_learn_in_train_mode_whatever_came_before(data: Data, tiny_teacher: Path) -> None:
@@ -150,25 +152,25 @@ def test_the_batch_is_split_and_the_teacher_looks_once(
     with task_for(SearchSettings(), data, tiny_teacher) as task:
         seen: list[Tensor] = []
         looked: list[int] = []
-        parts: list[Lesson | None] = []
+        parts: list[TeacherOutput | None] = []
         assert task._teacher is not None
-        look = task._teacher.look
-        lessons: list[Lesson] = []
+        look = task._teacher.forward
+        lessons: list[TeacherOutput] = []
 
-        def noted_look(seen: Batch) -> Lesson:
+        def noted_look(seen: Batch) -> TeacherOutput:
             looked.append(len(seen))
             lessons.append(look(seen))
             return lessons[-1]
 
         def noted(step: Any) -> Any:
-            def noted_step(objective: Any, part: Part) -> Any:
+            def noted_step(objective: Any, part: BatchPart) -> Any:
                 seen.append(part.x_bCHW)
-                parts.append(part.lesson)
+                parts.append(part.teacher)
                 return step(objective, part)
 
             return noted_step
 
-        monkeypatch.setattr(task._teacher, "look", noted_look)
+        monkeypatch.setattr(task._teacher, "forward", noted_look)
         for step in ("_weight_step", "_gumbel_step"):
             monkeypatch.setattr(task, step, noted(getattr(task, step)))
         x_BCHW, y_B = batch(data, 10)
@@ -189,15 +191,15 @@ def test_the_batch_is_split_and_the_teacher_looks_once(
 
 def test_the_second_half_draws_afresh(data: Data, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with task_for(SearchSettings(), data, tiny_teacher) as task:
-        samples: list[Sample] = []
+        samples: list[GumbelSample] = []
         sample = task._sample
 
-        def noted(part: Part) -> Sample:
+        def noted(part: BatchPart) -> GumbelSample:
             samples.append(sample(part))
             return samples[-1]
 
         monkeypatch.setattr(task, "_sample", noted)
-        task._inspection.due = False  # which looks at a sample of its own
+        task._sanity_check.pending = False  # which looks at a sample of its own
         task.step(as_batch(*batch(data, 10)))
     assert len(samples) == 2
     for one, two in zip(samples[0].widths, samples[1].widths, strict=True):
@@ -210,9 +212,9 @@ def test_the_second_half_draws_afresh(data: Data, tiny_teacher: Path, monkeypatc
 
 def test_a_batch_of_one_image_moves_the_weights_only(data: Data, tiny_teacher: Path) -> None:
     with task_for(SearchSettings(), data, tiny_teacher) as task:
-        before = copied(task._choices)
+        before = copied(task._architecture)
         metrics = task.step(as_batch(*batch(data, 1)))
-        assert moved(task._choices, before) == set()
+        assert moved(task._architecture, before) == set()
     assert "gumbel_loss" not in metrics
 
 
@@ -223,8 +225,8 @@ def test_equation_2_by_hand(data: Data, tiny_teacher: Path) -> None:
     x_BCHW, y_B = batch(data, 6)
     with task_for(settings, data, tiny_teacher) as task:
         assert task._teacher is not None
-        lesson = task._teacher.look(as_batch(x_BCHW))
-        part = drawn_part(task, x_BCHW, y_B, lesson)
+        teacher_output = task._teacher.forward(as_batch(x_BCHW))
+        part = drawn_part(task, x_BCHW, y_B, teacher_output)
         sample = task._sample(part)
         task._supernet.train()
         with fixed_statistics(task._supernet):
@@ -238,14 +240,14 @@ def test_equation_2_by_hand(data: Data, tiny_teacher: Path) -> None:
                         output if getattr(module, "channel_mask", None) is None else output * module.channel_mask
                     )
                 )
-                for module in tappable_layers(supernet).values()
+                for module in attention_layers(supernet).values()
             ]
             logits = supernet(x_BCHW, sample.widths)
             for handle in handles:
                 handle.remove()
-    assert lesson.maps_BTP is not None
+    assert teacher_output.maps_BTP is not None
     assert sample.tutors is not None
-    p, q = logits.softmax(1), lesson.logits_BK.softmax(1)
+    p, q = logits.softmax(1), teacher_output.logits_BK.softmax(1)
     ce = sum(-math.log(p[b, y_B[b]].item()) for b in range(6)) / 6
     kl = sum((p[b] * (p[b] / q[b]).log()).sum().item() for b in range(6)) / 6
     attention = 0.0
@@ -254,8 +256,8 @@ def test_equation_2_by_hand(data: Data, tiny_teacher: Path) -> None:
         if energy_B1HW.shape[-1] > 4:
             energy_B1HW = nn.functional.avg_pool2d(energy_B1HW, energy_B1HW.shape[-1] // 4)
         s_BP = nn.functional.normalize(energy_B1HW.flatten(1))
-        for j in range(lesson.maps_BTP.shape[1]):
-            distance = (s_BP - lesson.maps_BTP[:, j]).norm(dim=1).mean().item()
+        for j in range(teacher_output.maps_BTP.shape[1]):
+            distance = (s_BP - teacher_output.maps_BTP[:, j]).norm(dim=1).mean().item()
             attention += sample.tutors[i, j].item() * distance
     attention /= sample.tutors.numel()
     cost = task._macs(sample.widths).item() / network_cost(SPACE, SPACE.largest, num_classes=10).macs
@@ -285,7 +287,7 @@ def test_the_epochs_entry(data: Data, tiny_teacher: Path) -> None:
     assert (entry["width_entropy"], entry["tutor_entropy"]) == pytest.approx((1.0, 1.0))
     # S3's blocks have 2, 4 and 4 choices.
     assert entry["width_top_weight"] == pytest.approx((1 / 2 + 1 / 4 + 1 / 4) / 3)
-    tutor_logits = task._choices.tutor_logits
+    tutor_logits = task._architecture.tutor_logits
     assert tutor_logits is not None
     assert entry["tutor_top_weight"] == pytest.approx(1 / tutor_logits.shape[1])
     right = entry["holdout_accuracy"] * len(data.holdout)
@@ -304,7 +306,7 @@ def test_expected_macs_are_those_of_the_sampled_weights(data: Data, tiny_teacher
         samples = []
         drawn = task._sample
         task._sample = lambda part: samples.append(drawn(part)) or samples[-1]  # type: ignore[func-returns-value, method-assign]
-        task._inspection.due = False  # which looks at a sample of its own
+        task._sanity_check.pending = False  # which looks at a sample of its own
         metrics = task.step(as_batch(*batch(data, 10)))
     assert len(samples) == 2  # fresh for either part of the batch
     assert metrics["expected_macs"].item() == pytest.approx(task._macs(samples[0].widths).item())
@@ -313,8 +315,8 @@ def test_expected_macs_are_those_of_the_sampled_weights(data: Data, tiny_teacher
 def test_a_part_too_small_for_batch_norm_is_not_split_off(data: Data, tiny_teacher: Path) -> None:
     with task_for(SearchSettings(), data, tiny_teacher) as task:
         task._smallest_part = 2
-        before = copied(task._choices)
+        before = copied(task._architecture)
         task.step(as_batch(*batch(data, 4)))  # 3 and 1
-        assert moved(task._choices, before) == set()
+        assert moved(task._architecture, before) == set()
         task.step(as_batch(*batch(data, 10)))  # 8 and 2
-        assert moved(task._choices, before) != set()
+        assert moved(task._architecture, before) != set()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rnascl_cli.core.errors import UserError, counted
+from rnascl_cli.core.errors import UserError, pluralise
 from rnascl_cli.data import load_data
 from rnascl_cli.recipes import DataSettings
 from rnascl_cli.recipes.data_spec import images_of
@@ -331,7 +331,7 @@ def test_a_budget_is_held_against_the_folder_given(world: Path, tiny_folder: Pat
 
 
 def test_one_thing_is_no_plural() -> None:
-    assert [counted(number, "student") for number in (0, 1, 2)] == ["0 students", "1 student", "2 students"]
+    assert [pluralise(number, "student") for number in (0, 1, 2)] == ["0 students", "1 student", "2 students"]
 
 
 @pytest.mark.pipeline

@@ -17,7 +17,7 @@ from rnascl_cli.engine.parent_death import VARIABLE
 from rnascl_cli.engine.run_directory import JOURNAL
 from rnascl_cli.recipes.study import Study
 from rnascl_cli.stages.study.plan import plan_study
-from rnascl_cli.stages.study.runner import going_on, run_study
+from rnascl_cli.stages.study.runner import resumed_command, run_study
 from tests.command import done, soon
 
 on_linux = pytest.mark.skipif(
@@ -142,9 +142,9 @@ def test_what_an_earlier_process_is_still_writing_is_waited_for(
     [("attack.json", "--resume"), ("attack.journal", "--resume"), ("checkpoint.pt", "--resume"), ("else", "--force")],
 )
 def test_what_has_ended_or_begun_meanwhile_is_not_made_again(tmp_path: Path, left: str, option: str) -> None:
-    assert going_on(tmp_path) == []
+    assert resumed_command(tmp_path) == []
     (tmp_path / (JOURNAL if left == "attack.journal" else left)).write_bytes(b"x")
-    assert going_on(tmp_path) == [option]
+    assert resumed_command(tmp_path) == [option]
 
 
 @on_linux

@@ -16,14 +16,14 @@ from rnascl_cli.artifacts.store import sha256_file
 from rnascl_cli.core.errors import UserError
 from rnascl_cli.data import Data, batches, load_data
 from rnascl_cli.data.augment import Crop
-from rnascl_cli.engine.device import Compute
-from rnascl_cli.models.attention_maps import tappable_layers
+from rnascl_cli.engine.device import DeviceConfig
+from rnascl_cli.models.attention_maps import attention_layers
 from rnascl_cli.recipes import AttentionSettings, Recipe, resolve
 from rnascl_cli.teachers import output_cache
-from rnascl_cli.teachers.disk_store import Record, ViewStore
-from rnascl_cli.teachers.forward import Lesson, on_duty
+from rnascl_cli.teachers.disk_store import ArrayRecord, DiskStore
+from rnascl_cli.teachers.forward import TeacherOutput, frozen_teacher
 from rnascl_cli.teachers.load import Teacher, read_teacher
-from rnascl_cli.teachers.output_cache import KeptOutputs, keep_outputs, outputs_dir, reserved_bytes
+from rnascl_cli.teachers.output_cache import CachedTeacher, open_output_cache, outputs_dir, reserved_bytes
 from tests.command import done
 from tests.engine.toy import CPU, image_set
 
@@ -59,32 +59,34 @@ def recipe(**cache: Any) -> Recipe:
 def lessons(
     teacher: Teacher,
     data: Data,
-    kept: KeptOutputs | None,
+    kept: CachedTeacher | None,
     *,
     epochs: int = 3,
     layers: list[str] | None = None,
-    compute: Compute = CPU,
-) -> list[Lesson]:
+    compute: DeviceConfig = CPU,
+) -> list[TeacherOutput]:
     """What the teacher says of each batch of a short run."""
     found = []
-    with on_duty(teacher, attention=ATTENTION, compute=compute, layers=layers, kept=kept) as duty:
+    with frozen_teacher(teacher, attention=ATTENTION, compute=compute, layers=layers, cache=kept) as duty:
         for epoch in range(epochs):
             drawn = torch.Generator().manual_seed(epoch)
             for batch in batches(
                 data.train, batch_size=12, generator=drawn, augment=Crop(flip=False), device=torch.device("cpu")
             ):
-                found.append(duty.look(batch))
-            duty.settle()
+                found.append(duty.forward(batch))
+            duty.flush_cache()
     return found
 
 
-def opened(teacher: Teacher, data: Data, *, maps: bool = True, compute: Compute = CPU, **cache: Any) -> KeptOutputs:
-    kept = keep_outputs(recipe(**cache), teacher, data=data, attention=ATTENTION, maps=maps, compute=compute)
+def opened(
+    teacher: Teacher, data: Data, *, maps: bool = True, compute: DeviceConfig = CPU, **cache: Any
+) -> CachedTeacher:
+    kept = open_output_cache(recipe(**cache), teacher, data=data, attention=ATTENTION, maps=maps, compute=compute)
     assert kept is not None
     return kept
 
 
-def same(one: list[Lesson], other: list[Lesson]) -> bool:
+def same(one: list[TeacherOutput], other: list[TeacherOutput]) -> bool:
     def equal(a: Tensor | None, b: Tensor | None) -> bool:
         return b is None if a is None else b is not None and torch.equal(a, b)
 
@@ -94,7 +96,7 @@ def same(one: list[Lesson], other: list[Lesson]) -> bool:
 @pytest.mark.usefixtures("own_outputs")
 @pytest.mark.parametrize("compute", [CPU, BF16], ids=["fp32", "bf16"])
 def test_the_same_lessons_without_the_cache_while_it_fills_and_from_it(
-    teacher: Teacher, data: Data, compute: Compute
+    teacher: Teacher, data: Data, compute: DeviceConfig
 ) -> None:
     plain = lessons(teacher, data, None, compute=compute)
     filling = opened(teacher, data, compute=compute)
@@ -108,7 +110,7 @@ def test_the_same_lessons_without_the_cache_while_it_fills_and_from_it(
 @pytest.mark.parametrize("compute", [CPU, BF16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("where", ["device", "both"])
 def test_the_same_lessons_from_the_memory_of_the_device(
-    own_outputs: Path, teacher: Teacher, data: Data, where: str, compute: Compute
+    own_outputs: Path, teacher: Teacher, data: Data, where: str, compute: DeviceConfig
 ) -> None:
     plain = lessons(teacher, data, None, compute=compute)
     filling = opened(teacher, data, where=where, compute=compute)
@@ -130,20 +132,20 @@ def test_too_little_memory(
 ) -> None:
     monkeypatch.setattr(output_cache, "free_memory", lambda device: 1000)
     options: dict[str, Any] = {"data": data, "attention": ATTENTION, "maps": True, "compute": CPU}
-    assert keep_outputs(recipe(where="device"), teacher, **options) is None
+    assert open_output_cache(recipe(where="device"), teacher, **options) is None
     assert "half of what is free" in capsys.readouterr().err
-    assert keep_outputs(recipe(where="both"), teacher, **options) is not None
+    assert open_output_cache(recipe(where="both"), teacher, **options) is not None
     assert "on the disk only" in capsys.readouterr().err
-    assert keep_outputs(recipe(where="auto"), teacher, **options) is not None
+    assert open_output_cache(recipe(where="auto"), teacher, **options) is not None
     assert capsys.readouterr().err == ""
     with pytest.raises(UserError, match=r"teacher_cache.where.*half of what is free"):
-        keep_outputs(recipe(where="device", mode="on"), teacher, **options)
+        open_output_cache(recipe(where="device", mode="on"), teacher, **options)
 
 
 @pytest.mark.usefixtures("own_outputs")
 def test_a_training_that_wants_some_layers_shares_with_a_search_that_wanted_all(teacher: Teacher, data: Data) -> None:
     lessons(teacher, data, opened(teacher, data))
-    every = list(tappable_layers(teacher.module))
+    every = list(attention_layers(teacher.module))
     layers = [every[5], every[2]]
     kept = opened(teacher, data)
     assert same(lessons(teacher, data, None, layers=layers), lessons(teacher, data, kept, layers=layers))
@@ -162,7 +164,7 @@ def test_a_training_that_wants_some_layers_shares_with_a_search_that_wanted_all(
 )
 def test_other_maps_are_other_outputs(teacher: Teacher, data: Data, change: dict[str, Any]) -> None:
     lessons(teacher, data, opened(teacher, data))
-    kept = keep_outputs(recipe(), teacher, data=data, maps=True, compute=CPU, **change)
+    kept = open_output_cache(recipe(), teacher, data=data, maps=True, compute=CPU, **change)
     assert kept is not None
     asked: list[int] = []
 
@@ -175,7 +177,7 @@ def test_other_maps_are_other_outputs(teacher: Teacher, data: Data, change: dict
         batches(data.train, batch_size=12, generator=drawn, augment=Crop(flip=False), device=torch.device("cpu"))
     )
     with pytest.raises(StopIteration):
-        kept.look(batch, ask)
+        kept.forward(batch, ask)
     assert asked == [12]
 
 
@@ -191,7 +193,7 @@ def test_another_teacher_and_precision_are_other_outputs(teacher: Teacher, other
 
 
 def test_off_keeps_nothing(own_outputs: Path, teacher: Teacher, data: Data) -> None:
-    kept = keep_outputs(recipe(mode="off"), teacher, data=data, attention=ATTENTION, maps=True, compute=CPU)
+    kept = open_output_cache(recipe(mode="off"), teacher, data=data, attention=ATTENTION, maps=True, compute=CPU)
     assert kept is None
     assert not own_outputs.exists()
 
@@ -199,11 +201,11 @@ def test_off_keeps_nothing(own_outputs: Path, teacher: Teacher, data: Data) -> N
 def test_what_would_not_fit_is_not_kept_unless_asked_and_then_in_part(
     own_outputs: Path, teacher: Teacher, data: Data, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    maps = len(tappable_layers(teacher.module)) * 16
+    maps = len(attention_layers(teacher.module)) * 16
     per_image = 81 * (10 + maps) * 4  # float32
     limit = 10.5 * per_image / 1e9
     options: dict[str, Any] = {"data": data, "attention": ATTENTION, "maps": True, "compute": CPU}
-    assert keep_outputs(recipe(limit_gb=limit), teacher, **options) is None
+    assert open_output_cache(recipe(limit_gb=limit), teacher, **options) is None
     assert "would take" in capsys.readouterr().err
     kept = opened(teacher, data, mode="on", limit_gb=limit)
     assert same(lessons(teacher, data, None), lessons(teacher, data, kept))
@@ -226,9 +228,9 @@ def test_what_cannot_be_kept_is_an_error_only_where_it_was_asked_for(
     teacher: Teacher, data: Data, settings: dict[str, Any], attention: AttentionSettings, word: str
 ) -> None:
     options: dict[str, Any] = {"data": data, "attention": attention, "maps": True, "compute": CPU}
-    assert keep_outputs(resolve([settings]), teacher, **options) is None
+    assert open_output_cache(resolve([settings]), teacher, **options) is None
     with pytest.raises(UserError, match=rf"teacher_cache.mode.*{word}"):
-        keep_outputs(resolve([settings, {"teacher_cache": {"mode": "on"}}]), teacher, **options)
+        open_output_cache(resolve([settings, {"teacher_cache": {"mode": "on"}}]), teacher, **options)
 
 
 @pytest.mark.parametrize(("epochs", "share"), [(200, 0.58), (600, 0.27)], ids=["search and train", "S3, S5 and S7"])
@@ -236,12 +238,12 @@ def test_how_often_the_teacher_looks(tmp_path: Path, epochs: int, share: float) 
     """100 epochs of search and 100 of training; the same for three spaces. 162 (1 - (161/162)^200) / 200 = 0.575."""
     images = dataclasses.replace(image_set(60))
     views = Crop().views
-    record = Record((1,), torch.float32)
-    kept = KeptOutputs(ViewStore.open(tmp_path, record, views=views, digests=images.digests()), None)
+    record = ArrayRecord((1,), torch.float32)
+    kept = CachedTeacher(DiskStore.open(tmp_path, record, views=views, digests=images.digests()), None)
     drawn = torch.Generator().manual_seed(0)
     for _ in range(epochs):
         for batch in batches(images, batch_size=60, generator=drawn, augment=Crop(), device=torch.device("cpu")):
-            kept.look(batch, lambda x_BCHW: (torch.zeros(len(x_BCHW), 1), None))
+            kept.forward(batch, lambda x_BCHW: (torch.zeros(len(x_BCHW), 1), None))
     expected = views * (1 - (1 - 1 / views) ** epochs) / epochs
     assert kept.computed / kept.drawn == pytest.approx(expected, rel=0.02)
     assert kept.computed / kept.drawn <= share

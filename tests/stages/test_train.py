@@ -117,15 +117,15 @@ def test_ctrl_c_and_resume(
 ) -> None:
     out = tmp_path / "run"
     arguments: list[object] = ["train", searched["rnas-cl"], "--epochs", 2, *FAST, "--out", out]
-    step, steps = stage.TrainTask.step, iter(range(1000))
+    step, steps = stage.TrainFromScratchStep.step, iter(range(1000))
 
-    def interrupted(self: stage.TrainTask, batch: Batch) -> Any:
+    def interrupted(self: stage.TrainFromScratchStep, batch: Batch) -> Any:
         if next(steps) == 3:  # in the middle of the second epoch
             raise KeyboardInterrupt
         return step(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage.TrainTask, "step", interrupted)
+        patch.setattr(stage.TrainFromScratchStep, "step", interrupted)
         assert rnascl(*arguments).code == 130
     assert set(files(out)) == {"derived.json", "metrics.jsonl", "checkpoint.pt"}
     done(*arguments, "--resume")

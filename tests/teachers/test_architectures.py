@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnascl_cli.core.errors import UserError
-from rnascl_cli.models.attention_maps import tappable_layers
+from rnascl_cli.models.attention_maps import attention_layers
 from rnascl_cli.stages.teacher.registry import layer_table
 from rnascl_cli.teachers.architectures import ARCHITECTURES, architecture_named, build_teacher, without_memory
 from rnascl_cli.teachers.architectures.resnet import BasicBlock, Bottleneck, CifarResNet
@@ -46,7 +46,7 @@ def test_params_blocks_and_normalisation(name: str) -> None:
     with torch.device("meta"):
         teacher = build_teacher(name, num_classes=1000 if name.startswith("imagenet") else 10)
     assert sum(parameter.numel() for parameter in teacher.parameters()) == PARAMS[name]
-    assert len(tappable_layers(teacher, "block")) == BLOCKS[name]
+    assert len(attention_layers(teacher, "block")) == BLOCKS[name]
     assert next(name for name, _ in teacher.named_children()) == "normalise"
     assert not any("normalise" in tensor for tensor in teacher.state_dict())
 

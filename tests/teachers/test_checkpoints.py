@@ -19,7 +19,7 @@ from rnascl_cli.models.normalise import Normalise
 from rnascl_cli.teachers.architectures import network_of
 from rnascl_cli.teachers.load import read_teacher, write_teacher
 from rnascl_cli.teachers.public_checkpoints import PUBLIC
-from rnascl_cli.teachers.state_dict_conversion import expected_tensors, translate
+from rnascl_cli.teachers.state_dict_conversion import convert_state_dict, expected_tensors
 from tests.teachers.conftest import images, random_teacher
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
@@ -91,7 +91,7 @@ def test_architectures_are_told_from_their_tensors(tmp_path: Path, architecture:
 @pytest.mark.parametrize("architecture", ["wrn-34-10", "wrn-34-20", "imagenet-r50", "imagenet-wrn-50-2"])
 def test_large_architectures_are_told_apart_by_shape(architecture: str) -> None:
     state = {name: torch.zeros(()).expand(shape) for name, shape in expected_tensors(architecture, 10).items()}
-    assert translate(prefixed(state, "module."), architecture=None, where="x").architecture == architecture
+    assert convert_state_dict(prefixed(state, "module."), architecture=None, where="x").architecture == architecture
 
 
 def test_a_half_precision_checkpoint_without_counters(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_trades_unused_blocks_are_dropped() -> None:
     shapes = dict(expected_tensors("wrn-34-10", 10))
     shapes |= {f"sub_{name}": shape for name, shape in shapes.items() if name.startswith("block1.")}
     state = {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
-    found = translate(state, architecture=None, where="x")
+    found = convert_state_dict(state, architecture=None, where="x")
     assert found.architecture == "wrn-34-10"
     assert set(found.dropped) == {name for name in shapes if name.startswith("sub_block1.")}
 

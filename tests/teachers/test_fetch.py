@@ -295,7 +295,7 @@ def test_two_fetches_at_once_share_one_download(world: FileServer, own_cache: Pa
 
 def test_every_public_teacher_has_addresses_that_can_be_read() -> None:
     for name in PUBLIC:
-        pages = [address.page for address, _ in fetch.wanted(name).addresses]
+        pages = [address.page for address, _ in fetch.fetch_request(name).addresses]
         assert pages[0] == PUBLIC[name].url
         if name in ("wrt50", "imagenet-r18", "imagenet-r50"):
             (mirror,) = pages[1:]

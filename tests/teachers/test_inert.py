@@ -23,7 +23,7 @@ import torch
 
 from rnascl_cli.core.errors import UserError
 from rnascl_cli.teachers.load import read_checkpoint, read_teacher
-from rnascl_cli.teachers.safe_unpickling import Inert, load_pickled
+from rnascl_cli.teachers.safe_unpickling import UnknownObject, load_pickled
 from tests.teachers.conftest import images, random_teacher
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -94,7 +94,7 @@ def test_what_stands_for_an_unknown_object_does_nothing(tmp_path: Path, cox: Cal
     torch.save({"args": Parameters({"lr": 0.1})}, tmp_path / "t.pt")
     cox()
     found = load_pickled(tmp_path / "t.pt")["args"]
-    assert isinstance(found, Inert)
+    assert isinstance(found, UnknownObject)
     assert (found.path, vars(found)) == ("cox.utils.Parameters", {})
 
 

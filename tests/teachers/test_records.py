@@ -12,7 +12,7 @@ from rnascl_cli.artifacts.documents import AttackDocument
 from rnascl_cli.artifacts.store import read_document, sha256_file, write_document
 from rnascl_cli.recipes import AttackSettings
 from rnascl_cli.stages.attack import attack as attack_stage
-from rnascl_cli.stages.attack.plan import Assault, plan
+from rnascl_cli.stages.attack.plan import AttackPlan, plan_attack
 from rnascl_cli.stages.teacher import registry
 from rnascl_cli.stages.teacher.registry import measured_folder, usual_eps
 from rnascl_cli.teachers.load import write_teacher
@@ -81,11 +81,11 @@ def test_autoattack_is_measured_by_default_and_shown(mine: Path, monkeypatch: py
     """AutoAttack takes a minute even here, so FGSM stands in for it: what is kept and shown is the same."""
     asked: list[AttackSettings] = []
 
-    def quick(assault: Assault, *, resume: bool) -> AttackDocument:
-        directory, recipe = assault.directory, assault.recipe
+    def quick(plan: AttackPlan, *, resume: bool) -> AttackDocument:
+        directory, recipe = plan.directory, plan.recipe
         asked.append(recipe.attack)
         settings = recipe.attack.model_copy(update={"attacks": ("pgd20", "fgsm")})
-        shortened = plan(assault.target, recipe.model_copy(update={"attack": settings}), directory)
+        shortened = plan_attack(plan.target, recipe.model_copy(update={"attack": settings}), directory)
         document = attack_stage.attack(shortened, resume=resume)
         renamed = [result.model_copy(update={"attack": "aa"}) for result in document.results if result.attack == "fgsm"]
         document = document.model_copy(update={"results": [document.results[0], *renamed]})

@@ -19,11 +19,11 @@ from rnascl_cli.artifacts.documents import AttackDocument, DerivedDocument, Sear
 from rnascl_cli.artifacts.store import read_document
 from rnascl_cli.core.errors import UserError
 from rnascl_cli.loading import resolve_model
-from rnascl_cli.models.attention_maps import recording_maps, tappable_layers
+from rnascl_cli.models.attention_maps import attention_layers, record_attention_maps
 from rnascl_cli.teachers.architectures.timm_models import tensors_sha256, timm_model
 from rnascl_cli.teachers.forward import tutor_layers
 from rnascl_cli.teachers.load import read_teacher
-from rnascl_cli.teachers.state_dict_conversion import expected_tensors, translate
+from rnascl_cli.teachers.state_dict_conversion import convert_state_dict, expected_tensors
 from tests.command import done, refused, rnascl
 from tests.conftest import FAST
 from tests.teachers.conftest import images, shake
@@ -92,12 +92,12 @@ def test_its_identity_is_that_of_its_tensors(hub: list[str], monkeypatch: pytest
 
 def test_its_convolutions_are_tapped(hub: list[str]) -> None:
     module = read_teacher(f"timm:{NET}").module
-    names = list(tappable_layers(module, "conv"))
+    names = list(attention_layers(module, "conv"))
     assert len(names) == 15
     assert names[0] == "network.conv1.0"
-    with torch.no_grad(), recording_maps(module, side=4) as recorder:
+    with torch.no_grad(), record_attention_maps(module, side=4) as recorder:
         module(images(64))
-        assert recorder.take().shape == (2, 15, 16)
+        assert recorder.pop().shape == (2, 15, 16)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_tensors_whose_own_names_begin_like_a_prefix() -> None:
     shapes = expected_tensors("timm:volo_d1_224", 5)
     assert any(name.startswith("network.") for name in shapes)
     state = {f"module.{name}": torch.zeros(()).expand(shape) for name, shape in shapes.items()}
-    found = translate(state, architecture="timm:volo_d1_224", where="x")
+    found = convert_state_dict(state, architecture="timm:volo_d1_224", where="x")
     assert (set(found.tensors), found.num_classes) == (set(shapes), 5)
 
 

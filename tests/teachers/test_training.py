@@ -16,22 +16,22 @@ from torch.nn import functional as F
 from rnascl_cli.attacks.gradient import Linf, cross_entropy, projected_gradient
 from rnascl_cli.core.errors import RunError, UserError
 from rnascl_cli.data import Batch, ImageSet, load_data
-from rnascl_cli.engine.device import Compute
+from rnascl_cli.engine.device import DeviceConfig
 from rnascl_cli.engine.evaluate import as_fraction, robust_accuracy
 from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.loading import resolve_model
 from rnascl_cli.recipes import DataSettings, PerturbationSettings, Recipe, TeacherTrainSettings, resolve
 from rnascl_cli.stages.teacher import train as stage
-from rnascl_cli.stages.teacher.train import AdversarialTraining, train_teacher
+from rnascl_cli.stages.teacher.train import TeacherStep, train_teacher
 from rnascl_cli.stages.training import model_selection
 from rnascl_cli.stages.training.adversarial import perturb
-from rnascl_cli.stages.training.model_selection import Best
+from rnascl_cli.stages.training.model_selection import BestCheckpoint
 from rnascl_cli.teachers.architectures import build_teacher
 from rnascl_cli.teachers.load import read_teacher, write_teacher
 from tests.batches import as_batch
 from tests.teachers.conftest import random_teacher
 
-CPU = Compute(torch.device("cpu"), "fp32", "fp32")
+CPU = DeviceConfig(torch.device("cpu"), "fp32", "fp32")
 
 
 def recipe(**own: object) -> Recipe:
@@ -74,10 +74,10 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     assert hashes[0] == hashes[1]
 
 
-def training(**settings: Any) -> tuple[AdversarialTraining, nn.Module]:
+def training(**settings: Any) -> tuple[TeacherStep, nn.Module]:
     data = load_data(DataSettings(spec="digits", limit_train=40, holdout=0.2), seed=0)
     module = random_teacher("r8")
-    task = AdversarialTraining(
+    task = TeacherStep(
         module, TeacherTrainSettings(architecture="r8", **settings), holdout=data.holdout, compute=CPU, seed=0
     )
     task.start_epoch(0, torch.Generator().manual_seed(0))
@@ -236,7 +236,7 @@ def test_any_architecture_can_be_trained(name: str) -> None:
     module = build_teacher(name, num_classes=10)
     settings = TeacherTrainSettings(architecture=name, perturbation=PerturbationSettings(steps=1))
     data = load_data(DataSettings(spec="digits", limit_train=20, holdout=0.5), seed=0)
-    task = AdversarialTraining(module, settings, holdout=data.holdout, compute=CPU, seed=0)
+    task = TeacherStep(module, settings, holdout=data.holdout, compute=CPU, seed=0)
     task.start_epoch(0, torch.Generator().manual_seed(0))
     before = next(module.parameters()).detach().clone()
     metrics = task.step(as_batch(data.train.images_NCHW[:2] / 255, data.train.labels_N[:2]))
@@ -245,11 +245,11 @@ def test_any_architecture_can_be_trained(name: str) -> None:
 
 
 def test_best_prefers_robust_then_clean_then_later() -> None:
-    best, module = Best(), nn.Linear(1, 1)
+    best, module = BestCheckpoint(), nn.Linear(1, 1)
     offers = [(0.3, 0.9), (0.5, 0.6), (0.5, 0.7), (0.5, 0.65), (0.4, 1.0), (0.5, 0.7), (0.1, 0.1)]
     for epoch, (robust, clean) in enumerate(offers):
         nn.init.constant_(module.weight, epoch)
-        best.offer(module, epoch, robust=robust, clean=clean)
+        best.update(module, epoch, robust=robust, clean=clean)
     assert (best.epoch, best.validation) == (5, {"robust": 0.5, "clean": 0.7})
     assert best.weights["weight"].item() == 5
 
@@ -275,14 +275,14 @@ def test_the_best_epoch_on_held_out_images_is_what_is_saved(tmp_path: Path, monk
 
 def test_a_teacher_may_be_a_mean_of_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
-    step = AdversarialTraining.step
+    step = TeacherStep.step
 
-    def noted(self: AdversarialTraining, batch: Batch) -> dict[str, Tensor]:
+    def noted(self: TeacherStep, batch: Batch) -> dict[str, Tensor]:
         found = step(self, batch)
         seen.append(self._module.state_dict()["conv1.weight"].clone())
         return found
 
-    monkeypatch.setattr(AdversarialTraining, "step", noted)
+    monkeypatch.setattr(TeacherStep, "step", noted)
     own = recipe(average={"kind": "ema", "decay": 0.0})
     trained = train_teacher(own, tmp_path / "last.safetensors", RunDirectory(tmp_path / "a"))
     assert torch.equal(read_teacher(str(trained.path)).module.state_dict()["conv1.weight"], seen[-1])
@@ -353,16 +353,16 @@ def test_eps_as_text(eps: float, text: str) -> None:
 
 def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train_teacher(recipe(epochs=2), tmp_path / "a" / "t.safetensors", RunDirectory(tmp_path / "a" / "run"))
-    ended = AdversarialTraining.end_epoch
+    ended = TeacherStep.end_epoch
 
-    def stop_in_the_second(self: AdversarialTraining) -> dict[str, Any]:
+    def stop_in_the_second(self: TeacherStep) -> dict[str, Any]:
         if self._epoch == 1:
             raise KeyboardInterrupt
         return ended(self)
 
     out, run = tmp_path / "b" / "t.safetensors", RunDirectory(tmp_path / "b" / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(AdversarialTraining, "end_epoch", stop_in_the_second)
+        patch.setattr(TeacherStep, "end_epoch", stop_in_the_second)
         with pytest.raises(KeyboardInterrupt):
             train_teacher(recipe(epochs=2), out, run)
     resumed = train_teacher(recipe(epochs=2), out, replace(run, resume=True))

@@ -23,7 +23,7 @@ from rich.filesize import decimal
 
 from rnascl_cli.artifacts.store import sha256_file, write_text
 from rnascl_cli.core.cache_dir import VARIABLE
-from rnascl_cli.core.console import say
+from rnascl_cli.core.console import info
 from rnascl_cli.core.errors import RunError
 
 
@@ -157,7 +157,7 @@ def alone(lock: Path, *, what: str) -> Iterator[None]:
         try:
             held.acquire(timeout=0)
         except Timeout:
-            say(f"another rnascl is fetching {what}; waiting until it is done")
+            info(f"another rnascl is fetching {what}; waiting until it is done")
             held.acquire()
     try:
         yield

@@ -13,7 +13,7 @@ import requests
 from rich.filesize import decimal
 
 from rnascl_cli.artifacts.store import sha256_file
-from rnascl_cli.core.console import say, warn
+from rnascl_cli.core.console import info, warning
 from rnascl_cli.core.progress import byte_progress
 from rnascl_cli.core.version import __version__
 from rnascl_cli.engine.download.addresses import Address, Offer
@@ -108,14 +108,14 @@ def downloaded(
         partial = Partial(folder, str(address))
         path = None if fresh else partial.whole()
         if path is not None and sha256 in (None, partial.record.sha256):
-            say(f"{path} is here from before; it is not downloaded again")
+            info(f"{path} is here from before; it is not downloaded again")
             file = Downloaded(path, str(partial.record.sha256), path.stat().st_size, checked=sha256 is not None)
         else:
             try:
                 file = _download(address, partial, stem=stem, sha256=sha256, patience=patience or Patience())
             except KeyboardInterrupt:
                 if partial.size:
-                    say(f"{decimal(partial.size)} have arrived and are kept; the same command goes on from there")
+                    info(f"{decimal(partial.size)} have arrived and are kept; the same command goes on from there")
                 raise
         yield file
         with writing(partial.folder):
@@ -131,7 +131,7 @@ def _download(
         session.max_redirects = patience.redirects
         session.headers["User-Agent"] = f"rnascl/{__version__}"
         if had:
-            say(f"{label}: going on behind the {decimal(had)} that are here")
+            info(f"{label}: going on behind the {decimal(had)} that are here")
         for fresh in (not had, True):
             offer = _persist(address, partial, session, patience, show)
             expected, found = sha256 or offer.sha256, sha256_file(partial.part)
@@ -140,10 +140,10 @@ def _download(
             partial.start_over()
             if fresh:
                 raise DownloadError(f"the file's sha256 is {found}, not {expected}: it is damaged, or another one")
-            say(f"{label}: what was here before does not go with what came; starting over")
+            info(f"{label}: what was here before does not go with what came; starting over")
     before = partial.record
     if before.sha256 not in (None, found):
-        warn(
+        warning(
             f"{address}: is another file than on {before.fetched}: its sha256 was {before.sha256} and is {found}. "
             "Compare them before you rely on it"
         )
@@ -172,7 +172,7 @@ def _persist(address: Address, partial: Partial, session: requests.Session, pati
                 raise DownloadError(f"{problem}, {attempts} times in a row") from None
             pause = problem.wait if problem.wait is not None else patience.pause * 2 ** max(failures - 1, 0)
             count = f" ({failures} of {attempts - 1})" if failures else ""
-            say(f"{problem}; trying again in {pause:g} s{count}")
+            info(f"{problem}; trying again in {pause:g} s{count}")
             time.sleep(pause)
 
 
@@ -204,7 +204,7 @@ def _attempt(offer: Offer, partial: Partial, session: requests.Session, patience
         else:
             _refuse_what_is_no_checkpoint(first)
             if have:
-                say("the server sends the file from its beginning; starting over")
+                info("the server sends the file from its beginning; starting over")
                 partial.start_over()
             size = _length(response)
         # A partial answer may leave out what the whole one said of itself.

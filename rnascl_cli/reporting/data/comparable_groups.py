@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from rnascl_cli.artifacts.documents import AttackDocument, AttackResult, AuditCheck, Protocol
 from rnascl_cli.core.units import parse_epsilon
-from rnascl_cli.reporting.data.lineage import Model
-from rnascl_cli.reporting.data.merge_attacks import Attacked, norm_of
+from rnascl_cli.reporting.data.lineage import ReportModel
+from rnascl_cli.reporting.data.merge_attacks import MergedAttack, norm_of
 from rnascl_cli.reporting.tables.table import data_words, wilson
 
 ATTACK_NAMES = {
@@ -30,11 +30,11 @@ SAME = 1e-9
 
 
 @dataclass(frozen=True)
-class Measured:
+class ComparableResult:
     """One model on one set of images under one protocol."""
 
-    model: Model
-    attack: Attacked
+    model: ReportModel
+    attack: MergedAttack
 
     @property
     def largest(self) -> AttackResult | None:
@@ -77,13 +77,13 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Group:
+class ComparableGroup:
     """Measurements that may share a column: same images, same protocol, same norm."""
 
     letter: str
     protocol: Protocol
     norm: str
-    measured: tuple[Measured, ...]
+    measured: tuple[ComparableResult, ...]
 
     @property
     def n(self) -> int:
@@ -104,21 +104,21 @@ class Group:
         return f"{document.n:,} test images of {data_words(document.provenance)}; {PROTOCOL_WORDS[self.protocol]}{norm}"
 
 
-def groups(models: Iterable[Model]) -> list[Group]:
+def groups(models: Iterable[ReportModel]) -> list[ComparableGroup]:
     """Sort all measurements by the images attacked, the protocol and the norm, the largest group first."""
-    sorted_in: dict[tuple[str, Protocol, str, frozenset[int]], list[Measured]] = {}
+    sorted_in: dict[tuple[str, Protocol, str, frozenset[int]], list[ComparableResult]] = {}
     for model in models:
         for attack in model.attacks:
             document = attack.document
             data = document.provenance.data
             images = frozenset(document.images)
             key = (data.fingerprint if data else "", document.protocol, norm_of(document), images)
-            sorted_in.setdefault(key, []).append(Measured(model, attack))
+            sorted_in.setdefault(key, []).append(ComparableResult(model, attack))
     # Pixel and L-inf first: they are the community's meaning of eps.
     ordered = sorted(
         sorted_in.items(), key=lambda item: (item[0][1] != "pixel", item[0][2] != "Linf", -len(item[1]), item[0][0])
     )
-    return [Group(_letter(index), key[1], key[2], tuple(found)) for index, (key, found) in enumerate(ordered)]
+    return [ComparableGroup(_letter(index), key[1], key[2], tuple(found)) for index, (key, found) in enumerate(ordered)]
 
 
 def _letter(index: int) -> str:
@@ -131,19 +131,19 @@ def attack_name(attack: str) -> str:
     return ATTACK_NAMES.get(attack, attack)
 
 
-def usual_eps(group: Group) -> AttackResult | None:
+def usual_eps(group: ComparableGroup) -> AttackResult | None:
     """Return a result of the eps that most attacks of the group were run with, 8/255 among equals."""
     results = [result for found in group.measured for result in perturbed(found)]
     times = Counter(result.eps_value for result in results)
     return max(results, key=lambda result: (times[result.eps_value], -abs(result.eps_value - PAPER_EPS)), default=None)
 
 
-def perturbed(measured: Measured) -> list[AttackResult]:
+def perturbed(measured: ComparableResult) -> list[AttackResult]:
     """Return the results at any eps above zero; at zero an attack measures clean accuracy, which has its column."""
     return [result for result in measured.attack.document.results if result.eps_value > 0]
 
 
-def missing(attack: Attacked) -> list[tuple[str, float]]:
+def missing(attack: MergedAttack) -> list[tuple[str, float]]:
     """Return each attack and eps that one of the attack runs was asked for and none has a result of."""
     # Sizes are compared as numbers, since 8/255 may be written otherwise.
     done = [(result.attack, result.eps_value) for result in attack.document.results]
@@ -164,6 +164,6 @@ def _asked(document: AttackDocument) -> list[tuple[str, float]]:
     ]
 
 
-def missing_results(attack: Attacked) -> list[str]:
+def missing_results(attack: MergedAttack) -> list[str]:
     """Name each attack at each eps that was asked for and has no result."""
     return [f"{attack_name(name)} at eps {eps:.4g}" for name, eps in missing(attack)]

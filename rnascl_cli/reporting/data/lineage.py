@@ -11,8 +11,8 @@ from rnascl_cli.artifacts.documents import (
     AdvFinetuneDocument,
     Architecture,
     AttackDocument,
+    Baseline,
     DerivedDocument,
-    Rival,
     SearchDocument,
     TeacherReference,
     TrainDocument,
@@ -21,7 +21,7 @@ from rnascl_cli.artifacts.documents import (
 )
 from rnascl_cli.artifacts.store import STUDENT, sha256_file
 from rnascl_cli.reporting.data.collect import Artifact, D, RunSet
-from rnascl_cli.reporting.data.merge_attacks import Attacked, merged_attacks
+from rnascl_cli.reporting.data.merge_attacks import MergedAttack, merged_attacks
 
 UNKNOWN_ORIGIN = "unknown origin"
 TUTOR_WORDS: dict[TutorOrigin, str] = {
@@ -32,11 +32,11 @@ TUTOR_WORDS: dict[TutorOrigin, str] = {
     "by-hand": "fixed by hand",
 }
 
-Made = Artifact[TrainDocument] | Artifact[AdvFinetuneDocument]
+StudentArtifact = Artifact[TrainDocument] | Artifact[AdvFinetuneDocument]
 
 
 @dataclass(frozen=True)
-class Model:
+class ReportModel:
     """A network that was trained or attacked.
 
     Attributes:
@@ -54,11 +54,11 @@ class Model:
     name: str
     kind: Literal["student", "teacher", "unknown"]
     sha256: str
-    made: Made | None = None
+    made: StudentArtifact | None = None
     source: Artifact[TrainDocument] | None = None
     derived: Artifact[DerivedDocument] | None = None
     search: Artifact[SearchDocument] | None = None
-    attacks: tuple[Attacked, ...] = ()
+    attacks: tuple[MergedAttack, ...] = ()
     teacher: TeacherReference | None = None
 
     @property
@@ -85,7 +85,7 @@ class Model:
         return self.search.document.robust if self.search else None
 
     @property
-    def distill(self) -> Rival | None:
+    def distill(self) -> Baseline | None:
         """The rival distillation loss that it was trained with; None where there was none."""
         return self.made.document.distill if self.made else None
 
@@ -135,9 +135,9 @@ def _link(
     return f"{stage} ({found.run})" if found else f"{stage} ({UNKNOWN_ORIGIN})"
 
 
-def models(runs: RunSet) -> list[Model]:
+def models(runs: RunSet) -> list[ReportModel]:
     """Return every model that the runs made or attacked: students by run name, then teachers, then others."""
-    made: list[Made] = _once([*runs.trainings, *runs.finetunings])
+    made: list[StudentArtifact] = _once([*runs.trainings, *runs.finetunings])
     students = [_student(runs, artifact) for artifact in made]
     known = {model.sha256 for model in students}
     attacked = {attack.document.model_sha256: attack for attack in reversed(runs.attacks)}
@@ -147,15 +147,15 @@ def models(runs: RunSet) -> list[Model]:
     return students + others
 
 
-def _once(found: Iterable[Made]) -> list[Made]:
+def _once(found: Iterable[StudentArtifact]) -> list[StudentArtifact]:
     """Drop byte-identical copies of a document, which would be the same model twice."""
     return list({artifact.sha256: artifact for artifact in reversed(list(found))}.values())
 
 
-def _student(runs: RunSet, made: Made) -> Model:
+def _student(runs: RunSet, made: StudentArtifact) -> ReportModel:
     source = _source(runs, made) if isinstance(made.document, AdvFinetuneDocument) else None
     derived = _derived(runs, [made, *([source] if source else [])])
-    return Model(
+    return ReportModel(
         name=made.run,
         kind="student",
         sha256=made.document.student_sha256,
@@ -169,20 +169,20 @@ def _student(runs: RunSet, made: Made) -> Model:
 
 
 def _teacher(
-    made: Made, source: Artifact[TrainDocument] | None, derived: Artifact[DerivedDocument] | None
+    made: StudentArtifact, source: Artifact[TrainDocument] | None, derived: Artifact[DerivedDocument] | None
 ) -> TeacherReference | None:
     """Return the teacher of a student; that of a rival loss holds for the fine-tuning too, which does without one."""
     chain = [made, source if source and source.document.distill else None, derived]
     return next((link.document.provenance.teacher for link in chain if link and link.document.provenance.teacher), None)
 
 
-def _other(runs: RunSet, attack: Artifact[AttackDocument]) -> Model:
+def _other(runs: RunSet, attack: Artifact[AttackDocument]) -> ReportModel:
     sha256 = attack.document.model_sha256
     teacher = next((found for found in _teachers(runs) if found.sha256 == sha256), None)
     # A path says which machine it was on, and no more than its name about the model.
     name = attack.document.model.rstrip("/").rsplit("/", 1)[-1] or attack.run
     attacks = _attacks(runs, sha256)
-    return Model(name, "teacher" if teacher else "unknown", sha256, attacks=attacks, teacher=teacher)
+    return ReportModel(name, "teacher" if teacher else "unknown", sha256, attacks=attacks, teacher=teacher)
 
 
 def _teachers(runs: RunSet) -> list[TeacherReference]:
@@ -191,13 +191,13 @@ def _teachers(runs: RunSet) -> list[TeacherReference]:
     return [teacher for teacher in [*referred, *mapped] if teacher is not None]
 
 
-def _attacks(runs: RunSet, sha256: str) -> tuple[Attacked, ...]:
+def _attacks(runs: RunSet, sha256: str) -> tuple[MergedAttack, ...]:
     found = {attack.sha256: attack for attack in reversed(runs.attacks) if attack.document.model_sha256 == sha256}
     return merged_attacks(sorted(found.values(), key=lambda attack: attack.run))
 
 
 def _input(
-    candidates: list[Artifact[D]], of: Artifact[TrainDocument] | Artifact[DerivedDocument] | Made
+    candidates: list[Artifact[D]], of: Artifact[TrainDocument] | Artifact[DerivedDocument] | StudentArtifact
 ) -> Artifact[D] | None:
     """Return the candidate that ``of`` names among its inputs by hash; of equal copies the one beside it."""
     hashes = set(of.document.provenance.inputs.values())
@@ -205,7 +205,7 @@ def _input(
     return min(found, key=lambda candidate: candidate.folder != of.folder, default=None)
 
 
-def _source(runs: RunSet, made: Made) -> Artifact[TrainDocument] | None:
+def _source(runs: RunSet, made: StudentArtifact) -> Artifact[TrainDocument] | None:
     """Return the training whose document or whose weights the fine-tuning read."""
     hashes = set(made.document.provenance.inputs.values())
     for found in runs.trainings:
@@ -214,7 +214,7 @@ def _source(runs: RunSet, made: Made) -> Artifact[TrainDocument] | None:
     return None
 
 
-def _derived(runs: RunSet, chain: list[Made]) -> Artifact[DerivedDocument] | None:
+def _derived(runs: RunSet, chain: list[StudentArtifact]) -> Artifact[DerivedDocument] | None:
     """Return the derived document by hash; else the one in the same folder, when the architectures agree."""
     for link in chain:
         if by_hash := _input(runs.derivations, link):
@@ -226,7 +226,7 @@ def _derived(runs: RunSet, chain: list[Made]) -> Artifact[DerivedDocument] | Non
     return None
 
 
-def changed_students(models: Sequence[Model]) -> list[str]:
+def changed_students(models: Sequence[ReportModel]) -> list[str]:
     """Say which students' files have changed since their documents were written.
 
     The numbers reported are still those of the file that was measured, so this is a warning and no error. A student

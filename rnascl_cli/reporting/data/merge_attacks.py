@@ -15,7 +15,7 @@ Setting = tuple[str, float, str, int | None, float | None, int]
 
 
 @dataclass(frozen=True)
-class Attacked(Artifact[AttackDocument]):
+class MergedAttack(Artifact[AttackDocument]):
     """What is known of one model on one set of images under one protocol.
 
     Attributes:
@@ -44,7 +44,7 @@ def norm_of(document: AttackDocument) -> str:
     return document.results[0].norm if document.results else asked if asked in NORMS else NORMS[0]
 
 
-def merged_attacks(attacks: Sequence[Artifact[AttackDocument]]) -> tuple[Attacked, ...]:
+def merged_attacks(attacks: Sequence[Artifact[AttackDocument]]) -> tuple[MergedAttack, ...]:
     """Merge the attack documents of one model that share images, protocol and norm.
 
     Args:
@@ -63,10 +63,10 @@ def merged_attacks(attacks: Sequence[Artifact[AttackDocument]]) -> tuple[Attacke
     return tuple(_merge(found) for found in alike.values())
 
 
-def _merge(found: Sequence[Artifact[AttackDocument]]) -> Attacked:
+def _merge(found: Sequence[Artifact[AttackDocument]]) -> MergedAttack:
     first = found[0]
     document = first.document if len(found) == 1 else _merged(found)
-    return Attacked(first.run, first.folder, first.file, first.sha256, document, tuple(found))
+    return MergedAttack(first.run, first.folder, first.file, first.sha256, document, tuple(found))
 
 
 def _merged(found: Sequence[Artifact[AttackDocument]]) -> AttackDocument:

@@ -17,9 +17,9 @@ from rnascl_cli.artifacts.documents import (
     TrainDocument,
 )
 from rnascl_cli.artifacts.store import read_document
-from rnascl_cli.artifacts.study import Attacked, Circumstances, Measured, SearchRow, StudyRow
+from rnascl_cli.artifacts.study import AttackSummary, Circumstances, MeasuredAttack, SearchRow, StudyRow
 from rnascl_cli.reporting.tables.table import short_spec, wilson
-from rnascl_cli.spaces import Networks, space_named
+from rnascl_cli.spaces import NetworkSpace, space_named
 
 D = TypeVar("D", bound=Document)
 
@@ -123,7 +123,7 @@ def read_searches(out: Path, runs: Iterable[str], *, done: Container[str]) -> li
                 width_entropy=_share(last["width_entropy"]),
                 tutor_entropy=None if last.get("tutor_entropy") is None else _share(last["tutor_entropy"]),
                 macs=derived.architecture.macs,
-                smallest_macs=Networks(space_named(search.space), **sizes).smallest.macs,
+                smallest_macs=NetworkSpace(space_named(search.space), **sizes).smallest.macs,
             )
         )
     return rows
@@ -138,14 +138,14 @@ def _read(path: Path, kind: type[D]) -> D | None:
     return read_document(path, kind) if path.is_file() else None
 
 
-def _attacked(document: AttackDocument) -> Attacked:
+def _attacked(document: AttackDocument) -> AttackSummary:
     audit = document.audit
-    return Attacked(
+    return AttackSummary(
         protocol=document.protocol,
         n=document.n,
         clean_accuracy=document.clean_accuracy,
         results=[
-            Measured(
+            MeasuredAttack(
                 attack=result.attack,
                 eps=result.eps,
                 accuracy=result.accuracy,

@@ -9,8 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from rnascl_cli.artifacts.documents import AttackResult
-from rnascl_cli.reporting.data.comparable_groups import ATTACK_NAMES, EPS_UNITS, Group, Measured, attack_name, usual_eps
-from rnascl_cli.reporting.data.lineage import Model
+from rnascl_cli.reporting.data.comparable_groups import (
+    ATTACK_NAMES,
+    EPS_UNITS,
+    ComparableGroup,
+    ComparableResult,
+    attack_name,
+    usual_eps,
+)
+from rnascl_cli.reporting.data.lineage import ReportModel
 from rnascl_cli.reporting.figures.style import Plot, Theme, colour, label, legend_below, line, marker, shading
 
 TEACHER_AREA = 90.0
@@ -19,42 +26,42 @@ FEW = 8
 
 
 @dataclass(frozen=True)
-class Look:
+class PlotStyle:
     """How a measurement is drawn: the index of its colour and marker, and its name in the legend."""
 
     index: int
     name: str
 
 
-def attack_plots(groups: Sequence[Group], models: Sequence[Model]) -> list[Plot]:
+def attack_plots(groups: Sequence[ComparableGroup], models: Sequence[ReportModel]) -> list[Plot]:
     """Return the figures of each group of comparable measurements."""
     plots = []
     for group in groups:
         usual = usual_eps(group)
         if usual is None:
             continue
-        drawn = looks(group, models)
+        drawn = plot_styles(group, models)
         plots += [_trade_off(group, drawn, usual), _by_attack(group, usual)]
         if _sizes(group, None) > 1:
             plots.append(_against_eps(group, drawn))
     return plots
 
 
-def looks(group: Group, models: Sequence[Model]) -> list[Look]:
+def plot_styles(group: ComparableGroup, models: Sequence[ReportModel]) -> list[PlotStyle]:
     """Return how each measurement of a group is drawn, a model alike in all groups."""
     if len(group.measured) <= FEW:
         order = {id(model): index for index, model in enumerate(models)}
         named = zip(group.measured, names(group), strict=True)
-        return [Look(order[id(found.model)], name) for found, name in named]
+        return [PlotStyle(order[id(found.model)], name) for found, name in named]
     kinds = list(dict.fromkeys(_kind(model) for model in models))
-    return [Look(kinds.index(_kind(found.model)), _kind(found.model)) for found in group.measured]
+    return [PlotStyle(kinds.index(_kind(found.model)), _kind(found.model)) for found in group.measured]
 
 
-def _kind(model: Model) -> str:
+def _kind(model: ReportModel) -> str:
     return f"{model.architecture.space}, {model.trained}" if model.architecture else model.trained
 
 
-def names(group: Group) -> list[str]:
+def names(group: ComparableGroup) -> list[str]:
     """Return one name a measurement: the model's, and the attack run's where a model was attacked twice."""
     times = Counter(found.model.name for found in group.measured)
     return [
@@ -63,13 +70,13 @@ def names(group: Group) -> list[str]:
     ]
 
 
-def _attacks(group: Group) -> list[str]:
+def _attacks(group: ComparableGroup) -> list[str]:
     found = {result.attack for measured in group.measured for result in measured.attack.document.results}
     known = [name for name in ATTACK_NAMES if name in found]
     return known + sorted(found - set(known))
 
 
-def _sizes(group: Group, attack: str | None) -> int:
+def _sizes(group: ComparableGroup, attack: str | None) -> int:
     """Return how many sizes of perturbation above zero one measurement went through, at most."""
     return max(
         len({r.eps_value for r in found.attack.document.results if r.attack == (attack or r.attack)} - {0.0})
@@ -77,12 +84,12 @@ def _sizes(group: Group, attack: str | None) -> int:
     )
 
 
-def _where(group: Group) -> str:
+def _where(group: ComparableGroup) -> str:
     norm = "" if group.norm == "Linf" else f", norm {group.norm}"
     return f"{group.n:,} test images of data {group.letter}, protocol {group.protocol}{norm}"
 
 
-def _trade_off(group: Group, drawn: Sequence[Look], eps: AttackResult) -> Plot:
+def _trade_off(group: ComparableGroup, drawn: Sequence[PlotStyle], eps: AttackResult) -> Plot:
     present = _attacks(group)
     chosen = [name for name in ("pgd20", "aa") if name in present] or present[:1]
 
@@ -110,7 +117,13 @@ def _trade_off(group: Group, drawn: Sequence[Look], eps: AttackResult) -> Plot:
 
 
 def scatter(
-    axis: Any, group: Group, drawn: Sequence[Look], attack: str, eps: float, theme: Theme, handles: dict[str, Any]
+    axis: Any,
+    group: ComparableGroup,
+    drawn: Sequence[PlotStyle],
+    attack: str,
+    eps: float,
+    theme: Theme,
+    handles: dict[str, Any],
 ) -> None:
     """Draw each measurement's accuracy under an attack over its clean accuracy, and fill the legend's ``handles``."""
     for found, look in zip(group.measured, drawn, strict=True):
@@ -131,7 +144,7 @@ def above_zero(axis: Any) -> None:
         axis.set_ylim(bottom=-0.035 * high)
 
 
-def add_sizes(handles: dict[str, Any], axis: Any, models: Sequence[Model], theme: Theme) -> None:
+def add_sizes(handles: dict[str, Any], axis: Any, models: Sequence[ReportModel], theme: Theme) -> None:
     """Add the smallest and the largest network to the legend, as outlines."""
     sizes = sorted({model.architecture.params for model in models if model.architecture})
     for params in dict.fromkeys((sizes[0], sizes[-1])) if sizes else ():
@@ -139,7 +152,7 @@ def add_sizes(handles: dict[str, Any], axis: Any, models: Sequence[Model], theme
         handles.setdefault(f"{params / 1e6:.2g} M params", outline)
 
 
-def _point(axis: Any, found: Measured, result: AttackResult, look: int, theme: Theme) -> Any:
+def _point(axis: Any, found: ComparableResult, result: AttackResult, look: int, theme: Theme) -> Any:
     clean, robust = 100 * found.attack.document.clean_accuracy, 100 * result.accuracy
     built = found.model.architecture
     if result.confidence_interval is not None:
@@ -157,7 +170,7 @@ def _point(axis: Any, found: Measured, result: AttackResult, look: int, theme: T
     )
 
 
-def _by_attack(group: Group, eps: AttackResult) -> Plot:
+def _by_attack(group: ComparableGroup, eps: AttackResult) -> Plot:
     attacks = [name for name in _attacks(group) if any(found.at(name, eps.eps_value) for found in group.measured)]
     labels = ["Clean", *(attack_name(name) for name in attacks)]
     rows = list(zip(group.measured, names(group), strict=True))
@@ -199,7 +212,7 @@ def _by_attack(group: Group, eps: AttackResult) -> Plot:
     )
 
 
-def _against_eps(group: Group, drawn: Sequence[Look]) -> Plot:
+def _against_eps(group: ComparableGroup, drawn: Sequence[PlotStyle]) -> Plot:
     swept = [name for name in _attacks(group) if _sizes(group, name) > 1] or _attacks(group)[:1]
     # A Euclidean norm has no such step as a pixel's 1/255.
     scale, units = (255.0, EPS_UNITS[group.protocol]) if group.norm == "Linf" else (1.0, "L2 over an image's pixels")
@@ -239,7 +252,7 @@ def _against_eps(group: Group, drawn: Sequence[Look]) -> Plot:
     )
 
 
-def _sweep(found: Measured, attack: str) -> list[tuple[float, float]]:
+def _sweep(found: ComparableResult, attack: str) -> list[tuple[float, float]]:
     track = {r.eps_value: r.accuracy for r in found.attack.document.results if r.attack == attack}
     if len(set(track) - {0.0}) > 1:
         track = {0.0: found.attack.document.clean_accuracy} | track

@@ -28,7 +28,7 @@ class LayerMap:
 
 
 @dataclass(frozen=True)
-class Rival:
+class ComparedMaps:
     """Maps of a student that learned from the same teacher's logits alone, of the same layers.
 
     Attributes:
@@ -66,7 +66,7 @@ class MapSet:
     tutors: Sequence[LayerMap]
     popular: Sequence[LayerMap]
     mean_distance: float
-    rival: Rival | None = None
+    rival: ComparedMaps | None = None
 
 
 def map_plot(maps: MapSet) -> Plot:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rnascl_cli.reporting.data.lineage import TUTOR_WORDS
 from rnascl_cli.reporting.figures.style import Plot, Theme, colour, legend_below, marker
-from rnascl_cli.reporting.tables.paired_comparison import ORIGINS, Comparison, Measure, Read
+from rnascl_cli.reporting.tables.paired_comparison import ORIGINS, Comparison, Read, ReportColumn
 
 PANELS = 6
 ACROSS = 3
@@ -54,11 +54,11 @@ def comparison_plot(comparison: Comparison) -> Plot:
     )
 
 
-def _chosen(comparison: Comparison) -> list[Measure]:
+def _chosen(comparison: Comparison) -> list[ReportColumn]:
     """Return the measures to draw: clean accuracy, and the attacks that say most."""
     order = ("Clean", "AutoAttack", "PGD-20", "CW", "MI-FGSM", "FGSM")
 
-    def rank(measure: Measure) -> int:
+    def rank(measure: ReportColumn) -> int:
         label = measure.column.label
         return next((index for index, name in enumerate(order) if label.startswith(name)), len(order))
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rnascl_cli.core.units import parse_epsilon
-from rnascl_cli.reporting.data.comparable_groups import Group
-from rnascl_cli.reporting.data.lineage import Model
-from rnascl_cli.reporting.figures.attacks import TEACHER_AREA, Look, above_zero, area, looks, scatter
+from rnascl_cli.reporting.data.comparable_groups import ComparableGroup
+from rnascl_cli.reporting.data.lineage import ReportModel
+from rnascl_cli.reporting.figures.attacks import TEACHER_AREA, PlotStyle, above_zero, area, plot_styles, scatter
 from rnascl_cli.reporting.figures.style import PALETTE, Plot, Theme, legend_below
 from rnascl_cli.reporting.published import TABLE_1, TABLE_3, WITHOUT, PublishedRow, PublishedTable
 from rnascl_cli.reporting.tables.published import dataset_of
@@ -23,7 +23,7 @@ KINDS = {
 }
 
 
-def published_plots(groups: Sequence[Group], models: Sequence[Model]) -> list[Plot]:
+def published_plots(groups: Sequence[ComparableGroup], models: Sequence[ReportModel]) -> list[Plot]:
     """Return, for each of the paper's data sets that something was attacked on, published beside measured points."""
     plots = []
     for table in (TABLE_1, TABLE_3):
@@ -40,8 +40,8 @@ def published_plots(groups: Sequence[Group], models: Sequence[Model]) -> list[Pl
     return plots
 
 
-def _plot(table: PublishedTable, groups: Sequence[Group], models: Sequence[Model]) -> Plot:
-    drawn = [looks(group, models) for group in groups]
+def _plot(table: PublishedTable, groups: Sequence[ComparableGroup], models: Sequence[ReportModel]) -> Plot:
+    drawn = [plot_styles(group, models) for group in groups]
 
     def draw(figure: Any, theme: Theme) -> None:
         axes = figure.subplots(1, 1 + len(groups), sharex=True, sharey=True)
@@ -106,7 +106,12 @@ def _name(axis: Any, row: PublishedRow, ink: str) -> None:
 
 
 def _measured(
-    axis: Any, group: Group, drawn: Sequence[Look], table: PublishedTable, theme: Theme, handles: dict[str, Any]
+    axis: Any,
+    group: ComparableGroup,
+    drawn: Sequence[PlotStyle],
+    table: PublishedTable,
+    theme: Theme,
+    handles: dict[str, Any],
 ) -> None:
     found: dict[str, Any] = {}
     scatter(axis, group, drawn, "pgd20", parse_epsilon(table.eps).value, theme, found)

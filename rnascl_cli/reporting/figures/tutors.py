@@ -10,7 +10,7 @@ from rnascl_cli.distill.tutor_baselines import same_depth_tutors
 from rnascl_cli.reporting.data.collect import Artifact
 from rnascl_cli.reporting.figures.style import HEAT, PALETTE, Plot, Theme, colour, legend_below, marker
 from rnascl_cli.reporting.tables.table import slug
-from rnascl_cli.reporting.tables.tutor_statistics import Tutored, alike, counts, softmax
+from rnascl_cli.reporting.tables.tutor_statistics import LearnedTutorMap, alike, counts, softmax
 
 NAMED_LAYERS = 45
 
@@ -64,21 +64,21 @@ def _layer_ticks(axis: Any, layers: Sequence[str], *, rotation: int) -> None:
         axis.set_ticks(range(0, len(layers), 5))
 
 
-def tutor_counts(maps: Sequence[Tutored]) -> list[Plot]:
+def tutor_counts(maps: Sequence[LearnedTutorMap]) -> list[Plot]:
     """Return, for each teacher, how many student layers chose each of its layers, one panel a search."""
-    by_teacher: dict[tuple[str, tuple[str, ...]], list[Tutored]] = {}
+    by_teacher: dict[tuple[str, tuple[str, ...]], list[LearnedTutorMap]] = {}
     for found in maps:
         key = (found.tutors.teacher.sha256, tuple(found.tutors.teacher_layers))
         by_teacher.setdefault(key, []).append(found)
     return [_counts(index, group) for index, group in enumerate(by_teacher.values(), 1)]
 
 
-def tutor_choices(maps: Sequence[Tutored]) -> list[Plot]:
+def tutor_choices(maps: Sequence[LearnedTutorMap]) -> list[Plot]:
     """Return who chose whom: a dot a student layer, a colour a search; one figure a teacher and kind of student."""
     return [_choices(index, group) for index, group in enumerate(alike(maps), 1)]
 
 
-def _choices(index: int, maps: Sequence[Tutored]) -> Plot:
+def _choices(index: int, maps: Sequence[LearnedTutorMap]) -> Plot:
     first = maps[0].tutors
     students, teachers = len(first.student_layers), len(first.teacher_layers)
 
@@ -110,7 +110,7 @@ def _choices(index: int, maps: Sequence[Tutored]) -> Plot:
     )
 
 
-def _counts(index: int, maps: Sequence[Tutored]) -> Plot:
+def _counts(index: int, maps: Sequence[LearnedTutorMap]) -> Plot:
     teacher = maps[0].tutors.teacher
     layers = maps[0].tutors.teacher_layers
 

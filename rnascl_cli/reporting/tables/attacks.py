@@ -9,15 +9,15 @@ from rnascl_cli.artifacts.documents import AttackResult
 from rnascl_cli.reporting.data.comparable_groups import (
     ATTACK_NAMES,
     SAME,
-    Group,
-    Measured,
+    ComparableGroup,
+    ComparableResult,
     attack_name,
     missing,
     perturbed,
     usual_eps,
 )
 from rnascl_cli.reporting.data.merge_attacks import Setting, setting
-from rnascl_cli.reporting.tables.provenance import made_anchor
+from rnascl_cli.reporting.tables.provenance import provenance_anchor
 from rnascl_cli.reporting.tables.table import NOTHING, Cell, Column, Table, accuracy, text
 
 DEPARTED = "†"
@@ -32,7 +32,7 @@ def _heading(result: AttackResult, crowded: bool) -> Column:
     return Column(f"{label} ({how})" if crowded else label, True, how if result.steps is not None else "")
 
 
-def attack_tables(group: Group) -> list[Table]:
+def attack_tables(group: ComparableGroup) -> list[Table]:
     """Return the accuracies of one group: a row a model, a column an attack, its eps and its settings.
 
     The usual eps comes with the worst case; other sizes of perturbation follow in a table of their own.
@@ -52,7 +52,7 @@ def attack_tables(group: Group) -> list[Table]:
 def _table(
     name: str,
     title: str,
-    group: Group,
+    group: ComparableGroup,
     keys: Sequence[Setting],
     headings: dict[Setting, Column],
     worst: AttackResult | None,
@@ -67,7 +67,7 @@ def _table(
         [*columns, *(headings[key] for key in keys)],
         [
             [
-                text(found.model.name, note=found.model.trained, href=made_anchor(found.attack)),
+                text(found.model.name, note=found.model.trained, href=provenance_anchor(found.attack)),
                 clean_cell(found),
                 *([worst_cell(found, worst.eps_value)] if worst else []),
                 *(_result_cell(found, key) for key in keys),
@@ -79,13 +79,13 @@ def _table(
     )
 
 
-def clean_cell(found: Measured, *, bar: bool = False) -> Cell:
+def clean_cell(found: ComparableResult, *, bar: bool = False) -> Cell:
     """Return the accuracy on the unperturbed images."""
     document = found.attack.document
     return accuracy(document.clean_accuracy, document.n, interval=found.interval(document.clean_accuracy), bar=bar)
 
 
-def worst_cell(found: Measured, eps: float, *, bar: bool = False) -> Cell:
+def worst_cell(found: ComparableResult, eps: float, *, bar: bool = False) -> Cell:
     """Return the share of images that no attack of an eps broke."""
     share = found.worst_case_at(eps)
     if share is None:
@@ -95,7 +95,7 @@ def worst_cell(found: Measured, eps: float, *, bar: bool = False) -> Cell:
     return accuracy(share, found.attack.document.n, interval=found.interval(share), note=note, bar=bar)
 
 
-def headings_of(group: Group) -> dict[Setting, Column]:
+def headings_of(group: ComparableGroup) -> dict[Setting, Column]:
     """Return a column heading for each setting, by eps and then in the attacks' usual order."""
     by_setting: dict[Setting, AttackResult] = {}
     for measured in group.measured:
@@ -107,12 +107,12 @@ def headings_of(group: Group) -> dict[Setting, Column]:
     return {key: _heading(by_setting[key], labels[key[:3]] > 1) for key in settings}
 
 
-def result_at(measured: Measured, key: Setting) -> AttackResult | None:
+def result_at(measured: ComparableResult, key: Setting) -> AttackResult | None:
     """Return the result under exactly these settings."""
     return next((result for result in measured.attack.document.results if setting(result) == key), None)
 
 
-def _result_cell(measured: Measured, key: Setting) -> Cell:
+def _result_cell(measured: ComparableResult, key: Setting) -> Cell:
     document, result = measured.attack.document, result_at(measured, key)
     if result is not None:
         return accuracy(
@@ -128,7 +128,7 @@ def _result_cell(measured: Measured, key: Setting) -> Cell:
     return Cell(NOTHING)
 
 
-def _notes(measured: Sequence[Measured]) -> list[str]:
+def _notes(measured: Sequence[ComparableResult]) -> list[str]:
     notes = []
     if any(found.attack.document.results and found.interval(0.5) for found in measured):
         notes.append(

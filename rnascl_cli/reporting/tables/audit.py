@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rnascl_cli.artifacts.documents import AuditCheck
-from rnascl_cli.reporting.data.comparable_groups import Group, Measured
-from rnascl_cli.reporting.tables.provenance import made_anchor
+from rnascl_cli.reporting.data.comparable_groups import ComparableGroup, ComparableResult
+from rnascl_cli.reporting.tables.provenance import provenance_anchor
 from rnascl_cli.reporting.tables.table import Cell
 
 FEW = 4
@@ -51,7 +51,7 @@ def verdict(checks: Sequence[AuditCheck]) -> str:
     return f"failed {failed} of {len(checks)}" if failed else f"passed {len(checks)} of {len(checks)}"
 
 
-def audit_cards(groups: Sequence[Group]) -> list[AuditCard]:
+def audit_cards(groups: Sequence[ComparableGroup]) -> list[AuditCard]:
     """Return the cards of all audited models, those that failed first."""
     audited = [(group, found) for group in groups for found in group.measured if found.card]
     audited.sort(key=lambda pair: _passed(pair[1]))
@@ -60,7 +60,7 @@ def audit_cards(groups: Sequence[Group]) -> list[AuditCard]:
             found.model.name,
             found.model.trained,
             f"data {group.letter}, protocol {group.protocol}",
-            made_anchor(found.attack),
+            provenance_anchor(found.attack),
             found.card or (),
             unfolded=len(audited) <= FEW or not _passed(found),
         )
@@ -68,18 +68,18 @@ def audit_cards(groups: Sequence[Group]) -> list[AuditCard]:
     ]
 
 
-def _passed(found: Measured) -> bool:
+def _passed(found: ComparableResult) -> bool:
     return all(check.passed for check in found.card or ())
 
 
-def unaudited(groups: Sequence[Group]) -> list[str]:
+def unaudited(groups: Sequence[ComparableGroup]) -> list[str]:
     """Name the models whose gradients nobody has audited, under any protocol."""
     attacked = {found.model.sha256: found.model.name for group in groups for found in group.measured}
     audited = {found.model.sha256 for group in groups for found in group.measured if found.card}
     return [name for sha256, name in attacked.items() if sha256 not in audited]
 
 
-def audit_cell(found: Measured) -> Cell:
+def audit_cell(found: ComparableResult) -> Cell:
     """Return the outcome as a cell."""
     checks = found.card
     if not checks:
@@ -91,7 +91,7 @@ def audit_cell(found: Measured) -> Cell:
     return Cell(verdict(checks), float(not failed), note, bool(failed), tone="" if failed else "good")
 
 
-def failed_audits(groups: Sequence[Group]) -> list[str]:
+def failed_audits(groups: Sequence[ComparableGroup]) -> list[str]:
     """Say which checks failed, for the warnings at the head of the report."""
     return [
         f"{found.model.name} ({group.protocol}, {found.model.trained}): audit {verdict(found.card)}: "

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from rnascl_cli.artifacts.documents import AuditCheck, Fraction, Protocol, Record, Sha256
-from rnascl_cli.reporting.data.comparable_groups import Measured
-from rnascl_cli.reporting.data.lineage import Model
+from rnascl_cli.artifacts.documents import AuditCheck, Fraction, FrozenModel, Protocol, Sha256
+from rnascl_cli.reporting.data.comparable_groups import ComparableResult
+from rnascl_cli.reporting.data.lineage import ReportModel
 
 
-class ReportedAttack(Record):
+class ReportedAttack(FrozenModel):
     """One attack run on a model."""
 
     run: str
@@ -24,7 +24,7 @@ class ReportedAttack(Record):
     warnings: list[str]
 
 
-class ReportedModel(Record):
+class ReportedModel(FrozenModel):
     """One model of the report."""
 
     name: str
@@ -39,7 +39,7 @@ class ReportedModel(Record):
     attacks: list[ReportedAttack]
 
 
-class ReportSummary(Record):
+class ReportSummary(FrozenModel):
     """What a report holds and where it lies."""
 
     kind: Literal["report"] = "report"
@@ -50,12 +50,12 @@ class ReportSummary(Record):
     gaps: list[str]
 
 
-def reported(models: Sequence[Model]) -> list[ReportedModel]:
+def reported(models: Sequence[ReportModel]) -> list[ReportedModel]:
     """Return the models as records."""
     return [_model(model) for model in models]
 
 
-def _model(model: Model) -> ReportedModel:
+def _model(model: ReportModel) -> ReportedModel:
     built = model.architecture
     return ReportedModel(
         name=model.name,
@@ -67,11 +67,11 @@ def _model(model: Model) -> ReportedModel:
         params=built.params if built else None,
         macs=built.macs if built else None,
         clean_accuracy=model.made.document.clean_accuracy if model.made else None,
-        attacks=[_attack(Measured(model, attack)) for attack in model.attacks],
+        attacks=[_attack(ComparableResult(model, attack)) for attack in model.attacks],
     )
 
 
-def _attack(measured: Measured) -> ReportedAttack:
+def _attack(measured: ComparableResult) -> ReportedAttack:
     document = measured.attack.document
     data = document.provenance.data
     return ReportedAttack(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rnascl_cli.reporting.data.collect import RunSet
-from rnascl_cli.reporting.data.comparable_groups import Group, missing_results
-from rnascl_cli.reporting.data.lineage import UNKNOWN_ORIGIN, Model
+from rnascl_cli.reporting.data.comparable_groups import ComparableGroup, missing_results
+from rnascl_cli.reporting.data.lineage import UNKNOWN_ORIGIN, ReportModel
 from rnascl_cli.reporting.tables.audit import failed_audits, unaudited
 from rnascl_cli.reporting.tables.summary import by_data
 from rnascl_cli.reporting.tables.tutor_statistics import undecided
@@ -15,7 +15,7 @@ MANY = 10
 """Names in a row beyond which a reader would stop reading."""
 
 
-def find_gaps(runs: RunSet, models: Sequence[Model], groups: Sequence[Group]) -> list[str]:
+def find_gaps(runs: RunSet, models: Sequence[ReportModel], groups: Sequence[ComparableGroup]) -> list[str]:
     """Say what a reader should know is not there, or not comparable."""
     return [
         *(f"{found.run}: {found.words}" for found in runs.unfinished),
@@ -27,7 +27,7 @@ def find_gaps(runs: RunSet, models: Sequence[Model], groups: Sequence[Group]) ->
     ]
 
 
-def warnings(groups: Sequence[Group]) -> list[str]:
+def warnings(groups: Sequence[ComparableGroup]) -> list[str]:
     """Return every warning of the gradient-masking checks and audits, with the model it is about."""
     return [
         *failed_audits(groups),
@@ -35,7 +35,7 @@ def warnings(groups: Sequence[Group]) -> list[str]:
     ]
 
 
-def _warned(groups: Sequence[Group]) -> list[str]:
+def _warned(groups: Sequence[ComparableGroup]) -> list[str]:
     return [
         f"{found.model.name} ({group.protocol}, {found.model.trained}): {warning}"
         for group in groups
@@ -44,7 +44,7 @@ def _warned(groups: Sequence[Group]) -> list[str]:
     ]
 
 
-def _apart(models: Sequence[Model], groups: Sequence[Group]) -> list[str]:
+def _apart(models: Sequence[ReportModel], groups: Sequence[ComparableGroup]) -> list[str]:
     words = []
     if len(groups) > 1:
         reasons = []
@@ -63,7 +63,7 @@ def _apart(models: Sequence[Model], groups: Sequence[Group]) -> list[str]:
     return words
 
 
-def _missing_stages(runs: RunSet, models: Sequence[Model]) -> list[str]:
+def _missing_stages(runs: RunSet, models: Sequence[ReportModel]) -> list[str]:
     words = []
     students = [model for model in models if model.made]
     used_searches = {model.search.sha256 for model in students if model.search}
@@ -89,7 +89,7 @@ def _missing_stages(runs: RunSet, models: Sequence[Model]) -> list[str]:
     return words
 
 
-def _partial_attacks(groups: Sequence[Group]) -> list[str]:
+def _partial_attacks(groups: Sequence[ComparableGroup]) -> list[str]:
     words, unproven = [], []
     for group in groups:
         for found in group.measured:

@@ -12,20 +12,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rnascl_cli.artifacts.documents import Protocol, TutorOrigin
-from rnascl_cli.reporting.data.comparable_groups import Group, Measured
-from rnascl_cli.reporting.data.lineage import TUTOR_WORDS, Model
+from rnascl_cli.reporting.data.comparable_groups import ComparableGroup, ComparableResult
+from rnascl_cli.reporting.data.lineage import TUTOR_WORDS, ReportModel
 from rnascl_cli.reporting.tables.attacks import headings_of, result_at
-from rnascl_cli.reporting.tables.provenance import made_anchor
+from rnascl_cli.reporting.tables.provenance import provenance_anchor
 from rnascl_cli.reporting.tables.table import NOTHING, Cell, Column, Table, number, points, text
 
 ORIGINS: tuple[TutorOrigin, ...] = ("searched", "random", "same-depth", "last-layer", "by-hand")
 CONTROLS: tuple[TutorOrigin, ...] = ("random", "same-depth", "last-layer")
 
-Read = Callable[[Measured], float | None]
+Read = Callable[[ComparableResult], float | None]
 
 
 @dataclass(frozen=True)
-class Trial:
+class PairedRun:
     """A student that learned from tutors, and what it withstood.
 
     Attributes:
@@ -42,11 +42,11 @@ class Trial:
     network: str
     seed: int
     origin: TutorOrigin
-    measured: Measured
+    measured: ComparableResult
 
 
 @dataclass(frozen=True)
-class Measure:
+class ReportColumn:
     """A column of the comparison: its heading and how to read it off a measurement."""
 
     column: Column
@@ -67,8 +67,8 @@ class Comparison:
 
     name: str
     protocol: Protocol
-    trials: tuple[Trial, ...]
-    measures: tuple[Measure, ...]
+    trials: tuple[PairedRun, ...]
+    measures: tuple[ReportColumn, ...]
     words: str
 
     @property
@@ -76,15 +76,15 @@ class Comparison:
         """Each family's words."""
         return {trial.family: trial.words for trial in self.trials}
 
-    def of(self, family: str, origin: TutorOrigin) -> list[Trial]:
+    def of(self, family: str, origin: TutorOrigin) -> list[PairedRun]:
         """Return the students of a family under one kind of map, by seed."""
         found = [trial for trial in self.trials if (trial.family, trial.origin) == (family, origin)]
         return sorted(found, key=lambda trial: trial.seed)
 
 
-def comparisons(groups: Sequence[Group]) -> list[Comparison]:
+def comparisons(groups: Sequence[ComparableGroup]) -> list[Comparison]:
     """Return what can be compared: one comparison a protocol and norm."""
-    together: dict[tuple[Protocol, str], list[Group]] = {}
+    together: dict[tuple[Protocol, str], list[ComparableGroup]] = {}
     for group in groups:
         together.setdefault((group.protocol, group.norm), []).append(group)
     found = []
@@ -98,9 +98,9 @@ def comparisons(groups: Sequence[Group]) -> list[Comparison]:
     return found
 
 
-def _trials(group: Group) -> list[Trial]:
+def _trials(group: ComparableGroup) -> list[PairedRun]:
     return [
-        Trial(
+        PairedRun(
             _family(found.model),
             _family_words(found.model),
             f"{found.model.made.document.architecture.widths} on {group.letter}",
@@ -113,7 +113,7 @@ def _trials(group: Group) -> list[Trial]:
     ]
 
 
-def _family(model: Model) -> str:
+def _family(model: ReportModel) -> str:
     """Return everything that students to be compared share, as text."""
     assert model.made is not None
     document = model.made.document
@@ -130,7 +130,7 @@ def _family(model: Model) -> str:
     return json.dumps(shared, sort_keys=True, default=str)
 
 
-def _family_words(model: Model) -> str:
+def _family_words(model: ReportModel) -> str:
     assert model.made is not None
     document = model.made.document
     searched = f", robust search ({model.robust_search})" if model.robust_search else ""
@@ -139,7 +139,7 @@ def _family_words(model: Model) -> str:
     return f"{document.architecture.space}, {document.paradigm}{searched}{scratch}{finetuned}"
 
 
-def _beside_learned(trials: Sequence[Trial]) -> list[Trial]:
+def _beside_learned(trials: Sequence[PairedRun]) -> list[PairedRun]:
     """Keep the students of families that have a learned map and another, and number families that look alike."""
     origins: dict[str, set[TutorOrigin]] = {}
     for trial in trials:
@@ -152,27 +152,27 @@ def _beside_learned(trials: Sequence[Trial]) -> list[Trial]:
         for family, word in words.items()
     }
     return [
-        Trial(trial.family, named[trial.family], trial.network, trial.seed, trial.origin, trial.measured)
+        PairedRun(trial.family, named[trial.family], trial.network, trial.seed, trial.origin, trial.measured)
         for trial in trials
         if trial.family in named
     ]
 
 
-def _measures(groups: Sequence[Group], trials: Sequence[Trial]) -> list[Measure]:
+def _measures(groups: Sequence[ComparableGroup], trials: Sequence[PairedRun]) -> list[ReportColumn]:
     """Return clean accuracy and every attack that a learned map and another met under the same settings."""
-    measures = [Measure(Column("Clean", True), lambda measured: measured.attack.document.clean_accuracy)]
+    measures = [ReportColumn(Column("Clean", True), lambda measured: measured.attack.document.clean_accuracy)]
     headings = {key: column for group in groups for key, column in headings_of(group).items()}
     for key, column in headings.items():
         read = _reader(key)
         learned = [trial for trial in trials if trial.origin == "searched" and read(trial.measured) is not None]
         others = [trial for trial in trials if trial.origin != "searched" and read(trial.measured) is not None]
         if learned and others:
-            measures.append(Measure(column, read))
+            measures.append(ReportColumn(column, read))
     return measures
 
 
 def _reader(key: tuple[str, float, str, int | None, float | None, int]) -> Read:
-    def read(measured: Measured) -> float | None:
+    def read(measured: ComparableResult) -> float | None:
         result = result_at(measured, key)
         return result.accuracy if result else None
 
@@ -222,7 +222,7 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
 
 
 def _mean_row(
-    comparison: Comparison, family: str, words: str, origin: TutorOrigin, trials: Sequence[Trial]
+    comparison: Comparison, family: str, words: str, origin: TutorOrigin, trials: Sequence[PairedRun]
 ) -> list[Cell]:
     cells = [text(words), text(TUTOR_WORDS[origin]), number(len({trial.seed for trial in trials}), "d")]
     for measure in comparison.measures:
@@ -257,7 +257,7 @@ def _by_seed(comparison: Comparison) -> Table:
         [*columns, *(measure.column for measure in comparison.measures)],
         [
             [
-                text(trial.measured.model.name, href=made_anchor(trial.measured.attack)),
+                text(trial.measured.model.name, href=provenance_anchor(trial.measured.attack)),
                 text(trial.words),
                 text(TUTOR_WORDS[trial.origin]),
                 number(trial.seed, "d"),

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rnascl_cli.artifacts.documents import BudgetRecord, FrontPoint, SearchDocument
-from rnascl_cli.reporting.data.lineage import Made, Model
+from rnascl_cli.reporting.data.lineage import ReportModel, StudentArtifact
 from rnascl_cli.reporting.figures.style import Plot, Theme, colour, legend_below, line, marker
-from rnascl_cli.reporting.tables.provenance import made_anchor
+from rnascl_cli.reporting.tables.provenance import provenance_anchor
 from rnascl_cli.reporting.tables.table import NOTHING, Cell, Column, Table, accuracy, number, text
-from rnascl_cli.spaces import SPACES, Budget, Networks
+from rnascl_cli.spaces import SPACES, Budget, NetworkSpace
 
 
 def derived_widths(found: SearchDocument) -> list[int]:
@@ -19,9 +19,9 @@ def derived_widths(found: SearchDocument) -> list[int]:
     if found.budget is not None and space is not None:
         budget = Budget(found.budget.max_macs, found.budget.max_params)
         if [list(choices) for choices in space.block_choices] == found.width_choices:
-            networks = Networks(space, num_classes=found.num_classes, input_size=found.input_size)
+            networks = NetworkSpace(space, num_classes=found.num_classes, input_size=found.input_size)
             if budget.keeps(networks.smallest):
-                return networks.best(found.width_logits, budget).widths
+                return networks.most_likely(found.width_logits, budget).widths
     return [choices[row.index(max(row))] for choices, row in zip(found.width_choices, found.width_logits, strict=True)]
 
 
@@ -37,15 +37,15 @@ class _Student(NamedTuple):
     front: str  # the search, and how the students of one line were trained
     point: FrontPoint
     budget: BudgetRecord | None
-    model: Model
-    made: Made
+    model: ReportModel
+    made: StudentArtifact
 
     @property
     def macs(self) -> float:
         return self.made.document.architecture.macs / 1e6
 
 
-def fronts(models: Sequence[Model]) -> tuple[list[Table], list[Plot]]:
+def fronts(models: Sequence[ReportModel]) -> tuple[list[Table], list[Plot]]:
     """Return the students that are points of a front as a table and a figure; nothing where there are none."""
     students = [found for model in models if (found := _student(model)) is not None]
     if not students:
@@ -63,7 +63,7 @@ def fronts(models: Sequence[Model]) -> tuple[list[Table], list[Plot]]:
     return [Table("fronts", "Fronts", columns, list(map(_row, students)), intro=intro)], [_plot(students)]
 
 
-def _student(model: Model) -> _Student | None:
+def _student(model: ReportModel) -> _Student | None:
     if model.made is None or model.derived is None or (point := model.derived.document.point) is None:
         return None
     searched = model.search.run if model.search else "unknown search"
@@ -76,7 +76,7 @@ def _row(found: _Student) -> list[Cell]:
     return [
         text(found.front),
         Cell(f"{found.point.index} of {found.point.of}", float(found.point.index)),
-        text(found.model.name, href=made_anchor(found.made)),
+        text(found.model.name, href=provenance_anchor(found.made)),
         number(document.architecture.params / 1e6, ".3f"),
         number(found.macs, ".2f", note=budget_words(found.budget)),
         accuracy(document.clean_accuracy, data.test_images, bar=True) if data else Cell(NOTHING),

@@ -23,7 +23,7 @@ STAGE_TABLES = {
 
 
 @dataclass(frozen=True)
-class Making:
+class ProvenanceEntry:
     """How one document was made.
 
     Attributes:
@@ -41,13 +41,13 @@ class Making:
     facts: tuple[tuple[str, str], ...]
 
 
-def made_anchor(found: Artifact[Any]) -> str:
+def provenance_anchor(found: Artifact[Any]) -> str:
     """Return the link to where the page tells how a document was made."""
     # Runs of unlike names may look alike as anchors, and copies of a document have one sha256.
     return f"#made-{sha256_bytes(f'{found.run}/{found.file}'.encode())[:10]}"
 
 
-def making(found: Artifact[AnyDocument]) -> Making:
+def provenance_entry(found: Artifact[AnyDocument]) -> ProvenanceEntry:
     """Return how a document was made."""
     document = found.document
     made = document.provenance
@@ -66,7 +66,7 @@ def making(found: Artifact[AnyDocument]) -> Making:
     ]
     if changed := changed_settings(made.recipe, document.kind):
         facts.append(("settings away from the defaults", ", ".join(changed)))
-    return Making(made_anchor(found)[1:], found.run, found.file, shlex.join(made.command), tuple(facts))
+    return ProvenanceEntry(provenance_anchor(found)[1:], found.run, found.file, shlex.join(made.command), tuple(facts))
 
 
 def _data(document: AnyDocument) -> list[tuple[str, str]]:
@@ -109,7 +109,7 @@ def _kept(document: AnyDocument) -> list[tuple[str, str]]:
     return [("weights kept", "; ".join(words))] if words else []
 
 
-def making_table(found: Sequence[Artifact[AnyDocument]]) -> Table:
+def provenance_table(found: Sequence[Artifact[AnyDocument]]) -> Table:
     """Return how every document was made, in a row each; the page's details tell the rest."""
     columns = ["Document", "Command", "Commit", "Teacher (sha256)", "Device", "Data (fingerprint)", "Made"]
     return Table(
@@ -125,7 +125,7 @@ def _row(found: Artifact[AnyDocument]) -> list[Cell]:
     made = found.document.provenance
     teacher, data = made.teacher, made.data
     return [
-        text(f"{found.run}/{found.file}", href=made_anchor(found)),
+        text(f"{found.run}/{found.file}", href=provenance_anchor(found)),
         number(made.seed, "d"),
         text(" ".join(made.command[:2]), note=shlex.join(made.command)),
         text(made.commit),

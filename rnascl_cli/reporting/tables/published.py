@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rnascl_cli.artifacts.documents import DataReference, Provenance
 from rnascl_cli.core.units import parse_epsilon
 from rnascl_cli.reporting.data.comparable_groups import attack_name
-from rnascl_cli.reporting.data.lineage import Model
+from rnascl_cli.reporting.data.lineage import ReportModel
 from rnascl_cli.reporting.published import (
     PUBLISHED_PROTOCOL,
     TABLES,
@@ -17,7 +17,7 @@ from rnascl_cli.reporting.published import (
     PublishedTable,
 )
 from rnascl_cli.reporting.tables.attacks import DEPARTED, DEPARTED_NOTE
-from rnascl_cli.reporting.tables.provenance import made_anchor
+from rnascl_cli.reporting.tables.provenance import provenance_anchor
 from rnascl_cli.reporting.tables.table import NOTHING, Cell, Column, Table, accuracy, number, points, short_spec, text
 
 CIFAR10 = frozenset(
@@ -37,7 +37,7 @@ PROTOCOLS = ("pixel", "paper-code", None)
 
 
 @dataclass(frozen=True)
-class Reading:
+class PublishedComparison:
     """A model's accuracies in per cent, by the published measures' names, of one document.
 
     Attributes:
@@ -50,7 +50,7 @@ class Reading:
         href: Where the page tells how it was made.
     """
 
-    model: Model
+    model: ReportModel
     protocol: str | None
     n: int
     fingerprint: str
@@ -83,7 +83,7 @@ def family(architecture: str | None) -> str | None:
     return next((short for short, names in TEACHER_FAMILIES.items() if architecture in names), architecture)
 
 
-def readings(model: Model, table: PublishedTable) -> list[Reading]:
+def readings(model: ReportModel, table: PublishedTable) -> list[PublishedComparison]:
     """Return what was measured of ``model`` on the table's data at the table's eps: one reading an attack document."""
     eps = parse_epsilon(table.eps).value
     found = []
@@ -95,18 +95,20 @@ def readings(model: Model, table: PublishedTable) -> list[Reading]:
         results.sort(key=lambda result: result.standard)  # of two, the one by the published setting counts
         measures = {"clean": 100 * document.clean_accuracy} | {r.attack: 100 * r.accuracy for r in results}
         departed = {r.attack for r in results} - {r.attack for r in results if r.standard}
-        href = made_anchor(attack)
+        href = provenance_anchor(attack)
         found.append(
-            Reading(model, document.protocol, document.n, data.fingerprint, measures, frozenset(departed), href)
+            PublishedComparison(
+                model, document.protocol, document.n, data.fingerprint, measures, frozenset(departed), href
+            )
         )
     if not found and model.made and (data := model.made.document.provenance.data) and dataset_of(data) == table.dataset:
         clean = {"clean": 100 * model.made.document.clean_accuracy}
-        href = made_anchor(model.made)
-        found.append(Reading(model, None, data.test_images, data.fingerprint, clean, frozenset(), href))
+        href = provenance_anchor(model.made)
+        found.append(PublishedComparison(model, None, data.test_images, data.fingerprint, clean, frozenset(), href))
     return [reading for reading in found if set(reading.measures) & set(table.measures)]
 
 
-def match(model: Model, table: PublishedTable) -> PublishedRow | None:
+def match(model: ReportModel, table: PublishedTable) -> PublishedRow | None:
     """Return the published row a model is to be compared with, the same teacher's before another's.
 
     Space, paradigm and adversarial fine-tuning must agree, and tutors must be learned ones; a teacher is matched by
@@ -132,7 +134,7 @@ def match(model: Model, table: PublishedTable) -> PublishedRow | None:
     return min(rows, key=lambda row: row.teacher not in (own, None), default=None)
 
 
-def beside_published(models: Sequence[Model]) -> list[Table]:
+def beside_published(models: Sequence[ReportModel]) -> list[Table]:
     """Return, for each published table with a matching row, that row with the measured ones and the difference.
 
     Measurements under different protocols stand in different tables.
@@ -145,7 +147,7 @@ def beside_published(models: Sequence[Model]) -> list[Table]:
     ]
 
 
-def paper_tables(models: Sequence[Model]) -> list[Table]:
+def paper_tables(models: Sequence[ReportModel]) -> list[Table]:
     """Return all six tables whole, the measured rows under the published ones they are to be compared with.
 
     A second protocol follows in a table of its own, with the published rows it bears on.
@@ -159,7 +161,7 @@ def paper_tables(models: Sequence[Model]) -> list[Table]:
     return tables
 
 
-def unmatched(models: Iterable[Model]) -> list[str]:
+def unmatched(models: Iterable[ReportModel]) -> list[str]:
     """Say why models have no row of the paper to be compared with: a reason, and the models it holds for."""
     reasons: dict[str, list[str]] = {}
     for model in models:
@@ -175,15 +177,17 @@ def unmatched(models: Iterable[Model]) -> list[str]:
     return [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
 
 
-def _measured_by(model: Model) -> Provenance | None:
+def _measured_by(model: ReportModel) -> Provenance | None:
     if model.attacks:
         return model.attacks[0].document.provenance
     return model.made.document.provenance if model.made else None
 
 
-def _matched(published: PublishedTable, models: Sequence[Model]) -> dict[str | None, dict[int, list[Reading]]]:
+def _matched(
+    published: PublishedTable, models: Sequence[ReportModel]
+) -> dict[str | None, dict[int, list[PublishedComparison]]]:
     """Return the readings by protocol, and by the published row they are compared with."""
-    matched: dict[str | None, dict[int, list[Reading]]] = {}
+    matched: dict[str | None, dict[int, list[PublishedComparison]]] = {}
     for model in models:
         row = match(model, published)
         if row is not None:
@@ -194,7 +198,7 @@ def _matched(published: PublishedTable, models: Sequence[Model]) -> dict[str | N
 
 
 def _filled(
-    published: PublishedTable, measured: dict[int, list[Reading]], protocol: str | None, *, full: bool
+    published: PublishedTable, measured: dict[int, list[PublishedComparison]], protocol: str | None, *, full: bool
 ) -> Table:
     rows: list[list[Cell]] = []
     emphasised: set[int] = set()
@@ -253,7 +257,7 @@ def _printed(value: float | None, form: str, marks: str) -> Cell:
     return Cell(UNREPORTED, None, "not in the paper") if value is None else number(value, form, mark=marks)
 
 
-def _measured_row(reading: Reading, row: PublishedRow, published: PublishedTable) -> list[Cell]:
+def _measured_row(reading: PublishedComparison, row: PublishedRow, published: PublishedTable) -> list[Cell]:
     model = reading.model
     built = model.architecture
     cells = [
@@ -273,7 +277,7 @@ def _measured_row(reading: Reading, row: PublishedRow, published: PublishedTable
     return cells
 
 
-def _how(model: Model, row: PublishedRow) -> str:
+def _how(model: ReportModel, row: PublishedRow) -> str:
     """Say how it was trained, and in what that departs from the published row."""
     if model.made is None:
         return model.trained

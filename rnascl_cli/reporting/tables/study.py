@@ -6,14 +6,14 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from rnascl_cli.artifacts.study import Attacked, StudyDocument, StudyRow
+from rnascl_cli.artifacts.study import AttackSummary, StudyDocument, StudyRow
 from rnascl_cli.reporting.data.comparable_groups import attack_name
 from rnascl_cli.reporting.published import TABLE_1, TABLE_2, TABLE_4, PublishedRow, PublishedTable
 from rnascl_cli.reporting.tables.table import FULL_TEST, NOTHING, points
 
 
 @dataclass(frozen=True)
-class Measure:
+class StudyColumn:
     """A column of accuracies: its heading, and how a student's number is read."""
 
     heading: str
@@ -78,7 +78,7 @@ def _section(study: StudyDocument, space: str, stage: str, rows: Sequence[StudyR
     return "\n\n".join(parts)
 
 
-def _measures(rows: Sequence[StudyRow]) -> list[Measure]:
+def _measures(rows: Sequence[StudyRow]) -> list[StudyColumn]:
     """Return the columns: clean accuracy on all test images, then each attack at each eps in the order met."""
     images = max(row.test_images for row in rows)
     found = {
@@ -97,18 +97,18 @@ def _measures(rows: Sequence[StudyRow]) -> list[Measure]:
 
         return read
 
-    columns = [Measure(f"clean ({images:,})", lambda row: (row.clean_accuracy, row.test_images))]
+    columns = [StudyColumn(f"clean ({images:,})", lambda row: (row.clean_accuracy, row.test_images))]
     for (name, attack, eps), attacked in found.items():
-        columns.append(Measure(_heading(attack, eps, attacked), reader(name, attack, eps)))
+        columns.append(StudyColumn(_heading(attack, eps, attacked), reader(name, attack, eps)))
     return columns
 
 
-def _heading(attack: str, eps: str, attacked: Attacked) -> str:
+def _heading(attack: str, eps: str, attacked: AttackSummary) -> str:
     protocol = ", paper-code" if attacked.protocol == "paper-code" else ""
     return f"{attack_name(attack).replace('pgd', 'PGD-')} {eps}{protocol} ({attacked.n:,})"
 
 
-def _mean_row(arm: str, rows: Sequence[StudyRow], measures: Sequence[Measure]) -> list[str]:
+def _mean_row(arm: str, rows: Sequence[StudyRow], measures: Sequence[StudyColumn]) -> list[str]:
     params = _mean([row.params / 1e6 for row in rows], "{:.3f}")
     macs = _mean([row.macs / 1e6 for row in rows], "{:.2f}")
     cells = [f"`{arm}`", str(len({row.seed for row in rows})), params, macs]
@@ -132,7 +132,7 @@ def _mean(values: Sequence[float], form: str) -> str:
 
 
 def _differences(
-    study: StudyDocument, arms: Sequence[str], rows: Sequence[StudyRow], measures: Sequence[Measure]
+    study: StudyDocument, arms: Sequence[str], rows: Sequence[StudyRow], measures: Sequence[StudyColumn]
 ) -> list[list[str]]:
     """Return a row an arm: what it has more than the reference arm of the same seed."""
     reference = {row.seed: row for row in rows if row.arm == study.reference}

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rnascl_cli.artifacts.documents import DataReference
-from rnascl_cli.reporting.data.comparable_groups import Group, Measured, usual_eps
-from rnascl_cli.reporting.data.lineage import Made, Model
+from rnascl_cli.reporting.data.comparable_groups import ComparableGroup, ComparableResult, usual_eps
+from rnascl_cli.reporting.data.lineage import ReportModel, StudentArtifact
 from rnascl_cli.reporting.tables.attacks import clean_cell, worst_cell
 from rnascl_cli.reporting.tables.audit import audit_cell, unaudited
 from rnascl_cli.reporting.tables.pareto import budget_words
-from rnascl_cli.reporting.tables.provenance import made_anchor
+from rnascl_cli.reporting.tables.provenance import provenance_anchor
 from rnascl_cli.reporting.tables.table import (
     NOTHING,
     Cell,
@@ -28,7 +28,7 @@ from rnascl_cli.reporting.tables.table import (
 
 
 @dataclass(frozen=True)
-class Tile:
+class SummaryTile:
     """A number at the head of the page.
 
     Attributes:
@@ -44,33 +44,33 @@ class Tile:
     loud: bool = False
 
 
-def tiles(found: Sequence[Model], groups: Sequence[Group]) -> list[Tile]:
+def tiles(found: Sequence[ReportModel], groups: Sequence[ComparableGroup]) -> list[SummaryTile]:
     """Return what stands out in the first group of measurements."""
     finetuned = sum(model.finetuned is not None for model in found)
     students = sum(model.made is not None for model in found)
     counted = f"{students} trained here, {finetuned} of them fine-tuned with adversarial images"
-    shown = [Tile("Models", str(len(found)), counted)]
+    shown = [SummaryTile("Models", str(len(found)), counted)]
     if not groups:
-        return [*shown, Tile("Under attack", "nothing", "no attack run is given")]
+        return [*shown, SummaryTile("Under attack", "nothing", "no attack run is given")]
     group = groups[0]
     where = f"{group.n:,} test images, data {group.letter}"
     if best := _highest(group, lambda measured: measured.attack.document.clean_accuracy):
         share, name = best
-        shown.append(Tile("Highest clean accuracy", f"{percent(share, group.n)} %", f"{name}; {where}"))
+        shown.append(SummaryTile("Highest clean accuracy", f"{percent(share, group.n)} %", f"{name}; {where}"))
     usual = usual_eps(group)
     if usual and (best := _highest(group, lambda measured: measured.worst_case_at(usual.eps_value))):
         share, name = best
         label = f"Highest worst case at {usual.eps}, {group.protocol}"
-        shown.append(Tile(label, f"{percent(share, group.n)} %", f"{name}; {where}"))
+        shown.append(SummaryTile(label, f"{percent(share, group.n)} %", f"{name}; {where}"))
     return [*shown, _audit_tile(groups)]
 
 
-def _highest(group: Group, of: Callable[[Measured], float | None]) -> tuple[float, str] | None:
+def _highest(group: ComparableGroup, of: Callable[[ComparableResult], float | None]) -> tuple[float, str] | None:
     known = [(share, found.model.name) for found in group.measured if (share := of(found)) is not None]
     return max(known, key=lambda item: item[0], default=None)
 
 
-def _audit_tile(groups: Sequence[Group]) -> Tile:
+def _audit_tile(groups: Sequence[ComparableGroup]) -> SummaryTile:
     cards = {
         (found.model.name, group.letter): all(check.passed for check in found.card)
         for group in groups
@@ -80,12 +80,12 @@ def _audit_tile(groups: Sequence[Group]) -> Tile:
     without = len(unaudited(groups))
     note = f"{without} model{'s' * (without != 1)} not audited" if without else "every attacked model is audited"
     if not cards:
-        return Tile("Audits for masked gradients", "none", note)
+        return SummaryTile("Audits for masked gradients", "none", note)
     passed = sum(cards.values())
-    return Tile("Audits passed", f"{passed} of {len(cards)}", note, loud=passed < len(cards))
+    return SummaryTile("Audits passed", f"{passed} of {len(cards)}", note, loud=passed < len(cards))
 
 
-def headline(group: Group) -> Table:
+def headline(group: ComparableGroup) -> Table:
     """Return the summary of one group: size, clean accuracy, worst-case robust accuracy and audit of each model."""
     usual = usual_eps(group)
     worst = f"Worst case {usual.eps}" if usual else "Worst case"
@@ -108,11 +108,11 @@ def headline(group: Group) -> Table:
     )
 
 
-def _headline_row(found: Measured, eps: float | None) -> list[Cell]:
+def _headline_row(found: ComparableResult, eps: float | None) -> list[Cell]:
     model, built = found.model, found.model.architecture
     warned = found.attack.document.warnings
     return [
-        text(model.name, note=model.origin, href=made_anchor(model.made or found.attack)),
+        text(model.name, note=model.origin, href=provenance_anchor(model.made or found.attack)),
         text(model.trained),
         text(built.space if built else None),
         number(built.params / 1e6 if built else None, ".3f"),
@@ -126,22 +126,22 @@ def _headline_row(found: Measured, eps: float | None) -> list[Cell]:
     ]
 
 
-def model_tables(models: Sequence[Model]) -> list[Table]:
+def model_tables(models: Sequence[ReportModel]) -> list[Table]:
     """Return the students' sizes and clean accuracies: one table for each set of data they were trained on."""
     found = by_data(models)
     return [_model_table(index, alike, len(found)) for index, alike in enumerate(found, 1)]
 
 
-def by_data(models: Sequence[Model]) -> list[list[Model]]:
+def by_data(models: Sequence[ReportModel]) -> list[list[ReportModel]]:
     """Sort the students by their data: in each list all have the same test images, and train on as many of one set.
 
     Each seed draws its own images to hold out, so among seeds the fingerprint may differ; within one it may not.
     """
-    kinds: dict[str, list[tuple[Made, Model]]] = {}
+    kinds: dict[str, list[tuple[StudentArtifact, ReportModel]]] = {}
     for model in models:
         if model.made:
             kinds.setdefault(_kind_of_data(model.made.document.provenance.data), []).append((model.made, model))
-    found: dict[tuple[str, str], list[Model]] = {}
+    found: dict[tuple[str, str], list[ReportModel]] = {}
     for kind, students in kinds.items():
         drawn: dict[int, set[str]] = {}
         for made, _ in students:
@@ -152,7 +152,7 @@ def by_data(models: Sequence[Model]) -> list[list[Model]]:
     return list(found.values())
 
 
-def _fingerprint(made: Made) -> str:
+def _fingerprint(made: StudentArtifact) -> str:
     data = made.document.provenance.data
     return data.fingerprint if data else ""
 
@@ -164,7 +164,7 @@ def _kind_of_data(data: DataReference | None) -> str:
     return data.model_dump_json() if data.limit_test is not None else data.model_dump_json(exclude={"fingerprint"})
 
 
-def _model_table(index: int, models: Sequence[Model], of: int) -> Table:
+def _model_table(index: int, models: Sequence[ReportModel], of: int) -> Table:
     columns = [
         Column("Model"),
         Column("Space"),
@@ -197,19 +197,19 @@ def _model_table(index: int, models: Sequence[Model], of: int) -> Table:
     )
 
 
-def _teacher_cell(model: Model) -> Cell:
+def _teacher_cell(model: ReportModel) -> Cell:
     if model.teacher is None:
         return Cell(NOTHING)
     return text(f"{model.teacher.architecture} ({model.teacher.sha256[:8]})", note=teacher_words(model.teacher) or "")
 
 
-def _model_row(model: Model) -> list[Cell]:
+def _model_row(model: ReportModel) -> list[Cell]:
     assert model.made is not None
     document = model.made.document
     data = document.provenance.data
     built = document.architecture
     return [
-        text(model.name, href=made_anchor(model.made)),
+        text(model.name, href=provenance_anchor(model.made)),
         text(built.space),
         text(model.trained),
         _teacher_cell(model)

@@ -16,7 +16,7 @@ HARDLY_DECIDED = 0.9
 
 
 @dataclass(frozen=True)
-class Tutored:
+class LearnedTutorMap:
     """A tutor map that a search learned.
 
     Attributes:
@@ -39,10 +39,10 @@ def softmax(logits: Sequence[float]) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-def tutored(runs: RunSet) -> list[Tutored]:
+def tutored(runs: RunSet) -> list[LearnedTutorMap]:
     """Return every distinct learned tutor map; a document that training copied into its own folder counts once."""
     searches = {found.sha256: found.run for found in runs.searches}
-    once: dict[str, Tutored] = {}
+    once: dict[str, LearnedTutorMap] = {}
     for found in runs.derivations:
         document = found.document
         tutors = document.tutors
@@ -50,15 +50,15 @@ def tutored(runs: RunSet) -> list[Tutored]:
             continue
         source = document.provenance.inputs.get("search.json")
         run = searches.get(source or "", found.run)
-        tutored = Tutored(run, document.provenance.seed, document.architecture.space, tutors)
+        tutored = LearnedTutorMap(run, document.provenance.seed, document.architecture.space, tutors)
         # A search is one map; without it, the whole document tells two apart.
         once.setdefault(source or document.model_dump_json(), tutored)
     return list(once.values())
 
 
-def alike(maps: Sequence[Tutored]) -> list[list[Tutored]]:
+def alike(maps: Sequence[LearnedTutorMap]) -> list[list[LearnedTutorMap]]:
     """Sort maps by student layers, teacher layers and teacher: only within these may choices be compared."""
-    found: dict[tuple[tuple[str, ...], tuple[str, ...], str], list[Tutored]] = {}
+    found: dict[tuple[tuple[str, ...], tuple[str, ...], str], list[LearnedTutorMap]] = {}
     for one in maps:
         key = (tuple(one.tutors.student_layers), tuple(one.tutors.teacher_layers), one.tutors.teacher.sha256)
         found.setdefault(key, []).append(one)
@@ -141,7 +141,7 @@ def counts(tutors: TutorMap) -> list[int]:
     return [tutors.tutor.count(index) for index in range(len(tutors.teacher_layers))]
 
 
-def likeness_table(maps: Sequence[Tutored]) -> Table | None:
+def likeness_table(maps: Sequence[LearnedTutorMap]) -> Table | None:
     """Return how often each learned map agrees with three maps nobody had to learn."""
     if not maps:
         return None
@@ -190,7 +190,7 @@ def likeness_table(maps: Sequence[Tutored]) -> Table | None:
     )
 
 
-def agreement_table(maps: Sequence[Tutored]) -> Table | None:
+def agreement_table(maps: Sequence[LearnedTutorMap]) -> Table | None:
     """Return how often two searches with the same layers and teacher chose the same tutor; None without such pairs."""
     pairs = [pair for group in alike(maps) for pair in itertools.combinations(group, 2)]
     if not pairs:

@@ -14,20 +14,20 @@ from rnascl_cli.artifacts.store import read_document, write_document
 from rnascl_cli.attacks.audit import audit_model
 from rnascl_cli.attacks.cuda_graph import Captured
 from rnascl_cli.attacks.evaluate import Evaluator, exact_float32
-from rnascl_cli.attacks.gradient import Model
+from rnascl_cli.attacks.gradient import LogitFunction
 from rnascl_cli.attacks.gradient_masking import masking_signs
-from rnascl_cli.attacks.protocol import Domain
+from rnascl_cli.attacks.protocol import AttackSpace
 from rnascl_cli.attacks.resume import Journal
 from rnascl_cli.core import console, distributed
 from rnascl_cli.core.errors import Interrupted, UserError
 from rnascl_cli.core.progress import long_progress
 from rnascl_cli.core.random_streams import generator
-from rnascl_cli.engine.device import Compute
+from rnascl_cli.engine.device import DeviceConfig
 from rnascl_cli.engine.lock import Lock, lock_directory
 from rnascl_cli.engine.modes import evaluating, frozen
 from rnascl_cli.engine.provenance import make_provenance
-from rnascl_cli.engine.resume_command import how_to_go_on
-from rnascl_cli.engine.run_directory import JOURNAL, clear_left_behind
+from rnascl_cli.engine.resume_command import resume_hint
+from rnascl_cli.engine.run_directory import JOURNAL, remove_temporary_files
 from rnascl_cli.models.batchnorm_folding import folded
 from rnascl_cli.stages.attack.document import (
     accuracy,
@@ -37,7 +37,7 @@ from rnascl_cli.stages.attack.document import (
     verdicts_row,
     worst_case,
 )
-from rnascl_cli.stages.attack.plan import Assault
+from rnascl_cli.stages.attack.plan import AttackPlan
 from rnascl_cli.stages.attack.target import ATTACK_JSON
 
 SMALL = 5_000_000
@@ -46,45 +46,45 @@ SAMPLE = 16
 """Images on which the folded copy is compared with the model."""
 
 
-def attack(assault: Assault, *, resume: bool = False) -> AttackDocument:
+def attack(plan: AttackPlan, *, resume: bool = False) -> AttackDocument:
     """Attack the test images with every attack at every eps, and write ``attack.json``; several ranks share the work.
 
     Args:
-        assault: What to do; from :func:`rnascl_cli.stages.attack.plan.plan`.
+        plan: What to do; from :func:`rnascl_cli.stages.attack.plan.plan`.
         resume: Go on behind the batches that an interrupted run has finished; an attack that had finished
             is left as it is.
 
     Raises:
         UserError: There is nothing to go on with, or it is of another attack.
     """
-    if resume and (document := distributed.from_first(lambda: _finished(assault))) is not None:
+    if resume and (document := distributed.from_rank_zero(lambda: _finished(plan))) is not None:
         return document
-    recipe, data, settings = assault.recipe, assault.data, assault.recipe.attack
-    model = assault.target.loaded.module.to(assault.compute.device)
-    model.to(memory_format=_layout(assault.compute))
-    domain = assault.domain
-    lock = _lock(assault, resume=resume) if distributed.is_first() else None
-    with _hint_at_resume(assault), evaluating(model), frozen(model.parameters()):
-        journal = _opened(assault, resume=resume)
-        evaluator = _evaluator(model, assault, domain, journal)
+    recipe, data, settings = plan.recipe, plan.data, plan.recipe.attack
+    model = plan.target.loaded.module.to(plan.compute.device)
+    model.to(memory_format=_layout(plan.compute))
+    domain = plan.attack_space
+    lock = _lock(plan, resume=resume) if distributed.is_rank_zero() else None
+    with _hint_at_resume(plan), evaluating(model), frozen(model.parameters()):
+        journal = _opened(plan, resume=resume)
+        evaluator = _evaluator(model, plan, domain, journal)
         right_N = evaluator.clean()
-        outcomes = evaluator.sweep(assault.attacks, assault.epsilons, right_N)
+        outcomes = evaluator.evaluate(plan.attacks, plan.epsilons, right_N)
         signs = masking_signs(outcomes, evaluator.gradients(right_N))
         card = None
-        if assault.audit_eps is not None:
-            card = audit_model(evaluator, right_N, assault.audit_eps, outcomes, limit=settings.audit_images)
+        if plan.audit_eps is not None:
+            card = audit_model(evaluator, right_N, plan.audit_eps, outcomes, limit=settings.audit_images)
     worst_N = worst_case(outcomes)
     document = AttackDocument(
         provenance=make_provenance(
             recipe,
-            device=assault.compute.device_name,
-            precision=assault.compute.student,
+            device=plan.compute.device_name,
+            precision=plan.compute.student,
             data=data.reference(),
-            teacher=assault.target.provenance.teacher if assault.target.provenance else None,
-            inputs=assault.target.inputs,
+            teacher=plan.target.provenance.teacher if plan.target.provenance else None,
+            inputs=plan.target.inputs,
         ),
-        model=assault.target.name,
-        model_sha256=assault.target.loaded.sha256,
+        model=plan.target.name,
+        model_sha256=plan.target.loaded.sha256,
         protocol=settings.protocol,
         n=len(data.test),
         images=data.test.index_N.tolist(),
@@ -95,45 +95,45 @@ def attack(assault: Assault, *, resume: bool = False) -> AttackDocument:
         results=[result_row(outcome, settings, data) for outcome in outcomes],
         verdicts=[verdicts_row(outcome, data) for outcome in outcomes],
         warnings=[
-            *setting_warnings(assault.attacks, assault.epsilons, domain, settings.norm, data.num_classes),
+            *setting_warnings(plan.attacks, plan.epsilons, domain, settings.norm, data.num_classes),
             *signs,
         ],
         audit=card,
     )
-    write_document(assault.directory / ATTACK_JSON, document)
+    write_document(plan.directory / ATTACK_JSON, document)
     journal.remove()
     if lock is not None:
         lock.release()
-    console.say(f"wrote {assault.directory / ATTACK_JSON}")
+    console.info(f"wrote {plan.directory / ATTACK_JSON}")
     return document
 
 
-def _finished(assault: Assault) -> AttackDocument | None:
+def _finished(plan: AttackPlan) -> AttackDocument | None:
     """Return the result of an attack that had ended, if it is this one; None where there is something to do."""
-    path = assault.directory / ATTACK_JSON
-    if not path.is_file() or (assault.directory / JOURNAL).exists():
+    path = plan.directory / ATTACK_JSON
+    if not path.is_file() or (plan.directory / JOURNAL).exists():
         return None
     document = read_document(path, AttackDocument)
-    then, now = document.provenance, assault.recipe
+    then, now = document.provenance, plan.recipe
     same = {
-        "model_sha256": document.model_sha256 == assault.target.loaded.sha256,
-        "data": then.data == assault.data.reference(),
+        "model_sha256": document.model_sha256 == plan.target.loaded.sha256,
+        "data": then.data == plan.data.reference(),
         "seed": then.seed == now.seed,
-        "precision": then.precision == assault.compute.student,
+        "precision": then.precision == plan.compute.student,
         "settings": then.recipe.get("attack") == now.attack.model_dump(mode="json"),
-        "audit": (document.audit is not None) == (assault.audit_eps is not None),
+        "audit": (document.audit is not None) == (plan.audit_eps is not None),
     }
     if others := [name for name, equal in same.items() if not equal]:
         raise UserError(
             f"--resume: {path} is of a finished attack with another {', '.join(others)}; replace it with --force, or "
             "name another --out"
         )
-    console.say(f"{assault.directory}: had finished already; left as it is")
+    console.info(f"{plan.directory}: had finished already; left as it is")
     return document
 
 
-def _lock(assault: Assault, *, resume: bool) -> Lock:
-    directory = assault.directory
+def _lock(plan: AttackPlan, *, resume: bool) -> Lock:
+    directory = plan.directory
     if resume and not (directory / JOURNAL).is_file():
         raise UserError(f"--resume: no interrupted attack in {directory}; start without --resume")
     try:
@@ -141,69 +141,69 @@ def _lock(assault: Assault, *, resume: bool) -> Lock:
     except OSError as error:
         raise UserError(f"--out {directory}: {error.strerror}") from None
     lock = lock_directory(directory)
-    clear_left_behind(directory)
+    remove_temporary_files(directory)
     return lock
 
 
-def _opened(assault: Assault, *, resume: bool) -> Journal:
-    journal = assault.journal()
+def _opened(plan: AttackPlan, *, resume: bool) -> Journal:
+    journal = plan.journal()
     if resume:
-        console.say(f"going on behind {journal.load()} finished batches")
+        console.info(f"going on behind {journal.load()} finished batches")
     else:
         journal.start()
     return journal
 
 
-def _evaluator(model: nn.Module, assault: Assault, domain: Domain, journal: Journal) -> Evaluator:
-    recipe, compute = assault.recipe, assault.compute
+def _evaluator(model: nn.Module, plan: AttackPlan, domain: AttackSpace, journal: Journal) -> Evaluator:
+    recipe, compute = plan.recipe, plan.compute
     return Evaluator(
         model=model,
-        images=assault.data.test,
-        num_classes=assault.data.num_classes,
+        images=plan.data.test,
+        num_classes=plan.data.num_classes,
         streams=lambda purpose, restart, index: generator(recipe.seed, "attack", purpose, restart, index),
         device=compute.device,
         seed=recipe.seed,
-        domain=domain,
+        attack_space=domain,
         norm=recipe.attack.norm,
-        batch_size=assault.batch_size,
+        batch_size=plan.batch_size,
         autocast=compute.student_autocast,
         layout=_layout(compute),
         watch=long_progress,
         journal=journal,
-        worker=_worker(model, assault),
+        attacked_model=_attacked_model(model, plan),
     )
 
 
-def _worker(model: nn.Module, assault: Assault) -> Model | None:
+def _attacked_model(model: nn.Module, plan: AttackPlan) -> LogitFunction | None:
     """Return what attacks run on: the model's function, made faster where that is to be had."""
-    settings, compute = assault.recipe.attack, assault.compute
+    settings, compute = plan.recipe.attack, plan.compute
     worker: nn.Module = model
     if settings.fold:
-        sample_BCHW = assault.data.test.pixels(slice(SAMPLE)).to(compute.device).float() / 255
+        sample_BCHW = plan.data.test.pixels(slice(SAMPLE)).to(compute.device).float() / 255
         with exact_float32():
             worker = folded(model, sample_BCHW) or model
         worker.to(memory_format=_layout(compute))
     small = sum(parameter.numel() for parameter in model.parameters()) <= SMALL
     if settings.capture == "on" or (settings.capture == "auto" and compute.device.type == "cuda" and small):
-        return Captured(worker, batch_size=assault.batch_size)
+        return Captured(worker, batch_size=plan.batch_size)
     return worker
 
 
-def _layout(compute: Compute) -> torch.memory_format:
+def _layout(compute: DeviceConfig) -> torch.memory_format:
     """Return the memory layout that convolutions are fastest in: 1.2 to 1.5 times on the CPUs measured."""
     fast = compute.device.type == "cpu" or compute.student == "bf16"
     return torch.channels_last if fast else torch.contiguous_format
 
 
 @contextlib.contextmanager
-def _hint_at_resume(assault: Assault) -> Iterator[None]:
+def _hint_at_resume(plan: AttackPlan) -> Iterator[None]:
     """Say at Ctrl-C or SIGTERM, which end an attack at once, what is kept and how to go on."""
     try:
         yield
     except (KeyboardInterrupt, Interrupted) as stop:
-        kept = assault.directory / JOURNAL
+        kept = plan.directory / JOURNAL
         if not kept.is_file():
             raise
         signum = stop.signum if isinstance(stop, Interrupted) else signal.SIGINT
-        again = how_to_go_on(out=assault.out)
+        again = resume_hint(out=plan.out)
         raise Interrupted(signum, f"attack: finished batches are kept in {kept}; {again}") from None

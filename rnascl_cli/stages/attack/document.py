@@ -9,7 +9,7 @@ import torch
 from rnascl_cli.artifacts.documents import AttackResult, Verdicts
 from rnascl_cli.attacks.evaluate import Outcome
 from rnascl_cli.attacks.interface import Attack, Norm
-from rnascl_cli.attacks.protocol import Domain
+from rnascl_cli.attacks.protocol import AttackSpace
 from rnascl_cli.attacks.verdicts import wilson_interval
 from rnascl_cli.core.units import Epsilon
 from rnascl_cli.data import Data
@@ -19,7 +19,7 @@ LARGEST_L2 = 5.0
 
 
 def setting_warnings(
-    attacks: Sequence[Attack], epsilons: Sequence[Epsilon], domain: Domain, norm: Norm, num_classes: int
+    attacks: Sequence[Attack], epsilons: Sequence[Epsilon], domain: AttackSpace, norm: Norm, num_classes: int
 ) -> list[str]:
     """Return a sentence for each setting that can hardly be meant or is not the published one."""
     warnings = [
@@ -32,7 +32,7 @@ def setting_warnings(
     if not any(eps.value for eps in epsilons) and any(item.name != "clean" for item in attacks):
         warnings.append("every eps is 0: no image is attacked, and each accuracy is that on clean images")
     for item in attacks:
-        if not item.standard(num_classes):
+        if not item.is_standard(num_classes):
             warnings.append(
                 f"{item.name}: not AutoAttack's standard setting: {num_classes} classes give at most {num_classes - 1} "
                 "targets"
@@ -90,7 +90,7 @@ def result_row(outcome: Outcome, settings: AttackSettings, data: Data) -> Attack
         seconds=round(outcome.seconds, 3),
         images_per_second=round(outcome.attacked / outcome.seconds, 3) if outcome.seconds else 0.0,
         attacked=outcome.attacked,
-        standard=outcome.attack.standard(data.num_classes),
+        standard=outcome.attack.is_standard(data.num_classes),
     )
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from torch import nn
 
 from rnascl_cli.attacks.interface import Attack
-from rnascl_cli.attacks.protocol import PIXEL, Domain, normalised_domain
+from rnascl_cli.attacks.protocol import PIXEL, AttackSpace, normalised_attack_space
 from rnascl_cli.attacks.registry import Options, build_attacks
 from rnascl_cli.attacks.resume import Journal
 from rnascl_cli.core.errors import UserError
 from rnascl_cli.core.units import Epsilon
 from rnascl_cli.data import Data, load_data
-from rnascl_cli.engine.device import Compute, resolve_compute
+from rnascl_cli.engine.device import DeviceConfig, resolve_device
 from rnascl_cli.engine.run_directory import JOURNAL
 from rnascl_cli.models.normalise import Normalise
 from rnascl_cli.recipes import AttackSettings, Recipe
@@ -27,7 +27,7 @@ BATCH = {"cuda": 250, "cpu": 50}
 
 
 @dataclass(frozen=True, eq=False)
-class Assault:
+class AttackPlan:
     """An attack that has been checked and touches nothing yet.
 
     Attributes:
@@ -46,7 +46,7 @@ class Assault:
     recipe: Recipe
     directory: Path
     data: Data
-    compute: Compute
+    compute: DeviceConfig
     attacks: Sequence[Attack]
     epsilons: Sequence[Epsilon]
     audit_eps: Epsilon | None
@@ -58,7 +58,7 @@ class Assault:
         return any((self.directory / name).exists() for name in (JOURNAL, ATTACK_JSON))
 
     @property
-    def domain(self) -> Domain:
+    def attack_space(self) -> AttackSpace:
         """Where perturbations live, on the device that the model is on now."""
         return _domain(self.target.loaded.module, self.recipe.attack, self.target)
 
@@ -81,7 +81,9 @@ class Assault:
         return Journal(self.directory / JOURNAL, header)
 
 
-def plan(target: Target, recipe: Recipe, directory: Path, *, audit: bool = False, out: Path | None = None) -> Assault:
+def plan_attack(
+    target: Target, recipe: Recipe, directory: Path, *, audit: bool = False, out: Path | None = None
+) -> AttackPlan:
     """Check everything that can be wrong about an attack before the first image is touched.
 
     Args:
@@ -97,7 +99,7 @@ def plan(target: Target, recipe: Recipe, directory: Path, *, audit: bool = False
     settings = recipe.attack
     # Verdicts are float32 in any case; so are the attacks unless bf16 is asked for, as they are then strongest.
     precision = "fp32" if recipe.precision == "auto" else recipe.precision
-    compute = resolve_compute(recipe.device, precision, deterministic=recipe.deterministic)
+    compute = resolve_device(recipe.device, precision, deterministic=recipe.deterministic)
     if settings.capture == "on" and compute.device.type != "cuda":
         raise UserError("attack.capture=on: graphs are captured on a GPU only; leave it at auto")
     attacks = _attacks(settings)
@@ -107,8 +109,8 @@ def plan(target: Target, recipe: Recipe, directory: Path, *, audit: bool = False
     data = load_data(recipe.data, seed=recipe.seed, training=False)
     check_fit(target, data)
     for item in attacks:
-        item.standard(data.num_classes)  # refuses an attack that so few classes do not allow
-    return Assault(target, recipe, directory, data, compute, attacks, epsilons, audit_eps, out)
+        item.is_standard(data.num_classes)  # refuses an attack that so few classes do not allow
+    return AttackPlan(target, recipe, directory, data, compute, attacks, epsilons, audit_eps, out)
 
 
 def _attacks(settings: AttackSettings) -> list[Attack]:
@@ -126,10 +128,10 @@ def _attacks(settings: AttackSettings) -> list[Attack]:
     )
 
 
-def _domain(model: nn.Module, settings: AttackSettings, target: Target) -> Domain:
+def _domain(model: nn.Module, settings: AttackSettings, target: Target) -> AttackSpace:
     if settings.protocol == "pixel":
         return PIXEL
     layers = [module for module in model.modules() if isinstance(module, Normalise)]
     if len(layers) != 1:
         raise UserError(f"--protocol paper-code: {target.name} has no normalisation layer; use --protocol pixel")
-    return normalised_domain(layers[0].mean, layers[0].std, clamp_to_unit=settings.paper_code_clamp)
+    return normalised_attack_space(layers[0].mean, layers[0].std, clamp_to_unit=settings.paper_code_clamp)

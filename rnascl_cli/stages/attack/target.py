@@ -13,9 +13,9 @@ from rnascl_cli.core import distributed
 from rnascl_cli.core.errors import UserError
 from rnascl_cli.data import Data
 from rnascl_cli.engine.lock import refuse_if_in_use
-from rnascl_cli.engine.run_directory import JOURNAL, occupied
+from rnascl_cli.engine.run_directory import JOURNAL, is_nonempty
 from rnascl_cli.loading import LoadedModel, resolve_model
-from rnascl_cli.models.input_size import check_sees
+from rnascl_cli.models.input_size import check_input_size
 
 ATTACK_JSON = "attack.json"
 MODEL_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".tar")
@@ -108,7 +108,7 @@ def claim_directory(target: Target, out: Path, *, force: bool, resume: bool) -> 
     Raises:
         UserError: The result, or somebody else's folder, is there already, or another process is writing there.
     """
-    if not distributed.is_first():
+    if not distributed.is_rank_zero():
         return
     if force and resume:
         raise UserError("--force and --resume exclude each other")
@@ -122,7 +122,7 @@ def claim_directory(target: Target, out: Path, *, force: bool, resume: bool) -> 
     if (out / ATTACK_JSON).exists():
         raise UserError(f"{out / ATTACK_JSON}: already exists; name another --out, or replace it with --force")
     own = target.loaded.run is not None and out.resolve() == target.loaded.run.resolve()
-    if not own and occupied(out):
+    if not own and is_nonempty(out):
         raise UserError(f"--out {out}: already exists; use another name or --force")
 
 
@@ -138,4 +138,4 @@ def check_fit(target: Target, data: Data) -> None:
             f"{target.name}: has {classes} classes and --data {data.spec} has {data.num_classes}; "
             "name the data it was trained on"
         )
-    check_sees(target.loaded.module, target.name, input_size=data.input_size)
+    check_input_size(target.loaded.module, target.name, input_size=data.input_size)

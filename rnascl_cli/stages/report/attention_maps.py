@@ -18,21 +18,21 @@ from rnascl_cli.core.errors import UserError
 from rnascl_cli.core.progress import long_progress
 from rnascl_cli.data.decode import Shape, decode, image_size
 from rnascl_cli.distill.attention import tutor_distances, unit_maps
-from rnascl_cli.models.attention_maps import Tap, recording_maps
+from rnascl_cli.models.attention_maps import MapSource, record_attention_maps
 from rnascl_cli.models.files import load_student
 from rnascl_cli.recipes.data_spec import CROPPED_SIDE
 from rnascl_cli.recipes.paradigms import uses_tutors
-from rnascl_cli.reporting.data.lineage import Model
-from rnascl_cli.reporting.figures.attention_maps import LayerMap, MapSet, Rival
+from rnascl_cli.reporting.data.lineage import ReportModel
+from rnascl_cli.reporting.figures.attention_maps import ComparedMaps, LayerMap, MapSet
 from rnascl_cli.teachers.files import PREFIX
 from rnascl_cli.teachers.load import read_teacher
 
 SHOWN = 7
 SMALLEST_SIDE = 16
-TAPS: tuple[Tap, ...] = ("conv", "norm", "block")
+TAPS: tuple[MapSource, ...] = ("conv", "norm", "block")
 
 
-def attention_maps(models: Sequence[Model], image: Path) -> tuple[list[MapSet], list[str]]:
+def attention_maps(models: Sequence[ReportModel], image: Path) -> tuple[list[MapSet], list[str]]:
     """Compute the maps of every student that has tutors, and whose files and teacher are still there.
 
     Beside a student stands one that learned from the same teacher with KL alone, where such a one is given.
@@ -70,7 +70,7 @@ def attention_maps(models: Sequence[Model], image: Path) -> tuple[list[MapSet], 
     return sets, words
 
 
-def kl_rival(model: Model, models: Sequence[Model]) -> Model | None:
+def kl_rival(model: ReportModel, models: Sequence[ReportModel]) -> ReportModel | None:
     """Return a student of the same space that learned from the same teacher with KL alone; None without one.
 
     Of several, one with the same fine-tuning, the same widths and the same seed comes first.
@@ -78,7 +78,7 @@ def kl_rival(model: Model, models: Sequence[Model]) -> Model | None:
     assert model.made is not None
     document = model.made.document
 
-    def unlike(other: Model) -> tuple[bool, ...]:
+    def unlike(other: ReportModel) -> tuple[bool, ...]:
         assert other.made is not None
         found = other.made.document
         return (found.architecture != document.architecture, found.provenance.seed != document.provenance.seed)
@@ -100,7 +100,7 @@ def kl_rival(model: Model, models: Sequence[Model]) -> Model | None:
     return min(candidates, key=unlike, default=None)
 
 
-def _missing_student(model: Model) -> str | None:
+def _missing_student(model: ReportModel) -> str | None:
     assert model.made is not None
     return _missing("the student's file", model.made.folder / STUDENT, model.sha256)
 
@@ -121,7 +121,7 @@ def _missing(name: str, path: Path, sha256: str) -> str | None:
     return None if sha256_file(path) == sha256 else f"{name} has changed"
 
 
-def _maps(model: Model, tutors: TutorMap, image: Path, *, rival: Model | None) -> MapSet:
+def _maps(model: ReportModel, tutors: TutorMap, image: Path, *, rival: ReportModel | None) -> MapSet:
     assert model.made is not None
     student, architecture = load_student(model.made.folder / STUDENT)
     teacher = read_teacher(tutors.teacher.path)
@@ -170,13 +170,13 @@ def _beside(
 
 
 def _rival_maps(
-    rival: Model, x_BCHW: Tensor, tutors_LP: Tensor, tutors: TutorMap, chosen: Sequence[int], side: int
-) -> Rival:
+    rival: ReportModel, x_BCHW: Tensor, tutors_LP: Tensor, tutors: TutorMap, chosen: Sequence[int], side: int
+) -> ComparedMaps:
     assert rival.made is not None
     student, _ = load_student(rival.made.folder / STUDENT)
     rival_LP = _record(student, x_BCHW, tutors.student_layers, side)
     shown, distance = _beside(rival_LP, tutors_LP, tutors, chosen, side)
-    return Rival(rival.name, shown, distance)
+    return ComparedMaps(rival.name, shown, distance)
 
 
 def _read(image: Path, side: int) -> Tensor:
@@ -191,10 +191,10 @@ def _record(module: nn.Module, x_BCHW: Tensor, layers: Sequence[str], side: int)
     """Return the maps of the named layers, (L, P); which kind of layer they are is told by their names."""
     for tap in TAPS:
         try:
-            context = recording_maps(module, side=side, tap=tap, layers=layers)
+            context = record_attention_maps(module, side=side, tap=tap, layers=layers)
             with torch.no_grad(), context as recorder:
                 module(x_BCHW)
-                return recorder.take()[0]
+                return recorder.pop()[0]
         except ValueError:
             continue
     raise UserError(f"the model has no layers {', '.join(layers[:3])}; it does not fit its tutor map")

@@ -13,19 +13,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rnascl_cli.data import Share
+from rnascl_cli.data import BatchShard
 from rnascl_cli.distill.adversarial_losses import Terms
-from rnascl_cli.distill.architecture_parameters import Draw
+from rnascl_cli.distill.architecture_parameters import GumbelNoise
 from rnascl_cli.distill.losses import cross_entropy
-from rnascl_cli.engine.device import Compute
+from rnascl_cli.engine.device import DeviceConfig
 from rnascl_cli.models.attention_maps import MapRecorder
 from rnascl_cli.models.supernet import Supernet
 from rnascl_cli.recipes import SearchRobustSettings
-from rnascl_cli.stages.training.adversarial import own_stream, robust_objective
-from rnascl_cli.teachers.forward import Lesson
+from rnascl_cli.stages.training.adversarial import adversarial_objective, own_stream
+from rnascl_cli.teachers.forward import TeacherOutput
 
 
-class Mixture(nn.Module):
+class SupernetAtWidths(nn.Module):
     """The supernet under fixed width weights, as a plain model."""
 
     def __init__(self, supernet: Supernet, g_DN: Tensor) -> None:
@@ -38,7 +38,7 @@ class Mixture(nn.Module):
         return logits
 
 
-class Chance(NamedTuple):
+class StepNoise(NamedTuple):
     """What is drawn for one part of a step, before it.
 
     Attributes:
@@ -47,12 +47,12 @@ class Chance(NamedTuple):
         offset_bCHW: Of the starting points of a robust search; None where no images are perturbed.
     """
 
-    noise: Draw
+    noise: GumbelNoise
     temperature: Tensor
     offset_bCHW: Tensor | None
 
 
-class Part(NamedTuple):
+class BatchPart(NamedTuple):
     """The images of one part of a batch that this process has, and what the teacher says about them.
 
     Attributes:
@@ -61,15 +61,15 @@ class Part(NamedTuple):
 
     x_bCHW: Tensor
     y_b: Tensor
-    lesson: Lesson | None
-    share: Share
-    chance: Chance | None = None
+    teacher: TeacherOutput | None
+    shard: BatchShard
+    noise: StepNoise | None = None
 
     @property
-    def drawn(self) -> Chance:
+    def drawn_noise(self) -> StepNoise:
         """What is random in the step, which has been drawn."""
-        assert self.chance is not None
-        return self.chance
+        assert self.noise is not None
+        return self.noise
 
 
 class ImageTerms(NamedTuple):
@@ -80,7 +80,7 @@ class ImageTerms(NamedTuple):
     perturbed_bK: Tensor | None
 
 
-class SearchImages:
+class AdversarialSearch:
     """The images of a search step, perturbed or not.
 
     Args:
@@ -96,38 +96,38 @@ class SearchImages:
         settings: SearchRobustSettings | None,
         *,
         recorder: MapRecorder | None,
-        compute: Compute,
+        compute: DeviceConfig,
     ) -> None:
         self._supernet, self._recorder, self._compute = supernet, recorder, compute
-        self._robust = robust_objective(settings, statistics="batch")
+        self._robust = adversarial_objective(settings, statistics="batch")
 
-    def draw(self, x_bCHW: Tensor, *, share: Share, noise: torch.Generator) -> Tensor | None:
+    def draw(self, x_bCHW: Tensor, *, share: BatchShard, noise: torch.Generator) -> Tensor | None:
         """Draw how far from the images the method starts to look; None where none are to be perturbed."""
         return None if self._robust is None else self._robust.draw(x_bCHW, noise=own_stream(noise), share=share)
 
-    def perturbed(self, part: Part, g_DN: Tensor) -> Tensor | None:
+    def perturbed(self, part: BatchPart, g_DN: Tensor) -> Tensor | None:
         """Return the images perturbed against the supernet under the widths ``g``; None where none are wanted."""
-        offset_bCHW = part.drawn.offset_bCHW
+        offset_bCHW = part.drawn_noise.offset_bCHW
         if self._robust is None or offset_bCHW is None:
             return None
         return self._robust.perturb(
-            Mixture(self._supernet, g_DN.detach()),
+            SupernetAtWidths(self._supernet, g_DN.detach()),
             part.x_bCHW,
             part.y_b,
             offset_BCHW=offset_bCHW,
-            teacher_BK=None if part.lesson is None else part.lesson.logits_BK,
+            teacher_BK=None if part.teacher is None else part.teacher.logits_BK,
             unwatched=self._unwatched(),
         )
 
-    def terms(self, part: Part, clean_bK: Tensor, adversarial_bCHW: Tensor | None, g_DN: Tensor) -> ImageTerms:
+    def terms(self, part: BatchPart, clean_bK: Tensor, adversarial_bCHW: Tensor | None, g_DN: Tensor) -> ImageTerms:
         """Return the cross-entropy of the clean images, or the method's terms; the clean maps must be taken before."""
         if self._robust is None or adversarial_bCHW is None:
             return ImageTerms({"ce": cross_entropy(clean_bK, part.y_b)}, {}, None)
         with self._compute.student_autocast(), self._unwatched():
             perturbed_bK = self._supernet(adversarial_bCHW, g_DN)
-        teacher_bK = None if part.lesson is None else part.lesson.logits_BK
+        teacher_bK = None if part.teacher is None else part.teacher.logits_BK
         terms = self._robust.terms(clean_bK, perturbed_bK, part.y_b, teacher_bK)
         return ImageTerms(terms, self._robust.weights, perturbed_bK)
 
     def _unwatched(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if self._recorder is None else self._recorder.pausing()
+        return contextlib.nullcontext() if self._recorder is None else self._recorder.without_recording()

@@ -23,11 +23,11 @@ from rnascl_cli.artifacts.documents import (
 )
 from rnascl_cli.artifacts.reading import MAX_DOCUMENT_BYTES, parse_json, read_bounded
 from rnascl_cli.artifacts.store import read_document, sha256_file
-from rnascl_cli.core.console import warn
-from rnascl_cli.core.errors import UserError, nearest
+from rnascl_cli.core.console import warning
+from rnascl_cli.core.errors import UserError, did_you_mean
 from rnascl_cli.distill.tutor_baselines import last_layer_tutors, random_tutors, same_depth_tutors, tutors_by_hand
 from rnascl_cli.engine.provenance import remade
-from rnascl_cli.spaces import Budget, Found, Networks, space_named
+from rnascl_cli.spaces import Budget, DerivedNetwork, NetworkSpace, space_named
 
 TUTORS = ("searched", "random", "same-depth", "last-layer")
 """What ``--tutors`` may name; anything else is a file."""
@@ -66,13 +66,13 @@ def derive(
     kept = budget.over(budget_of(found))
     networks.check(kept, where=(asked[0], asked[1]))
     if point is None:
-        best = networks.best(found.width_logits, kept)
+        best = networks.most_likely(found.width_logits, kept)
     else:
         best = networks.point(found.width_logits, point, _points(found, point, where=str(path)), kept)
     return derived_from(path, found, best, tutors=tutors, budget=kept, point=point)
 
 
-def networks_of(found: SearchDocument, *, where: str) -> Networks:
+def networks_of(found: SearchDocument, *, where: str) -> NetworkSpace:
     """Return the networks that a search chose from.
 
     Raises:
@@ -81,7 +81,7 @@ def networks_of(found: SearchDocument, *, where: str) -> Networks:
     space = space_named(found.space, where=where)
     if [list(choices) for choices in space.block_choices] != found.width_choices:
         raise UserError(f"{where}: width_choices are not those of space {space.name}")
-    return Networks(space, num_classes=found.num_classes, input_size=found.input_size)
+    return NetworkSpace(space, num_classes=found.num_classes, input_size=found.input_size)
 
 
 def budget_of(found: SearchDocument) -> Budget:
@@ -97,7 +97,7 @@ def record_of(budget: Budget) -> BudgetRecord | None:
 def derived_from(
     path: Path,
     found: SearchDocument,
-    best: Found,
+    best: DerivedNetwork,
     *,
     tutors: str = "searched",
     budget: Budget = Budget(),
@@ -105,7 +105,9 @@ def derived_from(
 ) -> DerivedDocument:
     """Return the document of one network of the search at ``path``; see :func:`derive`."""
     if not best.proven:
-        warn(f"{path}: another network within the limits may be a little more likely: the search for it was cut short")
+        warning(
+            f"{path}: another network within the limits may be a little more likely: the search for it was cut short"
+        )
     chosen = _choose(found, tutors, where=str(path))
     inputs = {path.name: sha256_file(path), **(chosen.inputs if chosen else {})}
     provenance = remade(found.provenance, inputs=inputs)
@@ -183,7 +185,7 @@ def find_map(tutors: str) -> Path | None:
         return None
     file = Path(tutors)
     if not file.is_file():
-        raise UserError(f"--tutors {file}: no such file, and no map of that name{nearest(str(file), TUTORS)}")
+        raise UserError(f"--tutors {file}: no such file, and no map of that name{did_you_mean(str(file), TUTORS)}")
     return file
 
 

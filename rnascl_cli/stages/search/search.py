@@ -15,20 +15,20 @@ from rnascl_cli.artifacts.store import write_document
 from rnascl_cli.core import distributed
 from rnascl_cli.core.errors import UserError
 from rnascl_cli.data import Data, load_data
-from rnascl_cli.distill.architecture_parameters import Choices
+from rnascl_cli.distill.architecture_parameters import ArchitectureParameters
 from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.engine.training_loop import fit
-from rnascl_cli.models.attention_maps import recording_maps, tappable_layers
+from rnascl_cli.models.attention_maps import attention_layers, record_attention_maps
 from rnascl_cli.models.supernet import Supernet
 from rnascl_cli.recipes import Recipe, SearchSettings
 from rnascl_cli.recipes.paradigms import needs_teacher, uses_tutors
 from rnascl_cli.spaces import SearchSpace, space_named
-from rnascl_cli.stages.search.budget import asked_budget, conclude, refuse_impossible
-from rnascl_cli.stages.search.step import SearchTask, smallest_part, split_batch
+from rnascl_cli.stages.search.budget import asked_budget, refuse_impossible, report_derived_networks
+from rnascl_cli.stages.search.step import SearchStep, smallest_part, split_batch
 from rnascl_cli.stages.training.sanity_checks import warn_of_idle_settings, warn_without_perturbation
 from rnascl_cli.stages.training.setup import check_can_be_shared, plan_training, training_compute, training_provenance
-from rnascl_cli.teachers.forward import on_duty, require_teacher, tutor_layers
-from rnascl_cli.teachers.output_cache import keep_outputs
+from rnascl_cli.teachers.forward import frozen_teacher, require_teacher, tutor_layers
+from rnascl_cli.teachers.output_cache import open_output_cache
 
 
 def search(recipe: Recipe, run: RunDirectory) -> SearchDocument:
@@ -65,9 +65,9 @@ def search(recipe: Recipe, run: RunDirectory) -> SearchDocument:
     supernet = Supernet(space, num_classes=data.num_classes, mean=data.mean, std=data.std)
     tap = settings.attention.tap
     tutoring = uses_tutors(settings.paradigm) and teacher is not None
-    student_layers = list(tappable_layers(supernet, tap))
+    student_layers = list(attention_layers(supernet, tap))
     teacher_layers = tutor_layers(teacher, tap) if tutoring and teacher is not None else []
-    choices = Choices(
+    choices = ArchitectureParameters(
         space.block_choices,
         student_layers=len(student_layers) if tutoring else 0,
         teacher_layers=len(teacher_layers),
@@ -76,16 +76,18 @@ def search(recipe: Recipe, run: RunDirectory) -> SearchDocument:
     with contextlib.ExitStack() as stack:
         on_duty_teacher = None
         if teacher is not None:
-            kept = keep_outputs(
+            kept = open_output_cache(
                 recipe, teacher, data=data, attention=settings.attention, maps=tutoring, compute=compute
             )
             on_duty_teacher = stack.enter_context(
-                on_duty(teacher, attention=settings.attention, compute=compute, layers=teacher_layers, kept=kept)
+                frozen_teacher(
+                    teacher, attention=settings.attention, compute=compute, layers=teacher_layers, cache=kept
+                )
             )
         recorder = None
         if tutoring:
-            recorder = stack.enter_context(recording_maps(supernet, side=settings.attention.map_size, tap=tap))
-        task = SearchTask(
+            recorder = stack.enter_context(record_attention_maps(supernet, side=settings.attention.map_size, tap=tap))
+        task = SearchStep(
             settings, supernet, choices, data=data, teacher=on_duty_teacher, recorder=recorder, compute=compute
         )
         plan = plan_training(
@@ -94,7 +96,7 @@ def search(recipe: Recipe, run: RunDirectory) -> SearchDocument:
         history = fit(task, replace(plan, parts=task.parts))
 
     if found := run.finished(SearchDocument, "search.json"):
-        conclude(run, found)  # a stop after search.json may have come before it
+        report_derived_networks(run, found)  # a stop after search.json may have come before it
         return found
     document = SearchDocument(
         provenance=training_provenance(
@@ -120,8 +122,8 @@ def search(recipe: Recipe, run: RunDirectory) -> SearchDocument:
         robust=settings.robust.method if settings.robust else None,
     )
     write_document(run.path / "search.json", document)
-    if distributed.is_first():
-        conclude(run, document)
+    if distributed.is_rank_zero():
+        report_derived_networks(run, document)
     return document
 
 

@@ -17,28 +17,28 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rnascl_cli.core.console import warn
-from rnascl_cli.data import Batch, Data, ImageSet, Share
-from rnascl_cli.distill.architecture_parameters import Choices, Sample
+from rnascl_cli.core.console import warning
+from rnascl_cli.data import Batch, BatchShard, Data, ImageSet
+from rnascl_cli.distill.architecture_parameters import ArchitectureParameters, GumbelSample
 from rnascl_cli.distill.attention import attention_loss, pairwise_distances
 from rnascl_cli.distill.expected_cost import ExpectedCost
 from rnascl_cli.distill.gumbel import mean_entropy, mean_largest, temperature_at
-from rnascl_cli.distill.losses import add_up, kl_divergence
-from rnascl_cli.engine.cuda_graphs import Replay
-from rnascl_cli.engine.device import Compute
+from rnascl_cli.distill.losses import kl_divergence, weighted_sum
+from rnascl_cli.engine.cuda_graphs import CapturedStep
+from rnascl_cli.engine.device import DeviceConfig
 from rnascl_cli.engine.evaluate import accuracy
 from rnascl_cli.engine.modes import fixed_statistics, frozen
-from rnascl_cli.engine.optimizer import build_optimiser, descend
-from rnascl_cli.engine.training_loop import ScheduledOptimiser, Stateful
+from rnascl_cli.engine.optimizer import build_optimizer, optimizer_step
+from rnascl_cli.engine.training_loop import ScheduledOptimizer, Stateful
 from rnascl_cli.models.attention_maps import LayerMaps, MapRecorder
 from rnascl_cli.models.supernet import Supernet
 from rnascl_cli.recipes import SearchSettings
 from rnascl_cli.recipes.paradigms import needs_teacher, uses_kl
 from rnascl_cli.spaces import SearchSpace, final_side
-from rnascl_cli.stages.search.adversarial import Chance, Mixture, Part, SearchImages
-from rnascl_cli.stages.search.budget import steering
-from rnascl_cli.stages.training.sanity_checks import Inspection
-from rnascl_cli.teachers.forward import Lesson, TeacherOnDuty
+from rnascl_cli.stages.search.adversarial import AdversarialSearch, BatchPart, StepNoise, SupernetAtWidths
+from rnascl_cli.stages.search.budget import search_cost
+from rnascl_cli.stages.training.sanity_checks import SanityCheck
+from rnascl_cli.teachers.forward import FrozenTeacher, TeacherOutput
 
 
 def split_batch(batch: int, weight_share: float) -> int:
@@ -51,7 +51,7 @@ def smallest_part(space: SearchSpace, input_size: int) -> int:
     return 2 if final_side(space, input_size) == 1 else 1
 
 
-class Objective(NamedTuple):
+class SearchLoss(NamedTuple):
     """Eq. (2) for a part of a batch: the loss, its terms by name, n_f, the expected cost behind it, and the logits.
 
     Those of perturbed images are None where there are none.
@@ -65,7 +65,7 @@ class Objective(NamedTuple):
     perturbed_bK: Tensor | None
 
 
-class SearchTask:
+class SearchStep:
     """One search step: the teacher once, then the two halves of eq. (2)'s optimisation.
 
     Args:
@@ -82,44 +82,44 @@ class SearchTask:
         self,
         settings: SearchSettings,
         supernet: Supernet,
-        choices: Choices,
+        architecture: ArchitectureParameters,
         *,
         data: Data,
-        teacher: TeacherOnDuty | None,
+        teacher: FrozenTeacher | None,
         recorder: MapRecorder | None,
-        compute: Compute,
+        compute: DeviceConfig,
     ) -> None:
         self._settings, self._compute = settings, compute
         self._supernet = supernet.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._choices = choices.to(compute.device)
+        self._architecture = architecture.to(compute.device)
         self._teacher, self._recorder = teacher, recorder
-        self._images = SearchImages(self._supernet, settings.robust, recorder=recorder, compute=compute)
+        self._images = AdversarialSearch(self._supernet, settings.robust, recorder=recorder, compute=compute)
         self._holdout: ImageSet = data.holdout.to(compute.device)
         sizes = {"num_classes": data.num_classes, "input_size": data.input_size}
-        pressure, levels = steering(settings, supernet.space, **sizes)
-        self._pressure = pressure.to(compute.device)
-        self._levels = None if levels is None else levels.to(compute.device)
+        pressure, levels = search_cost(settings, supernet.space, **sizes)
+        self._cost_penalty = pressure.to(compute.device)
+        self._cost_sampler = None if levels is None else levels.to(compute.device)
         self._macs = ExpectedCost(supernet.space, **sizes, measure="macs").to(compute.device)
-        objective = None if settings.robust is not None else compute.compiled(self._objective)
-        if compute.compiles and objective is None:
+        objective = None if settings.robust is not None else compute.maybe_compile(self._objective)
+        if compute.compile_enabled and objective is None:
             # It takes gradients of its own, which torch.compile does not follow.
-            warn("compile_steps: a robust search looks for images within its step, which is not compiled")
-        self._learn = Replay(
-            partial(self._learn_from, self._objective),
-            compute.step_recorder,
+            warning("compile_steps: a robust search looks for images within its step, which is not compiled")
+        self._learn = CapturedStep(
+            partial(self._optimize, self._objective),
+            compute.graph_backend,
             what="the step of search",
-            compiled=None if objective is None else partial(self._learn_from, objective),
+            compiled=None if objective is None else partial(self._optimize, objective),
         )
-        recorded_on = compute.device if self._learn.records else None
-        weights = build_optimiser(self._supernet.parameters(), settings.optimiser, recorded_on=recorded_on)
-        gumbel = build_optimiser(self._choices.parameters(), settings.gumbel_optimiser, recorded_on=recorded_on)
-        self.optimisers = [
-            ScheduledOptimiser(weights, settings.schedule, settings.optimiser.lr),
-            ScheduledOptimiser(gumbel, settings.schedule, settings.gumbel_optimiser.lr),
+        recorded_on = compute.device if self._learn.captures else None
+        weights = build_optimizer(self._supernet.parameters(), settings.optimiser, recorded_on=recorded_on)
+        gumbel = build_optimizer(self._architecture.parameters(), settings.gumbel_optimiser, recorded_on=recorded_on)
+        self.optimizers = [
+            ScheduledOptimizer(weights, settings.schedule, settings.optimiser.lr),
+            ScheduledOptimizer(gumbel, settings.schedule, settings.gumbel_optimiser.lr),
         ]
         self.state: dict[str, Stateful] = {
             "supernet": self._supernet,
-            "choices": self._choices,
+            "choices": self._architecture,
             "weights_optimiser": weights,
             "gumbel_optimiser": gumbel,
         }
@@ -127,13 +127,13 @@ class SearchTask:
         self._temperature = settings.gumbel.temperature
         self._tau = torch.tensor(self._temperature, device=compute.device)  # the same, where steps read it
         self._noise = torch.Generator()
-        self._inspection = Inspection()
+        self._sanity_check = SanityCheck()
 
     def start_epoch(self, epoch: int, noise: torch.Generator) -> None:
         """Lower the temperature: tau = 5.0 e^(-0.045 epoch)."""
         gumbel = self._settings.gumbel
         self._noise = noise
-        self._inspection.start_epoch()
+        self._sanity_check.start_epoch()
         self._temperature = temperature_at(
             epoch,
             epochs=self._settings.epochs,
@@ -145,30 +145,30 @@ class SearchTask:
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Teacher once; weights on the first part of the batch, Gumbel parameters on the rest."""
-        lesson = None if self._teacher is None else self._teacher.look(batch)
-        parts = [part._replace(chance=self._chance(part)) for part in self._divided(batch, lesson)]
-        self._inspect(parts[0])
-        learn = self._learn if batch.full else self._learn.plainly
-        return learn(batch.share, *parts)
+        teacher_output = None if self._teacher is None else self._teacher.forward(batch)
+        parts = [part._replace(noise=self._draw_noise(part)) for part in self._split(batch, teacher_output)]
+        self._check_sanity(parts[0])
+        learn = self._learn if batch.full else self._learn.eager
+        return learn(batch.shard, *parts)
 
-    def _divided(self, batch: Batch, lesson: Lesson | None) -> list[Part]:
+    def _split(self, batch: Batch, teacher_output: TeacherOutput | None) -> list[BatchPart]:
         """Return the part of the batch that is for the weights, and, if it is to be split, that for the choices."""
-        x_BCHW, y_B, cuts = batch.x_BCHW, batch.y_B, self.parts(batch.share.whole)
+        x_BCHW, y_B, cuts = batch.x_BCHW, batch.y_B, self.parts(batch.shard.whole)
         if len(cuts) == 1:
-            return [Part(x_BCHW, y_B, lesson, batch.share)]
-        shares = batch.share.divided(cuts[0])
+            return [BatchPart(x_BCHW, y_B, teacher_output, batch.shard)]
+        shares = batch.shard.split(cuts[0])
         rows = slice(None, len(shares[0])), slice(len(shares[0]), None)
         return [
-            Part(x_BCHW[some], y_B[some], lesson.part(some) if lesson else None, share)
+            BatchPart(x_BCHW[some], y_B[some], teacher_output.rows(some) if teacher_output else None, share)
             for some, share in zip(rows, shares, strict=True)
         ]
 
-    def _learn_from(
+    def _optimize(
         self,
-        objective: Callable[[Part, Sample], Objective],
-        whole: Share,
-        first: Part,
-        second: Part | None = None,
+        objective: Callable[[BatchPart, GumbelSample], SearchLoss],
+        whole: BatchShard,
+        first: BatchPart,
+        second: BatchPart | None = None,
     ) -> dict[str, Tensor]:
         """Take a step with each part of a batch, down the slopes of ``objective``."""
         metrics = self._weight_step(objective, first)
@@ -176,8 +176,8 @@ class SearchTask:
             return metrics
         gumbel_loss = self._gumbel_step(objective, second)
         return {
-            **whole.weighed(metrics, first.share),
-            **whole.weighed({"gumbel_loss": gumbel_loss}, second.share),
+            **whole.reweight(metrics, first.shard),
+            **whole.reweight({"gumbel_loss": gumbel_loss}, second.shard),
         }
 
     def parts(self, batch: int) -> Sequence[int]:
@@ -187,70 +187,79 @@ class SearchTask:
             return (batch,)
         return cut, batch - cut
 
-    def _weight_step(self, objective: Callable[[Part, Sample], Objective], part: Part) -> dict[str, Tensor]:
+    def _weight_step(
+        self, objective: Callable[[BatchPart, GumbelSample], SearchLoss], part: BatchPart
+    ) -> dict[str, Tensor]:
         self._supernet.train()
-        with frozen(self._choices.parameters()):
+        with frozen(self._architecture.parameters()):
             sample = self._sample(part)
             found = objective(part, sample)
-            descend(self.optimisers[0].optimiser, found.loss, images=len(part.y_b))
+            optimizer_step(self.optimizers[0].optimizer, found.loss, images=len(part.y_b))
         return self._metrics(found, part.y_b, sample)
 
-    def _gumbel_step(self, objective: Callable[[Part, Sample], Objective], part: Part) -> Tensor:
+    def _gumbel_step(self, objective: Callable[[BatchPart, GumbelSample], SearchLoss], part: BatchPart) -> Tensor:
         # Batch statistics as in the weight step, but neither weights nor running statistics move.
         with frozen(self._supernet.parameters()), fixed_statistics(self._supernet):
             found = objective(part, self._sample(part))
-            descend(self.optimisers[1].optimiser, found.loss, images=len(part.y_b))
+            optimizer_step(self.optimizers[1].optimizer, found.loss, images=len(part.y_b))
         return found.loss.detach()
 
-    def _chance(self, part: Part) -> Chance:
+    def _draw_noise(self, part: BatchPart) -> StepNoise:
         """Draw all that is random in the step of a part; within the step, which may be replayed, nothing can be."""
         kind = self._settings.gumbel.noise
-        if self._levels is None:
-            noise = self._choices.draw(generator=self._noise, kind=kind)
+        if self._cost_sampler is None:
+            noise = self._architecture.draw_noise(generator=self._noise, kind=kind)
         else:
-            noise = self._levels.draw(self._choices, generator=self._noise, kind=kind)
-        return Chance(noise, self._tau, self._images.draw(part.x_bCHW, share=part.share, noise=self._noise))
+            noise = self._cost_sampler.draw(self._architecture, generator=self._noise, kind=kind)
+        return StepNoise(noise, self._tau, self._images.draw(part.x_bCHW, share=part.shard, noise=self._noise))
 
-    def _sample(self, part: Part) -> Sample:
-        noise, temperature, _ = part.drawn
-        if self._levels is None:
-            return self._choices.sample(noise, temperature=temperature)
-        return self._levels.sample(self._choices, noise, temperature=temperature)
+    def _sample(self, part: BatchPart) -> GumbelSample:
+        noise, temperature, _ = part.drawn_noise
+        if self._cost_sampler is None:
+            return self._architecture.sample(noise, temperature=temperature)
+        return self._cost_sampler.sample(self._architecture, noise, temperature=temperature)
 
-    def _objective(self, part: Part, sample: Sample) -> Objective:
+    def _objective(self, part: BatchPart, sample: GumbelSample) -> SearchLoss:
         """Return eq. (2) and its terms."""
-        settings, lesson = self._settings, part.lesson
+        settings, teacher_output = self._settings, part.teacher
         adversarial_bCHW = self._images.perturbed(part, sample.widths)
-        logits_bK, student = self._answer(part, sample)
+        logits_bK, student = self._forward_with_maps(part, sample)
         terms, weights, perturbed_bK = self._images.terms(part, logits_bK, adversarial_bCHW, sample.widths)
-        if lesson is not None and uses_kl(settings.paradigm, settings.kl):
+        if teacher_output is not None and uses_kl(settings.paradigm, settings.kl):
             terms["kl"] = kl_divergence(
-                logits_bK, lesson.logits_BK, direction=settings.kl.direction, temperature=settings.kl.temperature
+                logits_bK,
+                teacher_output.logits_BK,
+                direction=settings.kl.direction,
+                temperature=settings.kl.temperature,
             )
-        if student is not None and lesson is not None and lesson.maps_BTP is not None:
+        if student is not None and teacher_output is not None and teacher_output.maps_BTP is not None:
             assert sample.tutors is not None
-            inner = student.inner_products(lesson.maps_BTP)
-            distances_ST = pairwise_distances(*inner, lesson.maps_BTP, over=settings.attention.norm)
+            inner = student.inner_products(teacher_output.maps_BTP)
+            distances_ST = pairwise_distances(*inner, teacher_output.maps_BTP, over=settings.attention.norm)
             terms["attention"] = attention_loss(sample.tutors, distances_ST)
-        relative, cost = self._pressure(sample.widths, sample.level if settings.cost.target is None else None)
+        relative, cost = self._cost_penalty(sample.widths, sample.target_macs if settings.cost.target is None else None)
         n_f = settings.cost.scale * relative
         weights = {**weights, "kl": settings.kl.weight, "attention": settings.attention.gamma}
-        loss = add_up(terms, weights) * n_f
-        return Objective(loss, terms, n_f, cost, logits_bK, perturbed_bK)
+        loss = weighted_sum(terms, weights) * n_f
+        return SearchLoss(loss, terms, n_f, cost, logits_bK, perturbed_bK)
 
-    def _answer(self, part: Part, sample: Sample) -> tuple[Tensor, LayerMaps | None]:
+    def _forward_with_maps(self, part: BatchPart, sample: GumbelSample) -> tuple[Tensor, LayerMaps | None]:
         """Run the supernet on the clean images; return its logits (b, K), and its maps where there are tutors."""
         with self._compute.student_autocast():
             logits_bK: Tensor = self._supernet(part.x_bCHW, sample.widths)
-        return logits_bK, None if self._recorder is None else self._recorder.take_sized()
+        return logits_bK, None if self._recorder is None else self._recorder.pop_unresized()
 
     @torch.no_grad()
-    def _metrics(self, found: Objective, y_b: Tensor, sample: Sample) -> dict[str, Tensor]:
+    def _metrics(self, found: SearchLoss, y_b: Tensor, sample: GumbelSample) -> dict[str, Tensor]:
         """Return what the weight step reports, detached."""
         right = (found.logits_bK.argmax(dim=1) == y_b).float().mean()
         # By the logits alone, whatever level the sample was drawn for: the same in every search.
-        known = self._pressure.measure == "macs" and sample.unshifted is None
-        macs = found.cost if known else self._macs(sample.widths if sample.unshifted is None else sample.unshifted)
+        known = self._cost_penalty.measure == "macs" and sample.unconditioned_widths is None
+        macs = (
+            found.cost
+            if known
+            else self._macs(sample.widths if sample.unconditioned_widths is None else sample.unconditioned_widths)
+        )
         robust = {}
         if found.perturbed_bK is not None:
             robust["train_robust_accuracy"] = (found.perturbed_bK.argmax(dim=1) == y_b).float().mean()
@@ -264,21 +273,21 @@ class SearchTask:
         }
 
     @torch.no_grad()
-    def _inspect(self, part: Part) -> None:
+    def _check_sanity(self, part: BatchPart) -> None:
         """Look once an epoch at what teacher and supernet say of a part, before the step, which asks for no value."""
-        if part.lesson is None or self._teacher is None or not self._inspection.due:
+        if part.teacher is None or self._teacher is None or not self._sanity_check.pending:
             return
         maps = None
         if self._recorder is not None:
             self._supernet.train()
             with fixed_statistics(self._supernet):
-                maps = self._answer(part, self._sample(part))[1]
-        self._inspection.look(
-            part.lesson,
+                maps = self._forward_with_maps(part, self._sample(part))[1]
+        self._sanity_check.run(
+            part.teacher,
             kl=uses_kl(self._settings.paradigm, self._settings.kl),
             teacher_layers=self._teacher.layers,
             student_layers=[] if self._recorder is None else self._recorder.layers,
-            student_BLP=None if maps is None else maps.at_common_side(),
+            student_BLP=None if maps is None else maps.resized(),
             method=needs_teacher(self._settings.robust),
         )
 
@@ -286,21 +295,21 @@ class SearchTask:
     def end_epoch(self) -> dict[str, Any]:
         """Measure how far the choices have hardened, and the mixture's accuracy on the held-out images."""
         if self._teacher is not None:
-            self._teacher.settle()
+            self._teacher.flush_cache()
         # softmax(v) is the chance of each choice to win under Gumbel noise, whatever the temperature.
-        likely = self._choices.expected()
+        likely = self._architecture.expected()
         entry: dict[str, Any] = {
             "temperature": self._temperature,
-            "width_entropy": mean_entropy(self._choices.rows(likely.widths)),
+            "width_entropy": mean_entropy(self._architecture.rows(likely.widths)),
         }
         if likely.tutors is not None:
             entry["tutor_entropy"] = mean_entropy([likely.tutors])
         # As the temperature falls, the weights harden even where the chances stay: both are told.
-        hard = self._choices.expected(temperature=self._temperature)
-        entry["width_top_weight"] = mean_largest(self._choices.rows(hard.widths))
+        hard = self._architecture.expected(temperature=self._temperature)
+        entry["width_top_weight"] = mean_largest(self._architecture.rows(hard.widths))
         if hard.tutors is not None:
             entry["tutor_top_weight"] = mean_largest([hard.tutors])
         if len(self._holdout):
-            view = Mixture(self._supernet, hard.widths)
+            view = SupernetAtWidths(self._supernet, hard.widths)
             entry["holdout_accuracy"] = accuracy(view, self._holdout, compute=self._compute)
         return entry

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from rnascl_cli.artifacts.documents import Paradigm
 from rnascl_cli.attacks.names import checked_names
-from rnascl_cli.core.errors import UserError, naming
+from rnascl_cli.core.errors import UserError, prefix_errors
 from rnascl_cli.recipes import Layer, Option, Recipe, StudentSettings, resolve
 from rnascl_cli.recipes.data_spec import Images, check_there, images_of
 from rnascl_cli.recipes.paradigms import (
@@ -19,13 +19,13 @@ from rnascl_cli.recipes.paradigms import (
     no_holdout,
     no_tutors,
     other_tap,
+    required_baseline_teacher,
+    required_teacher,
     trained_paradigm,
     uses_tutors,
-    wanted_guide,
-    wanted_teacher,
 )
 from rnascl_cli.recipes.study import Arm, Finetuning, Measurement, Study, common_layers, flat
-from rnascl_cli.spaces import Budget, Networks, space_named
+from rnascl_cli.spaces import Budget, NetworkSpace, space_named
 from rnascl_cli.stages.attack.epsilons import audit_epsilon, epsilons_of
 from rnascl_cli.stages.search.derive import find_map, untutored
 from rnascl_cli.teachers.files import PREFIX, find_teacher
@@ -73,23 +73,23 @@ def check_settings(study: Study, *, data: str | None = None) -> None:
     common = _common(study, data)
     base = _resolved(common, {}, "settings")
     _check_space_key(study, common)
-    with naming("recipe key 'data.spec'") if data is None else contextlib.nullcontext():
+    with prefix_errors("recipe key 'data.spec'") if data is None else contextlib.nullcontext():
         images = images_of(base.data.spec)
     routes = _routes(study, common)
     for route in routes:
-        with naming(f"arm '{route.arm.name}'"):
+        with prefix_errors(f"arm '{route.arm.name}'"):
             if images is not None and route.arm.network_of is None:
                 _check_budget(route.recipe, study.spaces, images)
             _check_tutors(route)
     for finetuning, recipe, followed in _finetunings(study, common, routes):
         for route in followed:
-            with naming(f"finetuning '{finetuning.name}' of arm '{route.arm.name}'"):
+            with prefix_errors(f"finetuning '{finetuning.name}' of arm '{route.arm.name}'"):
                 paradigm = recipe.adv_finetune.paradigm or route.paradigm
                 _check_student(recipe, recipe.adv_finetune, "adv_finetune", paradigm, route)
     for measurement in study.measurement:
         where = f"measurement '{measurement.name}'"
         recipe = _resolved(common, {"attack": measurement.settings}, where)
-        with naming(where):
+        with prefix_errors(where):
             _check_attack(measurement, recipe)
 
 
@@ -109,17 +109,17 @@ def check_teacher(study: Study, teacher: str | None) -> None:
     for route in routes:
         search, train = route.recipe.search, route.recipe.train
         if route.arm.network_of is None:
-            with naming(f"arm '{route.arm.name}', table 'search'"):
-                wanted_teacher(source, search.paradigm, method=needs_teacher(search.robust))
-        with naming(f"arm '{route.arm.name}', table 'train'"):
+            with prefix_errors(f"arm '{route.arm.name}', table 'search'"):
+                required_teacher(source, search.paradigm, method=needs_teacher(search.robust))
+        with prefix_errors(f"arm '{route.arm.name}', table 'train'"):
             if train.distill is not None:
-                wanted_guide(source, train.distill)
-            wanted_teacher(source, route.paradigm, method=needs_teacher(train))
+                required_baseline_teacher(source, train.distill)
+            required_teacher(source, route.paradigm, method=needs_teacher(train))
     for finetuning, recipe, followed in _finetunings(study, common, routes):
         settings = recipe.adv_finetune
         for route in followed:
-            with naming(f"finetuning '{finetuning.name}' of arm '{route.arm.name}'"):
-                wanted_teacher(source, settings.paradigm or route.paradigm, method=needs_teacher(settings))
+            with prefix_errors(f"finetuning '{finetuning.name}' of arm '{route.arm.name}'"):
+                required_teacher(source, settings.paradigm or route.paradigm, method=needs_teacher(settings))
 
 
 def check_images(study: Study, *, data: str | None) -> None:
@@ -174,7 +174,7 @@ def _routes(study: Study, common: list[Layer]) -> list[_Route]:
     routes = []
     for arm in study.arm:
         source, recipe = recipes[arm.network_of or arm.name], recipes[arm.name]
-        with naming(f"arm '{arm.name}'"):
+        with prefix_errors(f"arm '{arm.name}'"):
             paradigm = trained_paradigm(recipe.train, searched=source.search.paradigm)
         routes.append(_Route(arm, source, recipe, paradigm))
     return routes
@@ -193,7 +193,7 @@ def _resolved(common: list[Layer], own: Mapping[str, Layer], where: str) -> Reci
     """Resolve a recipe of the study; a wrong value is told as that of an option, which is the key in the file."""
     layers = [*common, own]
     typed = {key: Option(key, value) for layer in layers for key, value in flat(dict(layer))}
-    with naming(where):
+    with prefix_errors(where):
         return resolve(layers, options=typed)
 
 
@@ -211,17 +211,17 @@ def _check_budget(recipe: Recipe, spaces: Iterable[str], images: Images) -> None
     settings = recipe.search
     budget = Budget(settings.max_macs, settings.max_params)
     for space in spaces if budget or settings.pareto is not None else ():
-        networks = Networks(space_named(space), num_classes=images.num_classes, input_size=images.input_size)
+        networks = NetworkSpace(space_named(space), num_classes=images.num_classes, input_size=images.input_size)
         networks.check(budget, where=LIMITS)
         if settings.pareto is not None:
-            with naming("recipe key 'search.pareto'"):
+            with prefix_errors("recipe key 'search.pareto'"):
                 networks.check_front(settings.pareto, budget)
 
 
 def _check_tutors(route: _Route) -> None:
     """Refuse a tutor map that there is not or that the search has no use for, and a training without its tutors."""
     tutors = route.arm.tutors
-    with naming("'tutors'"):
+    with prefix_errors("'tutors'"):
         if tutors != "searched" and not uses_tutors(route.searched):
             search = "the arm's own" if route.arm.network_of is None else f"that of arm '{route.arm.network_of}'"
             raise untutored(tutors, paradigm=route.searched, where=search)
@@ -238,7 +238,7 @@ def _check_student(recipe: Recipe, settings: StudentSettings, table: str, paradi
     if not uses_tutors(paradigm):
         return
     if not uses_tutors(route.searched):
-        with naming(f"recipe key '{table}.paradigm'"):
+        with prefix_errors(f"recipe key '{table}.paradigm'"):
             raise no_tutors(paradigm, searched=route.searched)
     tap = settings.attention.tap
     if tap != route.source.search.attention.tap:

@@ -18,15 +18,15 @@ from rnascl_cli.recipes.study import Arm, Finetuning, Measurement, Study, flat, 
 from rnascl_cli.reporting.data.study import Place
 from rnascl_cli.stages.study.check import check_settings
 
-Stage = Literal["search", "derive", "train", "adv-finetune", "attack"]
-TABLES: dict[Stage, str] = {
+StudyStage = Literal["search", "derive", "train", "adv-finetune", "attack"]
+TABLES: dict[StudyStage, str] = {
     "search": "search",
     "train": "train",
     "adv-finetune": "adv_finetune",
     "attack": "attack",
 }
 DERIVED = "derived.json"
-RESULTS: dict[Stage, str] = {
+RESULTS: dict[StudyStage, str] = {
     "search": "search.json",
     "train": "train.json",
     "adv-finetune": "adv-finetune.json",
@@ -35,7 +35,7 @@ RESULTS: dict[Stage, str] = {
 
 
 @dataclass(frozen=True)
-class Step:
+class StudyStep:
     """One command of a study.
 
     Attributes:
@@ -47,7 +47,7 @@ class Step:
     """
 
     name: str
-    stage: Stage
+    stage: StudyStage
     arguments: tuple[str, ...]
     needs: tuple[str, ...]
     result: str
@@ -71,10 +71,10 @@ class Step:
 class StudyPlan:
     """All steps, in an order in which they can be taken, and the students that they make."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[StudyStep, ...]
     students: tuple[Place, ...]
 
-    def only(self, patterns: Sequence[str]) -> list[Step]:
+    def only(self, patterns: Sequence[str]) -> list[StudyStep]:
         """Return the steps whose names match one of the patterns (``s3/seed0/*``), and all that those need.
 
         Raises:
@@ -110,8 +110,8 @@ class _Planner:
 
     def __init__(self, study: Study, data: str | None, teacher: str | None) -> None:
         self.study, self.data, self.teacher = study, data, teacher
-        self.steps: list[Step] = []
-        self.later: list[Step] = []
+        self.steps: list[StudyStep] = []
+        self.later: list[StudyStep] = []
         self.students: list[Place] = []
 
     def plan(self) -> StudyPlan:
@@ -134,7 +134,7 @@ class _Planner:
         derived = f"{folder}/{DERIVED}"
         tutors = [] if arm.tutors == "searched" else ["--tutors", arm.tutors]
         words = ("derive", searched, *tutors, "--out", derived, "--force")
-        self.steps.append(Step(derived, "derive", words, (searched,), derived))
+        self.steps.append(StudyStep(derived, "derive", words, (searched,), derived))
         trained = f"{folder}/train"
         self._stage("train", trained, [derived], seed=seed, own=arm.train, needs=(derived,))
         self._measure(Place(space, seed, arm.name, "train", trained, {}))
@@ -168,7 +168,7 @@ class _Planner:
 
     def _stage(
         self,
-        stage: Stage,
+        stage: StudyStage,
         run: str,
         words: list[str],
         *,
@@ -189,7 +189,7 @@ class _Planner:
         if self.teacher is not None and stage != "attack":
             arguments += ["--teacher", self.teacher]
         arguments += ["--seed", str(seed), "--out", run]
-        self.steps.append(Step(run, stage, tuple(arguments), needs, f"{run}/{RESULTS[stage]}"))
+        self.steps.append(StudyStep(run, stage, tuple(arguments), needs, f"{run}/{RESULTS[stage]}"))
 
 
 def as_toml(value: Any) -> str:

@@ -19,18 +19,18 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from rnascl_cli.artifacts.documents import Record, Sha256
+from rnascl_cli.artifacts.documents import FrozenModel, Sha256
 from rnascl_cli.artifacts.reading import MAX_DOCUMENT_BYTES, parse_json, read_bounded
 from rnascl_cli.artifacts.store import sha256_file, write_text
 from rnascl_cli.core import distributed
-from rnascl_cli.core.console import say, warn
-from rnascl_cli.core.errors import Interrupted, RunError, UserError, counted
-from rnascl_cli.engine.interrupts import finishing_steps
+from rnascl_cli.core.console import info, warning
+from rnascl_cli.core.errors import Interrupted, RunError, UserError, pluralise
+from rnascl_cli.engine.interrupts import stop_after_step
 from rnascl_cli.engine.lock import lock_directory, refuse_if_in_use
 from rnascl_cli.engine.parent_death import ending_with_this_process
-from rnascl_cli.engine.run_directory import JOURNAL, has_checkpoint, occupied
+from rnascl_cli.engine.run_directory import JOURNAL, has_checkpoint, is_nonempty
 from rnascl_cli.recipes import find_recipe
-from rnascl_cli.stages.study.plan import Step, StudyPlan
+from rnascl_cli.stages.study.plan import StudyPlan, StudyStep
 
 LOGS = "logs"
 POLL_SECONDS = 0.1
@@ -82,15 +82,15 @@ def run_study(
     kept, stale = record.kept(plan)
     record.write()
     progress = Progress(done=kept)
-    say(f"study: {len(kept)} of {counted(len(plan.steps), 'step')} done already" if kept else "study: begun")
+    info(f"study: {len(kept)} of {pluralise(len(plan.steps), 'step')} done already" if kept else "study: begun")
     if stale:
-        say(f"study: {_made_again(stale)}")
+        info(f"study: {_made_again(stale)}")
     _Runner(steps, out, progress, record, stale=stale, jobs=jobs, minutes=minutes).run()
     lock.release()
     return progress
 
 
-def has_ended(plan: StudyPlan, steps: Sequence[Step], out: Path) -> bool:
+def has_ended(plan: StudyPlan, steps: Sequence[StudyStep], out: Path) -> bool:
     """Return whether none of some steps is left to be done in a study's folder, so that no images are needed.
 
     Raises:
@@ -108,7 +108,7 @@ def _made_again(stale: set[str]) -> str:
 def _claim(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; name a folder")
-    if occupied(out) and not (out / STEPS).is_file():
+    if is_nonempty(out) and not (out / STEPS).is_file():
         raise UserError(f"--out {out}: holds something that is no study; name another folder")
     try:
         (out / LOGS).mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def _claim(out: Path) -> None:
 class _Running:
     """A step at work: its process, when it began, and where in the log its own words begin."""
 
-    step: Step
+    step: StudyStep
     process: subprocess.Popen[bytes]
     began: float
     said_from: int
@@ -131,7 +131,7 @@ class _Runner:
 
     def __init__(
         self,
-        steps: Sequence[Step],
+        steps: Sequence[StudyStep],
         out: Path,
         progress: Progress,
         record: StudyRecord,
@@ -150,12 +150,12 @@ class _Runner:
         threads = max(1, (os.cpu_count() or 1) // jobs)
         self.environment = {
             "OMP_NUM_THREADS": str(threads),
-            **distributed.environment_alone(),
+            **distributed.non_distributed_environment(),
             **ending_with_this_process(),
         }
 
     def run(self) -> None:
-        with finishing_steps() as stop:
+        with stop_after_step() as stop:
             while self.waiting or self.running:
                 if stop.signum is not None:
                     self._stop(stop.signum)
@@ -180,7 +180,7 @@ class _Runner:
             self.waiting.remove(ready)
             self.running[ready.name] = self._start(ready)
 
-    def _is_held(self, step: Step) -> bool:
+    def _is_held(self, step: StudyStep) -> bool:
         """Return whether another process writes where the step would: one that an earlier study, now killed, began."""
         try:
             refuse_if_in_use(self.out / step.name)
@@ -188,14 +188,14 @@ class _Runner:
             self.held.add(step.name)
             if step.name not in self.told_of:
                 self.told_of.add(step.name)
-                say(f"study: waiting for another process to end: {error}")
+                info(f"study: waiting for another process to end: {error}")
             return True
         return False
 
-    def _start(self, step: Step) -> _Running:
+    def _start(self, step: StudyStep) -> _Running:
         command = step.command(self.out)
         if step.resumable:
-            command += ["--force"] if step.name in self.stale else going_on(self.out / step.name)
+            command += ["--force"] if step.name in self.stale else resumed_command(self.out / step.name)
         self.record.begin(step)
         with self._log(step).open("ab") as log:
             said_from = log.tell()
@@ -218,10 +218,10 @@ class _Runner:
             del self.running[name]
             if code == 0 and (self.out / running.step.result).is_file():
                 self.progress.done.add(name)
-                say(f"study: {len(self.progress.done)}/{self.total} {name} ({time.monotonic() - running.began:.0f} s)")
+                info(f"study: {len(self.progress.done)}/{self.total} {name} ({time.monotonic() - running.began:.0f} s)")
             else:
                 self.progress.failed[name] = self._last_words(running)
-                warn(f"study: {name}: failed with exit code {code}: {self.progress.failed[name]}")
+                warning(f"study: {name}: failed with exit code {code}: {self.progress.failed[name]}")
                 self._give_up_what_needs(name)
 
     def _give_up_what_needs(self, failed: str) -> None:
@@ -247,7 +247,7 @@ class _Runner:
         for running in self.running.values():
             running.process.wait()
 
-    def _log(self, step: Step) -> Path:
+    def _log(self, step: StudyStep) -> Path:
         return self.out / LOGS / (step.name.removesuffix(".json").replace("/", "-") + ".log")
 
     def _last_words(self, running: _Running) -> str:
@@ -257,7 +257,7 @@ class _Runner:
         return lines[-1] if lines else "it said nothing"
 
 
-def going_on(run: Path) -> list[str]:
+def resumed_command(run: Path) -> list[str]:
     """Return the option for a run directory in which an interrupted step has left something."""
     # An attack that is there was ended meanwhile by a process that this study waited for: it is left as it is.
     if has_checkpoint(run) or (run / JOURNAL).is_file() or (run / "attack.json").is_file():
@@ -279,14 +279,14 @@ def end(progress: Progress, *, steps: int) -> None:
         name, words = next(iter(progress.failed.items()))
         failed, lost = len(progress.failed), len(progress.not_begun)
         cost = f", and {lost} more could not be begun because of {'it' if failed == 1 else 'them'}" if lost else ""
-        raise RunError(f"study: {counted(failed, 'step')} failed{cost}; {name}: {words}")
+        raise RunError(f"study: {pluralise(failed, 'step')} failed{cost}; {name}: {words}")
 
 
 STEPS = "steps.json"
 NAMING_FILES = ("--recipe", "--tutors", "--teacher")
 
 
-class Entry(Record):
+class StepInputs(FrozenModel):
     """What one step was made from."""
 
     arguments: list[str]
@@ -309,22 +309,22 @@ class StudyRecord:
         self._out, self._path = out, out / STEPS
         self._results = {step.name: out / step.result for step in plan.steps}
         self._hashes: dict[Path, str] = {}
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, StepInputs] = {}
         if self._path.is_file():
             found = parse_json(
                 read_bounded(self._path, MAX_DOCUMENT_BYTES, what="study's steps"), where=str(self._path)
             )
             try:
-                self.entries = TypeAdapter(dict[str, Entry]).validate_python(found)
+                self.entries = TypeAdapter(dict[str, StepInputs]).validate_python(found)
             except ValidationError:
                 raise UserError(f"{self._path}: is not the list of a study's steps; name another --out") from None
 
-    def entry(self, step: Step) -> Entry:
+    def entry(self, step: StudyStep) -> StepInputs:
         """Return what a step would be made from now; results that are not there yet are left out."""
         needs = {name: sha256_file(self._results[name]) for name in step.needs if self._results[name].is_file()}
-        return Entry(arguments=list(step.arguments), files=self._files(step), needs=needs)
+        return StepInputs(arguments=list(step.arguments), files=self._files(step), needs=needs)
 
-    def _files(self, step: Step) -> dict[str, str]:
+    def _files(self, step: StudyStep) -> dict[str, str]:
         found = {}
         for option, word in zip(step.arguments, step.arguments[1:], strict=False):
             if option in NAMING_FILES:
@@ -368,7 +368,7 @@ class StudyRecord:
                 stale.add(step.name)
         return kept, stale
 
-    def begin(self, step: Step) -> None:
+    def begin(self, step: StudyStep) -> None:
         """Note what a step is made from, before it is begun."""
         self.entries[step.name] = self.entry(step)
         self.write()

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from rnascl_cli.artifacts.store import read_header, sha256_file
 from rnascl_cli.core.cache_dir import cache_dir
-from rnascl_cli.core.console import say, warn
-from rnascl_cli.core.errors import RunError, UserError, nearest
+from rnascl_cli.core.console import info, warning
+from rnascl_cli.core.errors import RunError, UserError, did_you_mean
 from rnascl_cli.data import Data
 from rnascl_cli.engine.download import (
     Address,
@@ -24,7 +24,7 @@ from rnascl_cli.engine.download import (
 )
 from rnascl_cli.engine.download.addresses import FORMS, Drive
 from rnascl_cli.recipes import SELF_TEST_IMAGES
-from rnascl_cli.stages.teacher.import_checkpoint import Imported, default_file, import_teacher
+from rnascl_cli.stages.teacher.import_checkpoint import ImportResult, default_file, import_teacher
 from rnascl_cli.stages.teacher.train import check_out
 from rnascl_cli.teachers.files import SUFFIX
 from rnascl_cli.teachers.public_checkpoints import PUBLIC
@@ -34,7 +34,7 @@ PATIENCE = Patience()
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FetchRequest:
     """What ``teacher fetch`` was asked for.
 
     Attributes:
@@ -59,7 +59,7 @@ def downloads_dir() -> Path:
     return cache_dir() / "downloads"
 
 
-def wanted(text: str, *, architecture: str | None = None, sha256: str | None = None) -> Wanted:
+def fetch_request(text: str, *, architecture: str | None = None, sha256: str | None = None) -> FetchRequest:
     """Return what a name or an address means.
 
     Args:
@@ -75,15 +75,15 @@ def wanted(text: str, *, architecture: str | None = None, sha256: str | None = N
     if text in PUBLIC:
         known = PUBLIC[text]
         addresses = tuple((parse_address(address), sha256 or theirs) for address, theirs in known.addresses)
-        return Wanted(text, text, addresses, text, f"RobustBench {known.robustbench}", f"--public {text}")
+        return FetchRequest(text, text, addresses, text, f"RobustBench {known.robustbench}", f"--public {text}")
     if ":" not in text:
         if Path(text).is_file():
             raise UserError(f"teacher fetch: {text} is a file that is here; run 'rnascl teacher import {text}'")
-        raise UserError(f"teacher fetch: no public teacher '{text}'{nearest(text, PUBLIC)}; or write {FORMS}")
+        raise UserError(f"teacher fetch: no public teacher '{text}'{did_you_mean(text, PUBLIC)}; or write {FORMS}")
     address = parse_address(text)
     stem = re.sub(r"\.(pt|pth|ckpt|tar|safetensors)$", "", address.file_name, flags=re.IGNORECASE)
     options = f"--arch {architecture or 'NAME'}"
-    return Wanted(text, None, ((address, sha256),), stem, str(address), options)
+    return FetchRequest(text, None, ((address, sha256),), stem, str(address), options)
 
 
 def fetch_teacher(
@@ -98,7 +98,7 @@ def fetch_teacher(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     seed: int = 0,
     force: bool = False,
-) -> Imported:
+) -> ImportResult:
     """Download a checkpoint and import it, unless it is there already.
 
     Args:
@@ -117,7 +117,7 @@ def fetch_teacher(
         UserError: An unknown name or address; ``out`` is another file; the checkpoint is unusable.
         RunError: None of its addresses gives it, the disk is full, or a folder cannot be written.
     """
-    asked = wanted(text, architecture=architecture, sha256=sha256)
+    asked = fetch_request(text, architecture=architecture, sha256=sha256)
     out = out or default_file(asked.stem)
     lock = downloads_dir() / f"out-{hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:8]}.lock"
     if not force and (here := _already_here(asked, out)) is not None:
@@ -142,7 +142,7 @@ def fetch_teacher(
             except DownloadError as error:
                 problems.append(f"{address.page}: {error}")
                 if len(problems) < len(asked.addresses):
-                    warn(f"{problems[-1]}; there is a mirror")
+                    warning(f"{problems[-1]}; there is a mirror")
     raise RunError(
         f"teacher fetch {text}: {'; '.join(problems)}. Try again later: what has arrived is kept. Or open "
         f"{asked.addresses[0][0].page} in a browser and run 'rnascl teacher import FILE {asked.import_options}'"
@@ -150,15 +150,15 @@ def fetch_teacher(
 
 
 def _fetch_from(
-    address: Address, out: Path, *, asked: Wanted, sha256: str | None, force: bool, how: dict[str, Any]
-) -> Imported:
+    address: Address, out: Path, *, asked: FetchRequest, sha256: str | None, force: bool, how: dict[str, Any]
+) -> ImportResult:
     """Download from one address, and import what came."""
     what = f"{asked.public}, {asked.source}, from " if asked.public is not None else ""
-    say(f"fetching {what}{address.page}")
+    info(f"fetching {what}{address.page}")
     # Google Drive's file has RobustBench's name; elsewhere the address says it.
     stem = PUBLIC[asked.public].robustbench if asked.public and isinstance(address, Drive) else None
     with downloaded(address, downloads_dir(), stem=stem, sha256=sha256, fresh=force, patience=PATIENCE) as file:
-        say(f"downloaded {file.path.name}: sha256 {file.sha256}, {'as published' if file.checked else 'recorded'}")
+        info(f"downloaded {file.path.name}: sha256 {file.sha256}, {'as published' if file.checked else 'recorded'}")
         try:
             return import_teacher(file.path, out, public=asked.public, source_url=address.page, force=force, **how)
         except UserError as error:
@@ -168,7 +168,7 @@ def _fetch_from(
             ) from None
 
 
-def _already_here(asked: Wanted, out: Path) -> Imported | None:
+def _already_here(asked: FetchRequest, out: Path) -> ImportResult | None:
     """Describe the teacher file at ``out`` where it was made from what is asked for.
 
     Raises:
@@ -185,8 +185,8 @@ def _already_here(asked: Wanted, out: Path) -> Imported | None:
         raise UserError(
             f"--out {out}: already exists and was made from {made_from}; use another name, or --force to replace it"
         )
-    say(f"{asked.text} is here: {out}; --force fetches it again")
-    return Imported(
+    info(f"{asked.text} is here: {out}; --force fetches it again")
+    return ImportResult(
         path=str(out),
         sha256=sha256_file(out),
         **{fact: header[fact] for fact in facts},

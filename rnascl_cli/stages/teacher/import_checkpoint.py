@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rnascl_cli.artifacts.store import sha256_file
-from rnascl_cli.core.console import warn
-from rnascl_cli.core.errors import UserError, nearest
+from rnascl_cli.core.console import warning
+from rnascl_cli.core.errors import UserError, did_you_mean
 from rnascl_cli.core.version import __version__
 from rnascl_cli.data import Data
-from rnascl_cli.engine.device import resolve_compute
-from rnascl_cli.engine.evaluate import Measured
-from rnascl_cli.models.input_size import check_sees
+from rnascl_cli.engine.device import resolve_device
+from rnascl_cli.engine.evaluate import TeacherAccuracy
+from rnascl_cli.models.input_size import check_input_size
 from rnascl_cli.recipes import SELF_TEST_IMAGES
 from rnascl_cli.stages.teacher.self_test import default_data, expectation, say_skipped, self_test
 from rnascl_cli.stages.teacher.train import check_out, check_size
 from rnascl_cli.teachers.architectures import architecture_named
 from rnascl_cli.teachers.files import SUFFIX, teachers_dir
-from rnascl_cli.teachers.load import Checkpoint, assemble, default_constants, read_checkpoint, write_teacher
+from rnascl_cli.teachers.load import Checkpoint, build_teacher_from, default_constants, read_checkpoint, write_teacher
 from rnascl_cli.teachers.public_checkpoints import IDENTITY, PUBLIC, PublicTeacher
 from rnascl_cli.teachers.state_dict_conversion import Constants
 
@@ -27,7 +27,7 @@ CONSTANTS_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class Imported:
+class ImportResult:
     """What ``teacher import`` made of a checkpoint.
 
     Attributes:
@@ -57,7 +57,7 @@ class Imported:
     renamed: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     missed: list[str] = field(default_factory=list)
-    measured: Measured | None = None
+    measured: TeacherAccuracy | None = None
     published: dict[str, Any] | None = None
 
 
@@ -68,7 +68,7 @@ def public_named(name: str, *, option: str) -> PublicTeacher:
         UserError: There is none of that name; the nearest is given.
     """
     if name not in PUBLIC:
-        raise UserError(f"{option}: no public teacher '{name}'{nearest(name, PUBLIC)}")
+        raise UserError(f"{option}: no public teacher '{name}'{did_you_mean(name, PUBLIC)}")
     return PUBLIC[name]
 
 
@@ -90,7 +90,7 @@ def import_teacher(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     seed: int = 0,
     force: bool = False,
-) -> Imported:
+) -> ImportResult:
     """Bring a checkpoint to our names, test it on a few hundred images, and write it as a teacher file.
 
     Args:
@@ -123,13 +123,13 @@ def import_teacher(
     else:
         data = default_data(found.architecture, found.num_classes, limit=limit_test, seed=seed)
     chosen = _choose_constants(checkpoint, constants, known, source)
-    module = assemble(found, chosen)
+    module = build_teacher_from(found, chosen)
     published = published_of(known) if known is not None else checkpoint.header.get("published")
     measured = None
     if data is not None:
-        check_sees(module, str(source), input_size=data.input_size)
+        check_input_size(module, str(source), input_size=data.input_size)
         expected = expectation(published, checkpoint.header.get("measured"), data)
-        measured = self_test(module, data, expected, compute=resolve_compute(device, "fp32"), seed=seed)
+        measured = self_test(module, data, expected, compute=resolve_device(device, "fp32"), seed=seed)
     about = _about(checkpoint, source, known, measured, same_constants=chosen == checkpoint.constants)
     if source_url is not None:
         about["source_url"] = source_url
@@ -137,7 +137,7 @@ def import_teacher(
     sha256 = write_teacher(out, module, architecture=found.architecture, num_classes=found.num_classes, about=about)
     if measured is None:
         say_skipped(found.architecture, out)
-    return Imported(
+    return ImportResult(
         path=str(out),
         sha256=sha256,
         architecture=found.architecture,
@@ -158,7 +158,7 @@ def _about(
     checkpoint: Checkpoint,
     source: Path,
     known: PublicTeacher | None,
-    measured: Measured | None,
+    measured: TeacherAccuracy | None,
     *,
     same_constants: bool,
 ) -> dict[str, Any]:
@@ -192,11 +192,13 @@ def _choose_constants(
     inside = checkpoint.constants
     if given is not None:
         if inside is not None and not _alike(inside, given):
-            warn(f"{source}: holds the normalisation {_text(inside)}; --mean and --std put {_text(given)} in its place")
+            warning(
+                f"{source}: holds the normalisation {_text(inside)}; --mean and --std put {_text(given)} in its place"
+            )
         return given
     if inside is not None:
         if known is not None and not _alike(inside, known.constants):
-            warn(
+            warning(
                 f"{source}: holds the normalisation {_text(inside)}, but {known.robustbench} is published with "
                 f"{_text(known.constants)}; is it that checkpoint? The file's is used"
             )
@@ -205,7 +207,7 @@ def _choose_constants(
         return known.constants
     default = default_constants(checkpoint.translation.architecture)
     what = "none is put in" if default == IDENTITY else f"the usual {_text(default)} is put in"
-    warn(f"{source}: holds no normalisation, and {what}; if it was trained with another, give --mean and --std")
+    warning(f"{source}: holds no normalisation, and {what}; if it was trained with another, give --mean and --std")
     return default
 
 

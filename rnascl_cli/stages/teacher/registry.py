@@ -14,13 +14,13 @@ from torch import nn
 
 from rnascl_cli.artifacts.documents import AttackDocument
 from rnascl_cli.artifacts.store import read_document, read_header, sha256_file
-from rnascl_cli.core.console import warn
+from rnascl_cli.core.console import warning
 from rnascl_cli.core.errors import UserError
-from rnascl_cli.models.attention_maps import tappable_layers
+from rnascl_cli.models.attention_maps import attention_layers
 from rnascl_cli.models.normalise import Normalise
 from rnascl_cli.recipes import Recipe
 from rnascl_cli.stages.attack.attack import attack
-from rnascl_cli.stages.attack.plan import plan
+from rnascl_cli.stages.attack.plan import plan_attack
 from rnascl_cli.stages.attack.target import ATTACK_JSON, claim_directory, find_target
 from rnascl_cli.stages.teacher.import_checkpoint import published_of
 from rnascl_cli.teachers.architectures import TeacherArchitecture, architecture_named, without_memory
@@ -64,7 +64,7 @@ def measure_teacher(source: str, recipe: Recipe, *, force: bool, resume: bool) -
     folder = measured_folder(source)
     target = find_target(source)
     claim_directory(target, folder, force=force, resume=resume)
-    return attack(plan(target, recipe, folder), resume=resume), folder / ATTACK_JSON
+    return attack(plan_attack(target, recipe, folder), resume=resume), folder / ATTACK_JSON
 
 
 def usual_eps(source: str) -> str:
@@ -153,7 +153,7 @@ def layer_table(module: nn.Module, *, input_size: int) -> list[dict[str, Any]]:
 
         return hook
 
-    handles = [layer.register_forward_hook(hook_for(name)) for name, layer in tappable_layers(module, "conv").items()]
+    handles = [layer.register_forward_hook(hook_for(name)) for name, layer in attention_layers(module, "conv").items()]
     try:
         with torch.no_grad():
             module(torch.zeros(1, 3, input_size, input_size, device=next(module.parameters()).device))
@@ -203,10 +203,10 @@ def _attacked(folder: Path, sha256: str) -> dict[str, Any] | None:
     try:
         document = read_document(path, AttackDocument)
     except UserError as error:
-        warn(str(error))
+        warning(str(error))
         return None
     if document.model_sha256 != sha256:
-        warn(f"{path}: was measured on another file than this teacher (other sha256); measure it again with --force")
+        warning(f"{path}: was measured on another file than this teacher (other sha256); measure it again with --force")
         return None
     largest = max(result.eps_value for result in document.results)
     by_attack = {result.attack: result.accuracy for result in document.results if result.eps_value == largest}

@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import nn
 
-from rnascl_cli.core.console import say, warn
+from rnascl_cli.core.console import info, warning
 from rnascl_cli.core.units import parse_epsilon
 from rnascl_cli.data import Data, load_data
 from rnascl_cli.data.builtin import cifar_is_here
-from rnascl_cli.engine.device import Compute
-from rnascl_cli.engine.evaluate import Measured, accuracy, measure
+from rnascl_cli.engine.device import DeviceConfig
+from rnascl_cli.engine.evaluate import TeacherAccuracy, accuracy, measure
 from rnascl_cli.models.normalise import Normalise
 from rnascl_cli.recipes import SELF_TEST_IMAGES, DataSettings
 from rnascl_cli.teachers.architectures import architecture_named
@@ -34,7 +34,7 @@ USUAL: tuple[Constants, ...] = tuple(
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedAccuracy:
     """What a teacher should reach.
 
     Attributes:
@@ -52,13 +52,19 @@ class Expected:
     where: str = "published"
 
 
-def expectation(published: Mapping[str, Any] | None, before: Mapping[str, Any] | None, data: Data | None) -> Expected:
+def expectation(
+    published: Mapping[str, Any] | None, before: Mapping[str, Any] | None, data: Data | None
+) -> ExpectedAccuracy:
     """Return what to compare with: the published accuracies, else what the file says was measured on these images."""
     if published and published.get("clean") is not None:
-        return Expected(published["clean"], published.get("autoattack"), "AutoAttack", published.get("eps") or "8/255")
+        return ExpectedAccuracy(
+            published["clean"], published.get("autoattack"), "AutoAttack", published.get("eps") or "8/255"
+        )
     if before and data is not None and before.get("fingerprint") == data.fingerprint:
-        return Expected(before.get("clean"), before.get("pgd20"), "PGD-20", before.get("eps") or "8/255", "as the file")
-    return Expected(eps=(published or {}).get("eps") or "8/255")
+        return ExpectedAccuracy(
+            before.get("clean"), before.get("pgd20"), "PGD-20", before.get("eps") or "8/255", "as the file"
+        )
+    return ExpectedAccuracy(eps=(published or {}).get("eps") or "8/255")
 
 
 def default_data(architecture: str, num_classes: int, *, limit: int, seed: int) -> Data | None:
@@ -67,35 +73,37 @@ def default_data(architecture: str, num_classes: int, *, limit: int, seed: int) 
     name = {10: "cifar10", 100: "cifar100"}.get(num_classes) if small else None
     if name not in ("cifar10", "cifar100") or not cifar_is_here("cifar10" if name == "cifar10" else "cifar100"):
         return None
-    say(f"self-test on {limit} images of {name}, as no --data is given")
+    info(f"self-test on {limit} images of {name}, as no --data is given")
     return load_data(DataSettings(spec=name, limit_test=limit), seed=seed, training=False)
 
 
 def say_skipped(architecture: str, path: object) -> None:
     """Warn that nothing was measured, and say how to do it."""
     spec = "cifar10" if architecture_named(architecture).input_size == 32 else "imagenet:DIR"
-    warn(
+    warning(
         "NOT TESTED: no --data is given and the usual data set is not in the cache, so nobody has looked whether this "
         "teacher's normalisation is right. Give the import --data SPEC, or run "
         f"'rnascl teacher measure {path} --data {spec} --attack pgd20 --limit-test {SELF_TEST_IMAGES}'"
     )
 
 
-def self_test(module: nn.Module, data: Data, expected: Expected, *, compute: Compute, seed: int) -> Measured:
+def self_test(
+    module: nn.Module, data: Data, expected: ExpectedAccuracy, *, compute: DeviceConfig, seed: int
+) -> TeacherAccuracy:
     """Measure clean and PGD-20 accuracy on the test images, and warn where they are not what they should be."""
     measured = measure(module, data, eps=parse_epsilon(expected.eps).value, compute=compute, seed=seed)
     if wrong := _far_apart(measured, expected):
-        warn(
+        warning(
             f"FAR APART: {wrong}. A wrong normalisation is the commonest cause; compare --mean and --std with the "
             "checkpoint's page. Or is it another checkpoint, or other images?"
         )
     elif expected.clean is None and measured.clean < NEAR_CHANCE / data.num_classes:
-        warn(f"clean accuracy is {measured.clean:.3f}, close to chance: another data set, or a wrong normalisation?")
+        warning(f"clean accuracy is {measured.clean:.3f}, close to chance: another data set, or a wrong normalisation?")
     _try_others(module, data, measured.clean, compute=compute)
     return measured
 
 
-def _far_apart(measured: Measured, expected: Expected) -> str | None:
+def _far_apart(measured: TeacherAccuracy, expected: ExpectedAccuracy) -> str | None:
     """Say which accuracies are far from the expected ones, beside them; None where none is."""
     if expected.clean is None:
         return None
@@ -108,7 +116,7 @@ def _far_apart(measured: Measured, expected: Expected) -> str | None:
     return said if far else None
 
 
-def _try_others(module: nn.Module, data: Data, clean: float, *, compute: Compute) -> None:
+def _try_others(module: nn.Module, data: Data, clean: float, *, compute: DeviceConfig) -> None:
     """Warn where another usual normalisation is clearly better; it is not put in, as test images choose nothing."""
     own = module.normalise
     scores: dict[Constants, float] = {}
@@ -121,7 +129,7 @@ def _try_others(module: nn.Module, data: Data, clean: float, *, compute: Compute
     best = max(scores, key=lambda constants: scores[constants])
     if scores[best] > clean + CLEARLY_BETTER:
         mean, std = (",".join(f"{value:g}" for value in part) for part in best)
-        warn(
+        warning(
             f"WRONG NORMALISATION? Clean accuracy is {clean:.3f} as imported, and would be {scores[best]:.3f} with "
             f"--mean {mean} --std {std}; nothing was changed"
         )

@@ -21,26 +21,26 @@ import torch
 from torch import Tensor, nn
 
 from rnascl_cli.core import distributed
-from rnascl_cli.core.console import warn
+from rnascl_cli.core.console import warning
 from rnascl_cli.core.errors import UserError
 from rnascl_cli.core.random_streams import generator
 from rnascl_cli.core.version import __version__
 from rnascl_cli.data import Batch, Data, ImageSet, load_data
-from rnascl_cli.distill.adversarial_losses import hardened_terms, trades_terms
-from rnascl_cli.distill.losses import add_up
-from rnascl_cli.engine.device import Compute, resolve_compute
-from rnascl_cli.engine.evaluate import Measured, measure
+from rnascl_cli.distill.adversarial_losses import adversarial_ce_terms, trades_terms
+from rnascl_cli.distill.losses import weighted_sum
+from rnascl_cli.engine.device import DeviceConfig, resolve_device
+from rnascl_cli.engine.evaluate import TeacherAccuracy, measure
 from rnascl_cli.engine.modes import evaluating, fixed_statistics, frozen
-from rnascl_cli.engine.optimizer import build_optimiser, descend
-from rnascl_cli.engine.run_directory import CHECKPOINT, RunDirectory, clear_left_behind
-from rnascl_cli.engine.training_loop import ScheduledOptimiser, Stateful, fit
+from rnascl_cli.engine.optimizer import build_optimizer, optimizer_step
+from rnascl_cli.engine.run_directory import CHECKPOINT, RunDirectory, remove_temporary_files
+from rnascl_cli.engine.training_loop import ScheduledOptimizer, Stateful, fit
 from rnascl_cli.engine.weight_averaging import averaging
-from rnascl_cli.models.batch_norm import over_all_ranks
-from rnascl_cli.models.conv import without_fallback
-from rnascl_cli.recipes import Recipe, StopSettings, TeacherTrainSettings
+from rnascl_cli.models.batch_norm import convert_sync_batchnorm
+from rnascl_cli.models.conv import use_fast_depthwise_bf16
+from rnascl_cli.recipes import Recipe, SelectSettings, TeacherTrainSettings
 from rnascl_cli.recipes.data_spec import LARGEST_CIFAR_LIKE
 from rnascl_cli.stages.training.adversarial import perturb, starting_offset
-from rnascl_cli.stages.training.model_selection import Best, Validation, require_holdout
+from rnascl_cli.stages.training.model_selection import BestCheckpoint, ModelSelection, require_holdout
 from rnascl_cli.stages.training.sanity_checks import warn_without_perturbation
 from rnascl_cli.stages.training.setup import check_can_be_shared, plan_training
 from rnascl_cli.teachers.architectures import TeacherArchitecture, architecture_named, build_teacher
@@ -52,7 +52,7 @@ DEFAULT_ARCHITECTURE = "r18"
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedTeacher:
     """What ``teacher train`` made.
 
     Attributes:
@@ -67,7 +67,7 @@ class Trained:
     sha256: str
     best_epoch: int
     validation: dict[str, float]
-    measured: Measured
+    measured: TeacherAccuracy
 
 
 def training_folder(out: Path) -> Path:
@@ -88,7 +88,7 @@ def check_out(out: Path, *, force: bool) -> Path:
     return out
 
 
-def train_teacher(recipe: Recipe, out: Path, run: RunDirectory) -> Trained:
+def train_teacher(recipe: Recipe, out: Path, run: RunDirectory) -> TrainedTeacher:
     """Train a teacher adversarially and write its file.
 
     The held-out images choose the epoch; the test images are looked at once, after that.
@@ -105,7 +105,7 @@ def train_teacher(recipe: Recipe, out: Path, run: RunDirectory) -> Trained:
     settings = recipe.teacher_train
     start = starting_point(settings)
     architecture = architecture_named(chosen_architecture(settings, start))
-    compute = resolve_compute(recipe.device, recipe.precision, deterministic=recipe.deterministic)
+    compute = resolve_device(recipe.device, recipe.precision, deterministic=recipe.deterministic)
     data = load_data(recipe.data, seed=recipe.seed)
     check_size(architecture, data)
     require_holdout(data, who="teacher training")
@@ -118,17 +118,21 @@ def train_teacher(recipe: Recipe, out: Path, run: RunDirectory) -> Trained:
         if Path(start.reference.path).resolve() == out.resolve():
             raise UserError(f"--out {out}: is the teacher to start from, and would be lost; name another")
         module = start.module.requires_grad_(True)
-    module = without_fallback(over_all_ranks(module)).to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = use_fast_depthwise_bf16(convert_sync_batchnorm(module)).to(
+        compute.device, memory_format=torch.channels_last
+    )  # type: ignore[call-overload]
 
     run.create()
-    if out.parent.is_dir() and distributed.is_first():
-        clear_left_behind(out.parent, [out.name])
-    task = AdversarialTraining(module, settings, holdout=data.holdout, compute=compute, seed=recipe.seed)
+    if out.parent.is_dir() and distributed.is_rank_zero():
+        remove_temporary_files(out.parent, [out.name])
+    task = TeacherStep(module, settings, holdout=data.holdout, compute=compute, seed=recipe.seed)
     fit(task, plan_training(STAGE, recipe, settings, data=data, compute=compute, run=run, teacher=start))
-    task.validation.conclude()
+    task.validation.restore_selected_weights()
     measured = measure(module, data, eps=settings.perturbation.eps, compute=compute, seed=recipe.seed)
     if measured.pgd20 <= 1 / data.num_classes:
-        warn(f"the teacher is no better than chance under PGD-20 at {measured.eps}; train longer or with a smaller eps")
+        warning(
+            f"the teacher is no better than chance under PGD-20 at {measured.eps}; train longer or with a smaller eps"
+        )
     sha256 = write_teacher(
         out,
         module,
@@ -137,7 +141,7 @@ def train_teacher(recipe: Recipe, out: Path, run: RunDirectory) -> Trained:
         about=_about(recipe, data, task.best, measured, start),
     )
     run.remove(CHECKPOINT)
-    return Trained(out, sha256, task.best.epoch + 1, task.best.validation, measured)
+    return TrainedTeacher(out, sha256, task.best.epoch + 1, task.best.validation, measured)
 
 
 def starting_point(settings: TeacherTrainSettings) -> Teacher | None:
@@ -201,19 +205,19 @@ def check_size(architecture: TeacherArchitecture, data: Data) -> None:
         )
 
 
-class AdversarialTraining:
+class TeacherStep:
     """One step of adversarial training, and the validation after each epoch."""
 
     def __init__(
-        self, module: nn.Module, settings: TeacherTrainSettings, *, holdout: ImageSet, compute: Compute, seed: int
+        self, module: nn.Module, settings: TeacherTrainSettings, *, holdout: ImageSet, compute: DeviceConfig, seed: int
     ) -> None:
         self._module, self._settings, self._compute = module, settings, compute
-        optimiser = build_optimiser(module.parameters(), settings.optimiser)
+        optimiser = build_optimizer(module.parameters(), settings.optimiser)
         self._average = averaging(module, settings.average, epochs=settings.epochs)
-        self.validation = Validation(
+        self.validation = ModelSelection(
             module,
             holdout,
-            StopSettings(),
+            SelectSettings(),
             eps=settings.perturbation.eps,
             compute=compute,
             seed=seed,
@@ -221,8 +225,8 @@ class AdversarialTraining:
             average=self._average,
         )
         assert self.validation.best is not None
-        self.best: Best = self.validation.best
-        self.optimisers = [ScheduledOptimiser(optimiser, settings.schedule, settings.optimiser.lr)]
+        self.best: BestCheckpoint = self.validation.best
+        self.optimizers = [ScheduledOptimizer(optimiser, settings.schedule, settings.optimiser.lr)]
         self.state: dict[str, Stateful] = {"teacher": module, "optimiser": optimiser, "best": self.best}
         if self._average is not None:
             self.state["average"] = self._average
@@ -247,9 +251,9 @@ class AdversarialTraining:
                 right["train_accuracy"] = _share_right(clean_BK, y_B)
             else:
                 perturbed_BK = self._module(adversarial_BCHW)
-                terms = hardened_terms(perturbed_BK, y_B)
-        loss = add_up(terms, {"adversarial": self._settings.beta if self._settings.method == "trades" else 1.0})
-        descend(self.optimisers[0].optimiser, loss, images=len(batch))
+                terms = adversarial_ce_terms(perturbed_BK, y_B)
+        loss = weighted_sum(terms, {"adversarial": self._settings.beta if self._settings.method == "trades" else 1.0})
+        optimizer_step(self.optimizers[0].optimizer, loss, images=len(batch))
         if self._average is not None:
             self._average.after_step()
         right["train_robust_accuracy"] = _share_right(perturbed_BK, y_B)
@@ -264,7 +268,7 @@ class AdversarialTraining:
         mode = evaluating(module) if trades else fixed_statistics(module)
         precision = contextlib.nullcontext() if trades else self._compute.student_autocast()
         with mode, frozen(module.parameters()), precision:
-            offset_BCHW = starting_offset(batch.x_BCHW, self._settings, noise=self._noise, share=batch.share)
+            offset_BCHW = starting_offset(batch.x_BCHW, self._settings, noise=self._noise, share=batch.shard)
             return perturb(module, batch.x_BCHW, batch.y_B, self._settings, offset_BCHW=offset_BCHW)
 
     def end_epoch(self) -> dict[str, Any]:
@@ -276,7 +280,9 @@ def _share_right(logits_BK: Tensor, y_B: Tensor) -> Tensor:
     return (logits_BK.argmax(dim=1) == y_B).float().mean()
 
 
-def _about(recipe: Recipe, data: Data, best: Best, measured: Measured, start: Teacher | None) -> dict[str, Any]:
+def _about(
+    recipe: Recipe, data: Data, best: BestCheckpoint, measured: TeacherAccuracy, start: Teacher | None
+) -> dict[str, Any]:
     """Return the header's account of how the teacher was made; no clock in it, so that equal runs give equal bytes."""
     settings = recipe.teacher_train
     before = f", from {start.architecture} sha256 {start.reference.sha256[:12]}" if start else ""

@@ -19,8 +19,8 @@ from rnascl_cli.models.files import load_student, save_student
 from rnascl_cli.recipes import Recipe
 from rnascl_cli.stages.training.sanity_checks import may_have_seen_held_out, warn_of_changed_images
 from rnascl_cli.stages.training.setup import training_compute, training_provenance
-from rnascl_cli.stages.training.step import StudentTask
-from rnascl_cli.stages.training.student_training import school
+from rnascl_cli.stages.training.step import StudentStep
+from rnascl_cli.stages.training.student_training import train_student
 from rnascl_cli.stages.training.train import check_fits
 
 
@@ -78,13 +78,13 @@ def adv_finetune(source: Path, recipe: Recipe, run: RunDirectory) -> AdvFinetune
     seen = may_have_seen_held_out(recipe, data, before=before, chooses=chooses)
     inputs = {STUDENT: before.student_sha256, f"{before.kind}.json": sha256_file(source / f"{before.kind}.json")}
 
-    history, teacher, end = school(
+    history, teacher, end = train_student(
         "adv-finetune",
         student,
         derived,
         recipe,
         settings,
-        lambda apprentice: AdvFinetuneTask(settings, apprentice, holdout=data.holdout, compute=compute, seed=seed),
+        lambda distillation: AdvFinetuneStep(settings, distillation, holdout=data.holdout, compute=compute, seed=seed),
         paradigm=paradigm,
         data=data,
         compute=compute,
@@ -118,7 +118,7 @@ def adv_finetune(source: Path, recipe: Recipe, run: RunDirectory) -> AdvFinetune
     return document
 
 
-class AdvFinetuneTask(StudentTask):
+class AdvFinetuneStep(StudentStep):
     """One step of adversarial fine-tuning."""
 
     stage = "adv-finetune"

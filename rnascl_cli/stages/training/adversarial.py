@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnascl_cli.attacks.gradient import Linf, LossB, Model, cross_entropy, projected_gradient
-from rnascl_cli.core.device_transfer import sent
-from rnascl_cli.data import Share
+from rnascl_cli.attacks.gradient import Linf, LogitFunction, LossB, cross_entropy, projected_gradient
+from rnascl_cli.core.device_transfer import to_device_async
+from rnascl_cli.data import BatchShard
 from rnascl_cli.distill.adversarial_losses import (
     Terms,
+    adversarial_ce_terms,
     ard_terms,
-    hardened_terms,
     mart_terms,
     rslad_terms,
     trades_terms,
@@ -29,11 +29,11 @@ from rnascl_cli.distill.adversarial_losses import (
 from rnascl_cli.engine.modes import evaluating, fixed_statistics, frozen
 from rnascl_cli.recipes import TAUGHT_METHODS, PerturbationSettings, RobustMethod, RobustSettings, TeacherTrainSettings
 
-Statistics = Literal["running", "batch", "published"]
+BatchNormStatistics = Literal["running", "batch", "published"]
 IN_EVAL_MODE: tuple[RobustMethod, ...] = ("trades", "mart", "rslad")  # how their authors look for x'
 
 
-class RobustObjective:
+class AdversarialObjective:
     """The images a method trains on, and the terms it puts in the place of the cross-entropy.
 
     Args:
@@ -47,7 +47,7 @@ class RobustObjective:
             RSLAD; the batch's for PGD-AT, Fast-AT and ARD.
     """
 
-    def __init__(self, settings: RobustSettings, *, statistics: Statistics) -> None:
+    def __init__(self, settings: RobustSettings, *, statistics: BatchNormStatistics) -> None:
         assert settings.method is not None
         self.method: RobustMethod = settings.method
         self._settings = settings
@@ -64,16 +64,16 @@ class RobustObjective:
         """Of the terms; one without a weight counts once."""
 
     @property
-    def taught(self) -> bool:
+    def uses_teacher_logits(self) -> bool:
         """Whether the targets are a teacher's logits."""
         return self.method in TAUGHT_METHODS
 
     @property
-    def sees_clean(self) -> bool:
+    def uses_clean_images(self) -> bool:
         """Whether a term is on the clean images."""
         return self.method not in ("pgd-at", "fast-at")
 
-    def draw(self, x_BCHW: Tensor, *, noise: torch.Generator, share: Share) -> Tensor:
+    def draw(self, x_BCHW: Tensor, *, noise: torch.Generator, share: BatchShard) -> Tensor:
         """Draw how far from the images the method starts to look.
 
         Args:
@@ -92,7 +92,7 @@ class RobustObjective:
         offset_BCHW: Tensor,
         teacher_BK: Tensor | None,
         unwatched: contextlib.AbstractContextManager[None],
-        model: Model | None = None,
+        model: LogitFunction | None = None,
     ) -> Tensor:
         """Return the perturbed images; neither weights, gradients nor statistics of the network move.
 
@@ -120,8 +120,8 @@ class RobustObjective:
             return trades_terms(clean_BK, perturbed_BK, y_B)
         if self.method == "mart":
             return mart_terms(clean_BK, perturbed_BK, y_B)
-        if not self.taught:
-            return hardened_terms(perturbed_BK, y_B)
+        if not self.uses_teacher_logits:
+            return adversarial_ce_terms(perturbed_BK, y_B)
         assert teacher_BK is not None
         if self.method == "rslad":
             return rslad_terms(clean_BK, perturbed_BK, teacher_BK)
@@ -129,11 +129,13 @@ class RobustObjective:
         return ard_terms(clean_BK, perturbed_BK, y_B, teacher_BK, temperature=temperature)
 
 
-def robust_objective(settings: RobustSettings | None, *, statistics: Statistics) -> RobustObjective | None:
+def adversarial_objective(
+    settings: RobustSettings | None, *, statistics: BatchNormStatistics
+) -> AdversarialObjective | None:
     """Return the objective of a recipe's table; None where it names no method."""
     if settings is None or settings.method is None:
         return None
-    return RobustObjective(settings, statistics=statistics)
+    return AdversarialObjective(settings, statistics=statistics)
 
 
 def own_stream(noise: torch.Generator) -> torch.Generator:
@@ -157,7 +159,7 @@ def starting_offset(
     settings: RobustSettings | TeacherTrainSettings,
     *,
     noise: torch.Generator,
-    share: Share | None = None,
+    share: BatchShard | None = None,
 ) -> Tensor:
     """Draw how far from the images the method starts to look.
 
@@ -167,15 +169,15 @@ def starting_offset(
         noise: What is drawn from.
         share: Which images of a batch these are; None where there are no other ranks to have the rest.
     """
-    share = share or Share.alone(len(x_BCHW))
+    share = share or BatchShard.alone(len(x_BCHW))
     if settings.method not in NEAR_START:
         return share.drawn(x_BCHW, lambda like: Linf(settings.perturbation.eps).noise(like, noise))
     start = share.drawn(x_BCHW, lambda like: NEAR_START_STD * torch.randn(like.shape, generator=noise))
-    return sent(start, x_BCHW.device)
+    return to_device_async(start, x_BCHW.device)
 
 
 def perturb(
-    model: Model,
+    model: LogitFunction,
     x_BCHW: Tensor,
     y_B: Tensor,
     settings: RobustSettings | TeacherTrainSettings,

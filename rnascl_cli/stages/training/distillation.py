@@ -19,27 +19,33 @@ from rnascl_cli.core.errors import UserError
 from rnascl_cli.data import Batch, Data
 from rnascl_cli.distill.attention import tutor_distances, tutored_attention_loss, unit_maps
 from rnascl_cli.distill.losses import kl_divergence
-from rnascl_cli.engine.device import Compute
+from rnascl_cli.engine.device import DeviceConfig
 from rnascl_cli.engine.modes import fixed_statistics
-from rnascl_cli.models.attention_maps import MapRecorder, recording_maps, tappable_layers
+from rnascl_cli.models.attention_maps import MapRecorder, attention_layers, record_attention_maps
 from rnascl_cli.models.student import Student
 from rnascl_cli.recipes import AttentionSettings, KLSettings, RobustMethod
 from rnascl_cli.recipes.paradigms import no_tutors, other_tap, uses_kl, uses_tutors
-from rnascl_cli.stages.training.distillation_baselines import RivalLoss
-from rnascl_cli.stages.training.sanity_checks import Inspection
-from rnascl_cli.teachers.forward import Lesson, TeacherOnDuty, on_duty, refuse_changed_teacher, require_teacher
+from rnascl_cli.stages.training.distillation_baselines import BaselineLoss
+from rnascl_cli.stages.training.sanity_checks import SanityCheck
+from rnascl_cli.teachers.forward import (
+    FrozenTeacher,
+    TeacherOutput,
+    frozen_teacher,
+    refuse_changed_teacher,
+    require_teacher,
+)
 from rnascl_cli.teachers.load import Teacher
-from rnascl_cli.teachers.output_cache import KeptOutputs
+from rnascl_cli.teachers.output_cache import CachedTeacher
 
 
-class Answer(NamedTuple):
+class StudentOutput(NamedTuple):
     """A student's answer to a batch: logits (B, K), and unit maps (B, S, P) or None."""
 
     logits_BK: Tensor
     maps_BSP: Tensor | None
 
 
-class Apprentice:
+class DistillationModel:
     """A student, its teacher on duty, and the terms of eq. (3) that come from the teacher, or the rival in their place.
 
     Made by :func:`apprenticeship`.
@@ -49,73 +55,73 @@ class Apprentice:
         self,
         student: Student,
         *,
-        teacher: TeacherOnDuty | None,
+        teacher: FrozenTeacher | None,
         recorder: MapRecorder | None,
         tutors: TutorMap | None,
         paradigm: Paradigm,
         attention: AttentionSettings,
         kl: KLSettings,
-        compute: Compute,
+        compute: DeviceConfig,
         method: RobustMethod | None = None,
-        rival: RivalLoss | None = None,
+        baseline: BaselineLoss | None = None,
     ) -> None:
-        self.student, self.rival = student, rival
+        self.student, self.baseline = student, baseline
         self._teacher, self._recorder, self._method = teacher, recorder, method
         self._paradigm, self._attention, self._kl, self._compute = paradigm, attention, kl, compute
         self._teacher_layers = len(tutors.teacher_layers) if tutors is not None else 0
         # The teacher's maps come in the order of the distinct tutors; each student layer picks its own.
         seats = {} if tutors is None else {layer: seat for seat, layer in enumerate(distinct_tutors(tutors))}
         picks = [] if tutors is None else [seats[tutors.teacher_layers[index]] for index in tutors.tutor]
-        self._picks_S = torch.tensor(picks, dtype=torch.int64, device=compute.device)
-        self.weights = {"kl": kl.weight, "attention": attention.gamma, **(rival.weights if rival else {})}
-        self.inspection = Inspection()
+        self._tutor_index_S = torch.tensor(picks, dtype=torch.int64, device=compute.device)
+        self.weights = {"kl": kl.weight, "attention": attention.gamma, **(baseline.weights if baseline else {})}
+        self.sanity_check = SanityCheck()
 
-    def answer(self, x_BCHW: Tensor) -> Answer:
+    def forward_with_maps(self, x_BCHW: Tensor) -> StudentOutput:
         """Run the student on images in [0, 1]."""
         with self._compute.student_autocast():
             logits_BK = self.student(x_BCHW)
-        maps = None if self._recorder is None else unit_maps(self._recorder.take(), over=self._attention.norm)
-        return Answer(logits_BK.float(), maps)
+        maps = None if self._recorder is None else unit_maps(self._recorder.pop(), over=self._attention.norm)
+        return StudentOutput(logits_BK.float(), maps)
 
     def logits(self, x_BCHW: Tensor) -> Tensor:
         """Run the student on images that have no attention term; return its logits (B, K)."""
-        with self._compute.student_autocast(), self.unwatched():
+        with self._compute.student_autocast(), self.without_recording():
             logits_BK: Tensor = self.student(x_BCHW)
         return logits_BK.float()
 
     @property
-    def is_taught(self) -> bool:
+    def has_teacher_terms(self) -> bool:
         """Whether :meth:`teacher_terms` has any term."""
         taught = self._teacher is not None and (uses_kl(self._paradigm, self._kl) or self._recorder is not None)
-        return taught or self.rival is not None
+        return taught or self.baseline is not None
 
-    def unwatched(self) -> contextlib.AbstractContextManager[None]:
+    def without_recording(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which the student's maps are not taken, for passes that have no attention term."""
-        return contextlib.nullcontext() if self._recorder is None else self._recorder.pausing()
+        return contextlib.nullcontext() if self._recorder is None else self._recorder.without_recording()
 
     def end_epoch(self) -> None:
         """Bring the epoch's newly kept teacher outputs to disk."""
         if self._teacher is not None:
-            self._teacher.settle()
-        if self.rival is not None:
-            self.rival.end_epoch()
+            self._teacher.flush_cache()
+        if self.baseline is not None:
+            self.baseline.end_epoch()
 
-    def lesson(self, batch: Batch) -> Lesson | None:
+    def teacher_output(self, batch: Batch) -> TeacherOutput | None:
         """Return what the teacher says about a batch; None without one."""
-        return None if self._teacher is None else self._teacher.look(batch)
+        return None if self._teacher is None else self._teacher.forward(batch)
 
     @torch.no_grad()
-    def inspect(self, x_BCHW: Tensor, lesson: Lesson | None) -> None:
+    def check_sanity(self, x_BCHW: Tensor, teacher: TeacherOutput | None) -> None:
         """Look once an epoch at what teacher and student say of images, before the step, which asks for no value."""
-        if lesson is None or self._teacher is None or not self.inspection.due:
+        if teacher is None or self._teacher is None or not self.sanity_check.pending:
             return
         maps_BSP = None
         if self._recorder is not None:
             self.student.train()
             with fixed_statistics(self.student):
-                maps_BSP = self.answer(x_BCHW).maps_BSP
-        self.inspection.look(
-            lesson,
+                maps_BSP = self.forward_with_maps(x_BCHW).maps_BSP
+        self.sanity_check.run(
+            teacher,
             kl=uses_kl(self._paradigm, self._kl),
             teacher_layers=self._teacher.layers,
             student_layers=[] if self._recorder is None else self._recorder.layers,
@@ -123,29 +129,31 @@ class Apprentice:
             method=self._method,
         )
 
-    def teacher_terms(self, batch: Batch, answer: Answer, lesson: Lesson | None = None) -> dict[str, Tensor]:
+    def teacher_terms(
+        self, batch: Batch, student: StudentOutput, teacher: TeacherOutput | None = None
+    ) -> dict[str, Tensor]:
         """Return the paradigm's KL and attention terms, or the rival's, for the student's answer to a batch.
 
         Args:
             batch: The images.
             answer: The student's, to the clean ones.
-            lesson: The teacher's; None to ask it here.
+            teacher_output: The teacher's; None to ask it here.
         """
-        if self.rival is not None:
-            return {"distill": self.rival.term(batch, answer.logits_BK)}
+        if self.baseline is not None:
+            return {"distill": self.baseline.term(batch, student.logits_BK)}
         if self._teacher is None:
             return {}
-        lesson = self._teacher.look(batch) if lesson is None else lesson
+        teacher = self._teacher.forward(batch) if teacher is None else teacher
         terms = {}
         if uses_kl(self._paradigm, self._kl):
             terms["kl"] = kl_divergence(
-                answer.logits_BK,
-                lesson.logits_BK,
+                student.logits_BK,
+                teacher.logits_BK,
                 direction=self._kl.direction,
                 temperature=self._kl.temperature,
             )
-        if answer.maps_BSP is not None and lesson.maps_BTP is not None:
-            distances_S = tutor_distances(answer.maps_BSP, lesson.maps_BTP[:, self._picks_S])
+        if student.maps_BSP is not None and teacher.maps_BTP is not None:
+            distances_S = tutor_distances(student.maps_BSP, teacher.maps_BTP[:, self._tutor_index_S])
             terms["attention"] = tutored_attention_loss(distances_S, teacher_layers=self._teacher_layers)
         return terms
 
@@ -191,7 +199,7 @@ def paradigm_teacher(
             f"--teacher {source}: sha256 {teacher.reference.sha256[:12]}... is not that of the tutor map's teacher "
             f"({tutors.teacher.sha256[:12]}..., {tutors.teacher.architecture}); give the teacher of the search"
         )
-    if list(tappable_layers(teacher.module, attention.tap)) != tutors.teacher_layers:
+    if list(attention_layers(teacher.module, attention.tap)) != tutors.teacher_layers:
         raise other_tap(f"--teacher {source}", attention.tap)
     return teacher
 
@@ -206,14 +214,14 @@ def check_student_layers(
     """
     if derived.tutors is None or not uses_tutors(paradigm):
         return
-    if list(tappable_layers(student, attention.tap)) != derived.tutors.student_layers:
+    if list(attention_layers(student, attention.tap)) != derived.tutors.student_layers:
         raise UserError(
             f"derived document: tutors.student_layers are not the {attention.tap} layers of the network; derive again"
         )
 
 
 @contextlib.contextmanager
-def apprenticeship(
+def distilling(
     student: Student,
     teacher: Teacher | None,
     derived: DerivedDocument,
@@ -221,11 +229,11 @@ def apprenticeship(
     paradigm: Paradigm,
     attention: AttentionSettings,
     kl: KLSettings,
-    compute: Compute,
-    kept: KeptOutputs | None = None,
+    compute: DeviceConfig,
+    cache: CachedTeacher | None = None,
     method: RobustMethod | None = None,
-    rival: RivalLoss | None = None,
-) -> Iterator[Apprentice]:
+    baseline: BaselineLoss | None = None,
+) -> Iterator[DistillationModel]:
     """Move the student to the device and tap it and its teacher while the context is open.
 
     With ``kept``, the teacher is asked only for views that it has not seen before. ``method`` is that of adversarial
@@ -238,13 +246,13 @@ def apprenticeship(
         if teacher is not None:
             layers = distinct_tutors(tutors) if tutors is not None else []
             teacher_on_duty = stack.enter_context(
-                on_duty(teacher, attention=attention, compute=compute, layers=layers, kept=kept)
+                frozen_teacher(teacher, attention=attention, compute=compute, layers=layers, cache=cache)
             )
         if tutors is not None:
             recorder = stack.enter_context(
-                recording_maps(student, side=attention.map_size, tap=attention.tap, layers=tutors.student_layers)
+                record_attention_maps(student, side=attention.map_size, tap=attention.tap, layers=tutors.student_layers)
             )
-        yield Apprentice(
+        yield DistillationModel(
             student,
             teacher=teacher_on_duty,
             recorder=recorder,
@@ -254,5 +262,5 @@ def apprenticeship(
             kl=kl,
             compute=compute,
             method=method,
-            rival=rival,
+            baseline=baseline,
         )

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rnascl_cli.artifacts.documents import DerivedDocument, Paradigm, Rival
+from rnascl_cli.artifacts.documents import Baseline, DerivedDocument, Paradigm
 from rnascl_cli.core.errors import RunError, UserError
 from rnascl_cli.core.random_streams import generator
 from rnascl_cli.data import Batch, Data
@@ -29,12 +29,12 @@ from rnascl_cli.distill.baselines.rkd import relational_loss
 from rnascl_cli.distill.baselines.sp import similarity_loss
 from rnascl_cli.distill.baselines.vid import VariationalLoss
 from rnascl_cli.distill.tutor_baselines import same_depth_tutors
-from rnascl_cli.engine.device import Compute
-from rnascl_cli.engine.training_loop import faulty
-from rnascl_cli.models.input_size import check_sees
+from rnascl_cli.engine.device import DeviceConfig
+from rnascl_cli.engine.training_loop import at_current_step
+from rnascl_cli.models.input_size import check_input_size
 from rnascl_cli.models.student import Student
-from rnascl_cli.recipes import AT, CRD, KD, PKT, RKD, SP, VID, Distillation, Recipe, TrainSettings
-from rnascl_cli.recipes.paradigms import trained_paradigm, wanted_guide
+from rnascl_cli.recipes import AT, CRD, KD, PKT, RKD, SP, VID, BaselineSettings, Recipe, TrainSettings
+from rnascl_cli.recipes.paradigms import required_baseline_teacher, trained_paradigm
 from rnascl_cli.spaces import space_named
 from rnascl_cli.stages.training.sanity_checks import constant
 from rnascl_cli.teachers.features import (
@@ -45,12 +45,12 @@ from rnascl_cli.teachers.features import (
     student_points,
     teacher_points,
 )
-from rnascl_cli.teachers.forward import TeacherOnDuty, on_duty, refuse_changed_teacher
+from rnascl_cli.teachers.forward import FrozenTeacher, frozen_teacher, refuse_changed_teacher
 from rnascl_cli.teachers.load import Teacher, read_teacher
-from rnascl_cli.teachers.output_cache import keep_outputs
+from rnascl_cli.teachers.output_cache import open_output_cache
 
 Compared = Literal["logits", "the feature maps of its stages", "the output of its last stage", "its embedding"]
-COMPARES: dict[Rival, Compared] = {
+COMPARES: dict[Baseline, Compared] = {
     "kd": "logits",
     "at": "the feature maps of its stages",
     "sp": "the output of its last stage",
@@ -64,10 +64,10 @@ Features = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Guide:
+class BaselineTeacher:
     """A rival loss, its teacher, and where the teacher's features are."""
 
-    settings: Distillation
+    settings: BaselineSettings
     teacher: Teacher
     points: FeaturePoints
 
@@ -81,7 +81,9 @@ def training_paradigm(settings: TrainSettings, derived: DerivedDocument) -> Para
     return trained_paradigm(settings, searched=derived.paradigm)
 
 
-def find_guide(source: str | None, settings: Distillation, derived: DerivedDocument, *, data: Data) -> Guide:
+def find_baseline_teacher(
+    source: str | None, settings: BaselineSettings, derived: DerivedDocument, *, data: Data
+) -> BaselineTeacher:
     """Read the teacher of a rival loss and find what the loss compares.
 
     Args:
@@ -95,7 +97,7 @@ def find_guide(source: str | None, settings: Distillation, derived: DerivedDocum
             compare, or lacks the features; or ``crd`` has images of one class only.
     """
     name = settings.name
-    source = wanted_guide(source, settings)
+    source = required_baseline_teacher(source, settings)
     teacher = read_teacher(source)
     if name == "kd" and teacher.num_classes != data.num_classes:
         raise UserError(
@@ -103,7 +105,7 @@ def find_guide(source: str | None, settings: Distillation, derived: DerivedDocum
             f"data {data.num_classes}; give another teacher, or take a rival that compares features"
         )
     refuse_changed_teacher(teacher, derived)
-    check_sees(teacher.module, f"--teacher {source}", input_size=data.input_size)
+    check_input_size(teacher.module, f"--teacher {source}", input_size=data.input_size)
     points = teacher_points(teacher.module, input_size=data.input_size)
     there: dict[Compared, bool] = {
         "logits": True,
@@ -119,10 +121,10 @@ def find_guide(source: str | None, settings: Distillation, derived: DerivedDocum
         )
     if name == "crd" and not most_negatives(data.train.labels_N):
         raise UserError("--distill crd: needs training images of two classes or more")
-    return Guide(settings, teacher, points)
+    return BaselineTeacher(settings, teacher, points)
 
 
-class RivalLoss:
+class BaselineLoss:
     """A rival loss at work between a student and its teacher; made by :func:`rivalry`.
 
     Attributes:
@@ -132,9 +134,9 @@ class RivalLoss:
 
     def __init__(
         self,
-        settings: Distillation,
+        settings: BaselineSettings,
         module: nn.Module,
-        teacher: TeacherOnDuty,
+        teacher: FrozenTeacher,
         *,
         student_features: FeatureRecorder,
         teacher_features: FeatureRecorder,
@@ -153,7 +155,7 @@ class RivalLoss:
 
     def end_epoch(self) -> None:
         """Bring the epoch's newly kept teacher outputs to disk."""
-        self._teacher.settle()
+        self._teacher.flush_cache()
 
     def term(self, batch: Batch, logits_BK: Tensor) -> Tensor:
         """Return the unweighted loss of a batch that the student has just answered with ``logits_BK``.
@@ -161,7 +163,7 @@ class RivalLoss:
         Raises:
             RunError: The teacher says the same of every image of the epoch's first batch.
         """
-        taught_BK = self._teacher.look(batch).logits_BK
+        taught_BK = self._teacher.forward(batch).logits_BK
         taken = zip(self._student_features.take(), self._teacher_features.take(), strict=True)
         pairs = list(taken) or [(logits_BK, taught_BK)]
         self._inspect(pairs[-1][1])
@@ -200,14 +202,20 @@ class RivalLoss:
         """Look at an epoch's first batch only, because the answer must be fetched from the device."""
         if not self._inspected and constant(taught_B.flatten(1)):
             what = "the teacher says the same of every image of the batch and can teach nothing; name another --teacher"
-            raise RunError(faulty("distill", what))
+            raise RunError(at_current_step("distill", what))
         self._inspected = True
 
 
 @contextlib.contextmanager
-def rivalry(
-    student: Student, guide: Guide, derived: DerivedDocument, recipe: Recipe, *, data: Data, compute: Compute
-) -> Iterator[RivalLoss]:
+def baseline_loss(
+    student: Student,
+    guide: BaselineTeacher,
+    derived: DerivedDocument,
+    recipe: Recipe,
+    *,
+    data: Data,
+    compute: DeviceConfig,
+) -> Iterator[BaselineLoss]:
     """Take the features of a student and its teacher, to be compared, while the context is open.
 
     Args:
@@ -226,11 +234,13 @@ def rivalry(
         module = _module(settings, own, theirs, images=len(data.train)).to(compute.device)
     pairs, kept = _pairs(settings, own, theirs), None
     if not pairs:
-        kept = keep_outputs(recipe, guide.teacher, data=data, attention=attention, maps=False, compute=compute)
+        kept = open_output_cache(recipe, guide.teacher, data=data, attention=attention, maps=False, compute=compute)
     # Features are taken by hooks, which a replay would pass by.
-    hooked = replace(compute, step_recorder=None, compiles=False)
+    hooked = replace(compute, graph_backend=None, compile_enabled=False)
     with contextlib.ExitStack() as stack:
-        teacher = stack.enter_context(on_duty(guide.teacher, attention=attention, compute=hooked, layers=[], kept=kept))
+        teacher = stack.enter_context(
+            frozen_teacher(guide.teacher, attention=attention, compute=hooked, layers=[], cache=kept)
+        )
         student_features, teacher_features = (
             stack.enter_context(recording_features(network, points))
             for network, points in (
@@ -238,7 +248,7 @@ def rivalry(
                 (guide.teacher.module, [point for _, point in pairs]),
             )
         )
-        yield RivalLoss(
+        yield BaselineLoss(
             settings,
             module,
             teacher,
@@ -248,7 +258,7 @@ def rivalry(
         )
 
 
-def _pairs(settings: Distillation, student: FeaturePoints, teacher: FeaturePoints) -> list[tuple[Point, Point]]:
+def _pairs(settings: BaselineSettings, student: FeaturePoints, teacher: FeaturePoints) -> list[tuple[Point, Point]]:
     """Return the points that the loss compares; none for logits."""
     match COMPARES[settings.name]:
         case "logits":
@@ -268,7 +278,7 @@ def paired_stages(student: FeaturePoints, teacher: FeaturePoints) -> list[tuple[
     return list(enumerate(same_depth_tutors(len(student.stages), len(teacher.stages))))
 
 
-def _module(settings: Distillation, student: FeaturePoints, teacher: FeaturePoints, *, images: int) -> nn.Module:
+def _module(settings: BaselineSettings, student: FeaturePoints, teacher: FeaturePoints, *, images: int) -> nn.Module:
     """Return what the loss itself learns and remembers, with fresh numbers; an empty module for most."""
     match settings:
         case VID(variance=variance):

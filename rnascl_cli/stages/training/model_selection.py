@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from rnascl_cli.core.random_streams import generator
 from rnascl_cli.data import Data, ImageSet
-from rnascl_cli.engine.device import Compute
+from rnascl_cli.engine.device import DeviceConfig
 from rnascl_cli.engine.evaluate import accuracy, robust_accuracy
 from rnascl_cli.engine.weight_averaging import WeightAverage
-from rnascl_cli.recipes import StopSettings
+from rnascl_cli.recipes import SelectSettings
 from rnascl_cli.recipes.paradigms import no_holdout
 
-Measure = Literal["robust", "clean"]
+SelectionMetric = Literal["robust", "clean"]
 
 
-class Best:
+class BestCheckpoint:
     """The weights of the best epoch so far: highest in ``on``, then highest in the other accuracy, then latest.
 
     Attributes:
@@ -32,18 +32,18 @@ class Best:
         barren: How many epochs in a row have brought no higher accuracy.
     """
 
-    def __init__(self, on: Measure = "robust") -> None:
+    def __init__(self, on: SelectionMetric = "robust") -> None:
         self._order = ("robust", "clean") if on == "robust" else ("clean", "robust")
-        self.epoch, self.barren = -1, 0
+        self.epoch, self.epochs_without_improvement = -1, 0
         self.validation: dict[str, float] = {}
         self.weights: dict[str, Tensor] = {}
 
-    def offer(self, module: nn.Module, epoch: int, *, robust: float, clean: float) -> None:
+    def update(self, module: nn.Module, epoch: int, *, robust: float, clean: float) -> None:
         """Take the module's weights if they are at least as good as the best."""
         found = {"robust": robust, "clean": clean}
         before = [self.validation.get(name, -1.0) for name in self._order]
         now = [found[name] for name in self._order]
-        self.barren = 0 if now > before else self.barren + 1
+        self.epochs_without_improvement = 0 if now > before else self.epochs_without_improvement + 1
         if now >= before:
             self.epoch, self.validation = epoch, found
             self.weights = {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
@@ -52,18 +52,18 @@ class Best:
         """Return the state for a checkpoint."""
         return {
             "epoch": self.epoch,
-            "barren": self.barren,
+            "barren": self.epochs_without_improvement,
             "validation": self.validation,
             "weights": self.weights,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back the state of a checkpoint."""
-        self.epoch, self.barren = state["epoch"], state["barren"]
+        self.epoch, self.epochs_without_improvement = state["epoch"], state["barren"]
         self.validation, self.weights = state["validation"], state["weights"]
 
 
-class Validation:
+class ModelSelection:
     """Looks at a network after each epoch: on the held-out images, as they are and under PGD.
 
     Args:
@@ -81,10 +81,10 @@ class Validation:
         self,
         module: nn.Module,
         holdout: ImageSet,
-        stop: StopSettings | None,
+        stop: SelectSettings | None,
         *,
         eps: float,
-        compute: Compute,
+        compute: DeviceConfig,
         seed: int,
         stage: str,
         average: WeightAverage | None = None,
@@ -92,7 +92,7 @@ class Validation:
         self._module, self._stop, self._average = module, stop, average
         self._holdout = holdout.to(compute.device)
         self._eps, self._compute, self._stream = eps, compute, (seed, stage, "validation")
-        self.best = None if stop is None else Best(stop.on)
+        self.best = None if stop is None else BestCheckpoint(stop.on)
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """Measure, keep the weights if they are the best, and return what the epoch's metrics should say."""
@@ -112,15 +112,15 @@ class Validation:
                 compute=self._compute,
                 noise=generator(*self._stream),
             )
-            self.best.offer(self._module, epoch, robust=robust, clean=clean)
+            self.best.update(self._module, epoch, robust=robust, clean=clean)
         return {"holdout_accuracy": clean, "holdout_robust_accuracy": robust}
 
     def finished(self) -> bool:
         """Return whether patience has run out."""
         patience = None if self._stop is None else self._stop.patience
-        return patience is not None and self.best is not None and self.best.barren >= patience
+        return patience is not None and self.best is not None and self.best.epochs_without_improvement >= patience
 
-    def conclude(self) -> Literal["ema", "swa"] | None:
+    def restore_selected_weights(self) -> Literal["ema", "swa"] | None:
         """Put the weights that are to be kept into the network: the best epoch's, the mean, or the last.
 
         Returns:

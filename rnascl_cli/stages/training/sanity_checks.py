@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from rnascl_cli.artifacts.documents import AdvFinetuneDocument, Provenance, TrainDocument
-from rnascl_cli.core.console import warn
+from rnascl_cli.core.console import warning
 from rnascl_cli.core.errors import RunError, UserError
 from rnascl_cli.data import Data
-from rnascl_cli.engine.training_loop import faulty
+from rnascl_cli.engine.training_loop import at_current_step
 from rnascl_cli.recipes import PerturbationSettings, Recipe, RobustMethod, RobustSettings
-from rnascl_cli.teachers.forward import Lesson
+from rnascl_cli.teachers.forward import TeacherOutput
 
 OWN_SETTINGS: dict[RobustMethod, tuple[str, ...]] = {
     "trades": ("beta",),
@@ -29,7 +29,7 @@ OWN_SETTINGS: dict[RobustMethod, tuple[str, ...]] = {
 SAME = 1e-6  # of the largest logit: a spread over the batch below this is rounding
 
 
-class Inspection:
+class SanityCheck:
     """Looks at a batch when asked to, and says each finding once.
 
     Attributes:
@@ -37,16 +37,16 @@ class Inspection:
     """
 
     def __init__(self) -> None:
-        self.due = True
+        self.pending = True
         self._said: set[tuple[str, str]] = set()
 
     def start_epoch(self) -> None:
         """Look at the next batch."""
-        self.due = True
+        self.pending = True
 
-    def look(
+    def run(
         self,
-        lesson: Lesson,
+        teacher_output: TeacherOutput,
         *,
         kl: bool,
         teacher_layers: Sequence[str],
@@ -57,9 +57,9 @@ class Inspection:
         """Look at what teacher and student say about a batch, unless the epoch has had its look.
 
         Args:
-            lesson: The teacher's logits and maps.
+            teacher_output: The teacher's logits and maps.
             kl: Whether the loss has the KL term.
-            teacher_layers: Names of the lesson's maps.
+            teacher_layers: Names of the teacher_output's maps.
             student_layers: Names of the student's maps.
             student_BLP: The student's maps; None where the loss has no attention term.
             method: Of adversarial training, if its targets are the teacher's logits.
@@ -67,20 +67,20 @@ class Inspection:
         Raises:
             RunError: A term compares logits, and the teacher gives the same ones for every image.
         """
-        if not self.due:
+        if not self.pending:
             return
-        self.due = False
-        if (kl or method) and constant(lesson.logits_BK):
+        self.pending = False
+        if (kl or method) and constant(teacher_output.logits_BK):
             mend = f"use another method than {method}" if method else "leave the term out with --paradigm"
             what = (
                 "the teacher gives the same logits for every image of the batch and can teach nothing; name another "
                 f"--teacher, or {mend}"
             )
-            raise RunError(faulty("adversarial" if method else "kl", what))
-        if student_BLP is None or lesson.maps_BTP is None:
+            raise RunError(at_current_step("adversarial" if method else "kl", what))
+        if student_BLP is None or teacher_output.maps_BTP is None:
             return
         for who, layers, maps_BLP in (
-            ("teacher", teacher_layers, lesson.maps_BTP),
+            ("teacher", teacher_layers, teacher_output.maps_BTP),
             ("student", student_layers, student_BLP),
         ):
             self._report(who, [name for name in zero_layers(maps_BLP, layers) if (who, name) not in self._said])
@@ -91,7 +91,7 @@ class Inspection:
         self._said.update((who, name) for name in layers)
         more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
         shown = f"{', '.join(layers[:3])}{more}"
-        warn(faulty("attention", f"all-zero maps on every image of the batch: layers {shown} of the {who}"))
+        warning(at_current_step("attention", f"all-zero maps on every image of the batch: layers {shown} of the {who}"))
 
 
 def constant(logits_BK: Tensor) -> bool:
@@ -111,7 +111,7 @@ def zero_layers(maps_BLP: Tensor, layers: Sequence[str]) -> list[str]:
 def warn_without_perturbation(stage: str, perturbation: PerturbationSettings, *, term: str) -> None:
     """Say when the settings leave the training images as they are."""
     if perturbation.eps == 0:
-        warn(f"{stage}: perturbation.eps is 0, so no image is perturbed; '{term}' is a loss on clean images")
+        warning(f"{stage}: perturbation.eps is 0, so no image is perturbed; '{term}' is a loss on clean images")
 
 
 def warn_of_idle_settings(stage: str, settings: RobustSettings) -> None:
@@ -120,7 +120,7 @@ def warn_of_idle_settings(stage: str, settings: RobustSettings) -> None:
         for name in names:
             if method != settings.method and getattr(settings, name) != type(settings).model_fields[name].default:
                 instead = f"--method is {settings.method}" if settings.method else "there is no --method"
-                warn(f"{stage}: {name} is a setting of {method}, and {instead}; it has no effect")
+                warning(f"{stage}: {name} is a setting of {method}, and {instead}; it has no effect")
 
 
 def warn_of_changed_images(recipe: Recipe, data: Data, *, before: Provenance) -> None:
@@ -129,7 +129,7 @@ def warn_of_changed_images(recipe: Recipe, data: Data, *, before: Provenance) ->
     if was is None or drawn_otherwise(recipe, before):
         return
     if was.model_copy(update={"fingerprint": now.fingerprint}) == now != was:
-        warn(f"--data {data.spec}: the images have changed since the artifact given was made")
+        warning(f"--data {data.spec}: the images have changed since the artifact given was made")
 
 
 def may_have_seen_held_out(
@@ -159,7 +159,9 @@ def may_have_seen_held_out(
         return False
     if chooses:
         raise UserError(f"{chooses}: {cause}, so that it may have been trained on them; draw them as the training did")
-    warn(f"data.holdout: {cause}, so that it may have been trained on them: holdout_accuracy is none on unseen images")
+    warning(
+        f"data.holdout: {cause}, so that it may have been trained on them: holdout_accuracy is none on unseen images"
+    )
     return True
 
 

@@ -6,35 +6,40 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from rnascl_cli.artifacts.documents import Provenance, Rival
+from rnascl_cli.artifacts.documents import Baseline, Provenance
 from rnascl_cli.core import distributed
 from rnascl_cli.core.errors import UserError
 from rnascl_cli.data import Data, augmentation
-from rnascl_cli.engine.device import Compute, resolve_compute
+from rnascl_cli.engine.device import DeviceConfig, resolve_device
 from rnascl_cli.engine.provenance import make_provenance
 from rnascl_cli.engine.run_directory import RunDirectory
-from rnascl_cli.engine.training_loop import Plan
+from rnascl_cli.engine.training_loop import TrainingConfig
 from rnascl_cli.recipes import AttentionSettings, Recipe, SearchSettings, StudentSettings, TeacherTrainSettings
 from rnascl_cli.teachers.load import Teacher
 
 
-def training_compute(recipe: Recipe) -> Compute:
+def training_compute(recipe: Recipe) -> DeviceConfig:
     """Return device, precision and recorder of a stage that trains a supernet or a student.
 
     Raises:
-        UserError: See :func:`~rnascl_cli.engine.device.resolve_compute`.
+        UserError: See :func:`~rnascl_cli.engine.device.resolve_device`.
     """
-    return resolve_compute(
+    return resolve_device(
         recipe.device,
         recipe.precision,
         deterministic=recipe.deterministic,
         capture=recipe.capture_steps,
-        compiles=recipe.compile_steps,
+        compile_enabled=recipe.compile_steps,
     )
 
 
 def training_provenance(
-    recipe: Recipe, *, compute: Compute, data: Data, teacher: Teacher | None, inputs: Mapping[str, str] | None = None
+    recipe: Recipe,
+    *,
+    compute: DeviceConfig,
+    data: Data,
+    teacher: Teacher | None,
+    inputs: Mapping[str, str] | None = None,
 ) -> Provenance:
     """Return the provenance of what a training stage made; without a teacher only the student's precision counts."""
     return make_provenance(
@@ -53,11 +58,11 @@ def plan_training(
     settings: SearchSettings | StudentSettings | TeacherTrainSettings,
     *,
     data: Data,
-    compute: Compute,
+    compute: DeviceConfig,
     run: RunDirectory,
     teacher: Teacher | None = None,
     **own: Any,
-) -> Plan:
+) -> TrainingConfig:
     """Return the plan of a training stage.
 
     Args:
@@ -70,7 +75,7 @@ def plan_training(
         teacher: Whose outputs the loss depends on.
         own: What else must be the same for a checkpoint to fit, as JSON-able values.
     """
-    return Plan(
+    return TrainingConfig(
         stage=stage,
         epochs=settings.epochs,
         batch_size=settings.batch_size,
@@ -91,7 +96,7 @@ def plan_training(
     )
 
 
-RELATIONAL: tuple[Rival, ...] = ("sp", "rkd", "crd", "pkt")
+RELATIONAL: tuple[Baseline, ...] = ("sp", "rkd", "crd", "pkt")
 """The rival losses that compare images of a batch with one another, or remember all of them."""
 
 
@@ -100,7 +105,7 @@ def check_can_be_shared(
     *,
     smallest_part: int | None = None,
     attention: AttentionSettings | None,
-    rival: Rival | None = None,
+    rival: Baseline | None = None,
 ) -> None:
     """Refuse a training that several ranks could not share; alone, everything is allowed.
 

@@ -9,23 +9,28 @@ from typing import Any, NamedTuple
 from rnascl_cli.artifacts.documents import DerivedDocument, Paradigm
 from rnascl_cli.artifacts.store import write_document
 from rnascl_cli.data import Data
-from rnascl_cli.engine.device import Compute
+from rnascl_cli.engine.device import DeviceConfig
 from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.engine.training_loop import History, fit
 from rnascl_cli.models.student import Student
 from rnascl_cli.recipes import Recipe, StudentSettings, TrainSettings
 from rnascl_cli.recipes.paradigms import needs_teacher, uses_tutors
-from rnascl_cli.stages.training.distillation import Apprentice, apprenticeship, check_student_layers, paradigm_teacher
-from rnascl_cli.stages.training.distillation_baselines import find_guide, rivalry
+from rnascl_cli.stages.training.distillation import (
+    DistillationModel,
+    check_student_layers,
+    distilling,
+    paradigm_teacher,
+)
+from rnascl_cli.stages.training.distillation_baselines import baseline_loss, find_baseline_teacher
 from rnascl_cli.stages.training.model_selection import require_holdout
 from rnascl_cli.stages.training.sanity_checks import warn_of_idle_settings, warn_without_perturbation
 from rnascl_cli.stages.training.setup import check_can_be_shared, plan_training
-from rnascl_cli.stages.training.step import StudentTask
+from rnascl_cli.stages.training.step import StudentStep
 from rnascl_cli.teachers.load import Teacher
-from rnascl_cli.teachers.output_cache import keep_outputs
+from rnascl_cli.teachers.output_cache import open_output_cache
 
 
-class Schooling(NamedTuple):
+class StudentTrainingResult(NamedTuple):
     """How a training went: every epoch's metrics, the teacher if there was one, what its document says of its end."""
 
     history: History
@@ -33,20 +38,20 @@ class Schooling(NamedTuple):
     end: dict[str, Any]
 
 
-def school(
+def train_student(
     stage: str,
     student: Student,
     derived: DerivedDocument,
     recipe: Recipe,
     settings: StudentSettings,
-    task: Callable[[Apprentice], StudentTask],
+    task: Callable[[DistillationModel], StudentStep],
     *,
     paradigm: Paradigm,
     data: Data,
-    compute: Compute,
+    compute: DeviceConfig,
     run: RunDirectory,
     **own: Any,
-) -> Schooling:
+) -> StudentTrainingResult:
     """Train a student under the terms of eq. (3) that its paradigm has, or a rival in place of the teacher's.
 
     ``derived.json`` and the metrics are written.
@@ -78,7 +83,7 @@ def school(
     )
     if settings.stop is not None:
         require_holdout(data, who=f"--select {settings.stop.on}")
-    guide = find_guide(recipe.teacher, distill, derived, data=data) if distill else None
+    guide = find_baseline_teacher(recipe.teacher, distill, derived, data=data) if distill else None
     teacher = paradigm_teacher(
         recipe.teacher, paradigm, derived, data=data, attention=attention, kl=settings.kl, method=method
     )
@@ -92,14 +97,14 @@ def school(
     kept = None
     if teacher is not None:
         maps = uses_tutors(paradigm)
-        kept = keep_outputs(recipe, teacher, data=data, attention=attention, maps=maps, compute=compute)
+        kept = open_output_cache(recipe, teacher, data=data, attention=attention, maps=maps, compute=compute)
     with contextlib.ExitStack() as stack:
         rival = None
         if guide is not None:
-            rival = stack.enter_context(rivalry(student, guide, derived, recipe, data=data, compute=compute))
+            rival = stack.enter_context(baseline_loss(student, guide, derived, recipe, data=data, compute=compute))
             teacher = guide.teacher
-        apprentice = stack.enter_context(
-            apprenticeship(
+        distillation = stack.enter_context(
+            distilling(
                 student,
                 teacher if rival is None else None,
                 derived,
@@ -107,9 +112,9 @@ def school(
                 attention=attention,
                 kl=settings.kl,
                 compute=compute,
-                kept=kept,
+                cache=kept,
                 method=method,
-                rival=rival,
+                baseline=rival,
             )
         )
         plan = plan_training(
@@ -123,10 +128,10 @@ def school(
             paradigm=paradigm,
             **own,
         )
-        lessons = task(apprentice)
+        lessons = task(distillation)
         history = fit(lessons, plan)
     validation = lessons.validation
-    end: dict[str, Any] = {"average": validation.conclude()}
+    end: dict[str, Any] = {"average": validation.restore_selected_weights()}
     if validation.best is not None:
         end |= {"best_epoch": validation.best.epoch + 1, "validation": validation.best.validation}
-    return Schooling(history, teacher, end)
+    return StudentTrainingResult(history, teacher, end)

@@ -18,8 +18,8 @@ from rnascl_cli.recipes import Recipe
 from rnascl_cli.stages.training.distillation_baselines import training_paradigm
 from rnascl_cli.stages.training.sanity_checks import warn_of_changed_images
 from rnascl_cli.stages.training.setup import training_compute, training_provenance
-from rnascl_cli.stages.training.step import StudentTask
-from rnascl_cli.stages.training.student_training import school
+from rnascl_cli.stages.training.step import StudentStep
+from rnascl_cli.stages.training.student_training import train_student
 
 
 def train(derived: DerivedDocument, recipe: Recipe, run: RunDirectory) -> TrainDocument:
@@ -47,13 +47,15 @@ def train(derived: DerivedDocument, recipe: Recipe, run: RunDirectory) -> TrainD
 
     torch.manual_seed(recipe.seed)
     student = build_student(architecture, mean=data.mean, std=data.std)
-    history, teacher, end = school(
+    history, teacher, end = train_student(
         "train",
         student,
         derived,
         recipe,
         settings,
-        lambda apprentice: TrainTask(settings, apprentice, holdout=data.holdout, compute=compute, seed=seed),
+        lambda distillation: TrainFromScratchStep(
+            settings, distillation, holdout=data.holdout, compute=compute, seed=seed
+        ),
         paradigm=paradigm,
         data=data,
         compute=compute,
@@ -111,7 +113,7 @@ def check_fits(recipe: Recipe, architecture: Architecture, data: Data) -> None:
         )
 
 
-class TrainTask(StudentTask):
+class TrainFromScratchStep(StudentStep):
     """One training step: eq. (3), a rival loss for its teacher terms, or adversarial training for its cross-entropy."""
 
     stage = "train"

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from rnascl_cli.core.errors import UserError, nearest
+from rnascl_cli.core.errors import UserError, did_you_mean
 from rnascl_cli.models.normalise import Normalise
 from rnascl_cli.teachers.architectures.imagenet import Normalised, torchvision_resnet
 from rnascl_cli.teachers.architectures.resnet import BasicBlock, Bottleneck, CifarResNet
@@ -123,7 +123,7 @@ def architecture_named(name: str, *, option: str = "--arch") -> TeacherArchitect
     name = ALIASES.get(name, name)
     if name not in ARCHITECTURES:
         raise UserError(
-            f"{option}: unknown teacher architecture '{name}'{nearest(name, [*ARCHITECTURES, 'timm:NAME'])}"
+            f"{option}: unknown teacher architecture '{name}'{did_you_mean(name, [*ARCHITECTURES, 'timm:NAME'])}"
         )
     return ARCHITECTURES[name]
 

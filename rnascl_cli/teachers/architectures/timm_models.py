@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rnascl_cli.core.console import say
+from rnascl_cli.core.console import info
 from rnascl_cli.core.errors import UserError
 from rnascl_cli.teachers.architectures.imagenet import Normalised
 from rnascl_cli.teachers.files import PREFIX
@@ -69,7 +69,7 @@ class TimmModel:
             raise UserError(
                 f"{PREFIX}{self.name}: timm's weights end in features, without a classifier; choose another model"
             )
-        say(f"{PREFIX}{self.name}: taking the weights from timm, which downloads them once")
+        info(f"{PREFIX}{self.name}: taking the weights from timm, which downloads them once")
         try:
             with _quiet_hub():
                 network: nn.Module = timm.create_model(self.name, pretrained=True)
