@@ -41,7 +41,7 @@ from rnascl_cli.data import ImageSet, load_data
 from rnascl_cli.loading import resolve_model
 from rnascl_cli.models.batchnorm_folding import folded
 from rnascl_cli.models.files import build_student
-from rnascl_cli.recipes import DataSettings
+from rnascl_cli.recipes.settings import DataSettings
 from rnascl_cli.spaces import network_cost, space_named
 from rnascl_cli.teachers.architectures import build_teacher
 
@@ -85,7 +85,7 @@ def our_attack(name: str) -> Attack:
     if name in ("apgd-ce", "aa"):
         return AutoAttack(name)
     steps, share, momentum = {"fgsm": (1, 1.0, None), "pgd20": (20, 0.25, None), "mi-fgsm": (10, 0.1, 1.0)}[name]
-    return GradientAttack(name, steps, share, momentum=momentum)
+    return GradientAttack(name, steps, step_share=share, momentum=momentum)
 
 
 def ours(evaluator: Evaluator, name: str) -> Tensor:

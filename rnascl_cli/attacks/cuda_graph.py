@@ -1,8 +1,8 @@
 """A model's forward and backward pass as captured CUDA graphs.
 
-A small student has some hundred kernels of a few microseconds each, so that launching them takes longer than
-computing them. A graph is launched as one. It is fixed in its shapes, so a batch is filled up with black images to
-the next size there is a graph for.
+A small student runs about a hundred kernels of a few microseconds each, so that launching them takes longer than
+computing them. A graph is launched as one. Its shapes are fixed, so a batch is padded with black images to the next
+captured size.
 
 Shape suffixes: B images of a batch, C channels, H height, W width, K classes.
 """
@@ -18,23 +18,23 @@ from torch import Tensor
 from rnascl_cli.attacks.gradient import LogitFunction
 
 Capture = Callable[[LogitFunction, Tensor], LogitFunction]
-"""A model and a batch to its graph for batches of just that shape, whose output tensor is used again in each call."""
+"""A model and a sample batch to its graph for that shape, whose output tensor is reused in each call."""
 SMALLEST = 16
-"""Smallest batch that has a graph of its own."""
+"""Smallest captured batch size."""
 AGREEMENT = 1e-3
-"""Largest difference between a graph's logits and the model's, as a share of the largest logit (bf16 included)."""
+"""Largest difference between the logits of graph and model, relative to the largest logit (also in bf16)."""
 
 
 class Captured:
-    """The same function as ``model``, replayed instead of launched kernel by kernel.
+    """The same function as ``model``, replayed from CUDA graphs.
 
-    The graph of a batch size is captured when a batch first needs it, and compared with the model. Where the two
-    disagree, or the model cannot be captured, that size goes on without a graph.
+    The graph of a batch size is captured on first use, and compared with the model. If the two disagree or the model
+    cannot be captured, that size runs without a graph.
 
     Args:
         model: Images to logits, on a CUDA device, in eval mode, its parameters frozen.
-        batch_size: Of the largest graph; there are graphs of half, a quarter, ... of it, too.
-        capture: What makes a graph.
+        batch_size: Of the largest graph; there are also graphs of half, a quarter, ... of it.
+        capture: Creates a graph.
     """
 
     def __init__(self, model: LogitFunction, *, batch_size: int, capture: Capture | None = None) -> None:
@@ -45,21 +45,22 @@ class Captured:
         self._graphs: dict[tuple[object, ...], LogitFunction] = {}
 
     def __call__(self, x_BCHW: Tensor) -> Tensor:
-        """Return the logits; a tensor of its own, which no later call changes."""
+        """Return the logits as a new tensor, which no later call overwrites."""
         size = next((size for size in self._sizes if size >= len(x_BCHW)), None)
         if size is None or not len(x_BCHW):
             return self._model(x_BCHW)
-        full_BCHW = _filled(x_BCHW, size)
+        full_BCHW = _padded(x_BCHW, size)
         key = (full_BCHW.shape, full_BCHW.stride(), torch.is_autocast_enabled(x_BCHW.device.type))
         if key not in self._graphs:
             self._graphs[key] = self._graph(full_BCHW)
-        return self._graphs[key](_own_gradient(full_BCHW))[: len(x_BCHW)].clone()
+        owned_BCHW: Tensor = _OwnGradient.apply(full_BCHW)
+        return self._graphs[key](owned_BCHW)[: len(x_BCHW)].clone()
 
     def _graph(self, full_BCHW: Tensor) -> LogitFunction:
         sample_BCHW = full_BCHW.detach().clone()
         try:
             graph = self._capture(self._model, sample_BCHW.clone().requires_grad_(True))
-        except RuntimeError:  # it waits for the device or allocates on the way: not to be captured
+        except RuntimeError:  # the model synchronizes or allocates, which cannot be captured
             return self._model
         with torch.no_grad():
             expected_BK = self._model(sample_BCHW).float()
@@ -73,8 +74,8 @@ def _cuda_graph(model: LogitFunction, sample_BCHW: Tensor) -> LogitFunction:
     def function(x_BCHW: Tensor) -> Tensor:  # of a module, torch would replace the forward method
         return model(x_BCHW)
 
-    # Casts that autocast keeps for the next use would be read again after the graph's memory has been used anew.
-    # With gradients even if the first batch asks for none: the graph will serve those that do.
+    # Without autocast's cache: its cached casts would be read after the graph's memory has been reused.
+    # With gradients even if the first batch needs none: later batches may.
     with (
         torch.enable_grad(),
         torch.autocast(
@@ -88,15 +89,15 @@ def _cuda_graph(model: LogitFunction, sample_BCHW: Tensor) -> LogitFunction:
     return cast(LogitFunction, graph)
 
 
-def _filled(x_BCHW: Tensor, size: int) -> Tensor:
-    """Return the batch with black images behind it, up to ``size``."""
+def _padded(x_BCHW: Tensor, size: int) -> Tensor:
+    """Pad the batch with black images to ``size``."""
     if len(x_BCHW) == size:
         return x_BCHW
     return torch.cat([x_BCHW, x_BCHW.new_zeros((size - len(x_BCHW), *x_BCHW.shape[1:]))])
 
 
 class _OwnGradient(torch.autograd.Function):
-    """Identity. The gradient that a graph returns lies in memory that its next replay overwrites; pass on a copy."""
+    """Identity whose gradient is copied: the next replay of a graph overwrites the gradient that it returned."""
 
     @staticmethod
     def forward(context: Any, x_BCHW: Tensor) -> Tensor:
@@ -105,8 +106,3 @@ class _OwnGradient(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> Tensor:
         return gradients[0].clone()
-
-
-def _own_gradient(x_BCHW: Tensor) -> Tensor:
-    owned: Tensor = _OwnGradient.apply(x_BCHW)
-    return owned

@@ -1,11 +1,10 @@
-"""APGD of pyautoattack without the steps that it takes on images it has broken already.
+"""Early stopping for pyautoattack's APGD: no further steps on images that are already broken.
 
-APGD counts an image as broken if any of its iterates fools the model, and treats images independently of one
-another: once an image is broken, its further steps change no verdict. Here they cost nothing either. The part
-itself is untouched: between it and the model stands a watch that answers for broken images from memory, so that a
-pass of the network holds only the others.
+APGD counts an image as broken if any of its iterates fools the model, and treats images independently. Further steps
+on a broken image cannot change its verdict. The attack itself is not modified: a wrapper around the model returns
+stored logits for broken images, and runs the model on the others only.
 
-Shape suffixes: B images of a batch, C channels, H height, W width, K classes.
+Shape suffixes: B images of a batch, b of these not broken yet, C channels, H height, W width, K classes.
 """
 
 from __future__ import annotations
@@ -18,42 +17,42 @@ from torch import Tensor
 from rnascl_cli.attacks.gradient import LogitFunction
 
 
-def drop_broken(part: Any) -> None:
+def drop_broken(apgd: Any) -> None:
     """Make an APGD of pyautoattack leave out, within a run, the images it has broken.
 
-    Not for a randomised model, whose gradients are averaged over several passes (``eot_iter``): there only the
-    last of these counts.
+    Has no effect for randomized models, whose gradients are averaged over several passes (``eot_iter``): there only
+    the last pass counts.
     """
-    if part.eot_iter > 1:
+    if apgd.eot_iter > 1:
         return
-    whole = part.attack_single_run
+    original_run = apgd.attack_single_run
 
     def run(x_BCHW: Tensor, y_B: Tensor, x_init: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        watch = _StopWhenBroken(part.model, y_B)
-        part.model, model = watch, part.model
+        wrapper = _StopWhenBroken(apgd.model, y_B)
+        apgd.model, model = wrapper, apgd.model
         try:
-            best_BCHW, unbroken_B, loss_B, found_BCHW = whole(x_BCHW, y_B, x_init)
+            best_BCHW, unbroken_B, loss_B, found_BCHW = original_run(x_BCHW, y_B, x_init)
         except _AllBrokenError:
-            return x_BCHW, torch.zeros_like(y_B, dtype=torch.bool), torch.zeros(len(y_B)), watch.found_BCHW
+            return x_BCHW, torch.zeros_like(y_B, dtype=torch.bool), torch.zeros(len(y_B)), wrapper.found_BCHW
         finally:
-            part.model = model
-        broken_B = watch.broken_B
-        found_BCHW[broken_B] = watch.found_BCHW[broken_B]
+            apgd.model = model
+        broken_B = wrapper.broken_B
+        found_BCHW[broken_B] = wrapper.found_BCHW[broken_B]
         return best_BCHW, unbroken_B & ~broken_B, loss_B, found_BCHW
 
-    part.attack_single_run = run
+    apgd.attack_single_run = run
 
 
 class _AllBrokenError(Exception):
-    """Nothing is left to attack."""
+    """Every image is broken."""
 
 
 class _StopWhenBroken:
     """The model as one run of APGD sees it.
 
     Attributes:
-        broken_B: Which images some pass has found to be misclassified.
-        found_BCHW: What each of these looked like then.
+        broken_B: Images that some pass has misclassified.
+        found_BCHW: The perturbed image of that pass, for each of these.
     """
 
     def __init__(self, model: LogitFunction, y_B: Tensor) -> None:
@@ -74,10 +73,10 @@ class _StopWhenBroken:
             logits_BK = self._model(x_BCHW)
         else:
             logits_BK = self._logits_BK.index_copy(0, self._left_b, self._model(x_BCHW[self._left_b]))
-        self._note(x_BCHW.detach(), logits_BK.detach())
+        self._update(x_BCHW.detach(), logits_BK.detach())
         return logits_BK
 
-    def _note(self, x_BCHW: Tensor, logits_BK: Tensor) -> None:
+    def _update(self, x_BCHW: Tensor, logits_BK: Tensor) -> None:
         assert self._logits_BK is not None
         wrong_B = (logits_BK.max(dim=1)[1] != self._y_B) & ~self.broken_B
         if wrong_B.any():

@@ -1,10 +1,10 @@
-"""Running attacks over a set of images, one verdict an image.
+"""Runs attacks over a set of images, with one verdict per image.
 
-An attack works on the images that are still classified rightly, in full batches; an image it breaks is left
-out of its later rounds and of larger eps. What counts as broken is decided here and not by the attack: the
-perturbed image must lie in the ball and in the valid range, and must fool the model in float32.
+An attack runs in full batches on the images that are still classified correctly; an image that it breaks is left out
+of its later parts and of larger eps. The evaluator decides what counts as broken, not the attack: the perturbed image
+must lie in the ball and in the valid range, and must fool the model in float32.
 
-Several ranks take the batches of one process in turns and tell one another the verdicts, which are therefore the same.
+Several ranks share the batches and exchange verdicts, which are therefore the same as those of one process.
 
 Shape suffixes: N images of the set, B images of a batch, C channels, H height, W width, K classes.
 """
@@ -16,13 +16,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from rnascl_cli.attacks.checks import Norm
 from rnascl_cli.attacks.gradient import LogitFunction, cross_entropy
-from rnascl_cli.attacks.interface import Attack, AttackContext, AttackPart, NoiseStreams, Norm
+from rnascl_cli.attacks.interface import Attack, AttackContext, AttackPart, NoiseStreams
 from rnascl_cli.attacks.protocol import PIXEL, AttackSpace
 from rnascl_cli.attacks.resume import FinishedBatch, Journal, Key
 from rnascl_cli.attacks.verdicts import allowed, right
@@ -30,27 +31,23 @@ from rnascl_cli.core import distributed
 from rnascl_cli.core.units import Epsilon
 
 Advance = Callable[[int], None]
-"""Moves progress on by so many steps."""
+"""Advances a progress bar by a number of steps."""
 Watch = Callable[[str, int], AbstractContextManager[Advance]]
-"""Label and number of steps to a context that shows progress and gives a function to move it on."""
+"""Label and number of steps to a context that shows progress."""
 
 
-class Labelled(Protocol):
-    """Images of a test set, labels, and positions in the full set."""
+class LabelledImages(Protocol):
+    """Images of a test set with labels and positions in the full set."""
 
     def pixels(self, rows: Tensor | slice, /) -> Tensor:
         """Return the pixels of some images, uint8 ``(B, C, H, W)``."""
         ...
 
     @property
-    def labels_N(self) -> Tensor:  # noqa: N802
-        """Class numbers."""
-        ...
+    def labels_N(self) -> Tensor: ...  # noqa: N802
 
     @property
-    def index_N(self) -> Tensor:  # noqa: N802
-        """Position of each image in the full test set."""
-        ...
+    def index_N(self) -> Tensor: ...  # noqa: N802
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +56,13 @@ class Outcome:
 
     Attributes:
         attack: Which attack.
-        eps: Perturbation size.
-        broken_N: Which images are classified wrongly under the attack: its own, those that it broke at a smaller eps,
-            and clean mistakes.
-        attacked: How many images it had to work on.
-        seconds: What that took.
-        broken_by: Images broken by each round, by the round's name.
-        out_of_ball: Perturbed images that had left the ball or were not finite, and so were not counted.
-        notes: What the attack noticed about the model.
+        eps: Radius of the ball.
+        broken_N: Images that are misclassified under the attack, at this or a smaller eps, or when clean.
+        attacked: Number of images that the attack ran on.
+        seconds: Wall time of that.
+        broken_by: Number of images that each part broke, by the part's name.
+        out_of_ball: Number of perturbed images outside the ball or not finite, which do not count as broken.
+        notes: Warnings of the attack about the model.
     """
 
     attack: Attack
@@ -80,19 +76,13 @@ class Outcome:
 
     @property
     def accuracy(self) -> float:
-        """Share of all images still classified rightly."""
+        """Fraction of all images still classified correctly."""
         return int((~self.broken_N).sum()) / len(self.broken_N)
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """What the loss gradients at clean images look like.
-
-    Attributes:
-        images: How many were looked at, all classified rightly.
-        zero: Of those, how many have an all-zero gradient.
-        not_finite: How many have one that is not finite.
-    """
+    """How many of the ``images`` examined have an all-zero loss gradient, and one that is not finite."""
 
     images: int
     zero: int
@@ -104,29 +94,35 @@ def _no_watch(label: str, total: int) -> Iterator[Advance]:
     yield lambda steps: None
 
 
+class _RunState(NamedTuple):
+    context: AttackContext
+    meter: Meter
+    notes: list[str]
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluator:
     """A model and the images it is attacked on.
 
     Attributes:
-        model: Images in [0, 1] to logits, in eval mode, taking no gradients of its parameters. Verdicts are its own.
+        model: Images in [0, 1] to logits, in eval mode, with frozen parameters. Verdicts come from it.
         images: What to attack.
         num_classes: Number of logits.
-        streams: Generators for attacks' noise, image by image.
+        streams: Generators for the attacks' noise, per image.
         device: Where the model is.
         seed: For attacks that draw from torch's global stream.
-        domain: Where perturbations live.
+        attack_space: Where perturbations are added.
         norm: Of the ball.
-        batch_size: Images a batch.
-        autocast: Context of the attacks' own precision; verdicts are float32 whatever it is.
-        layout: How the model wants its input in memory; channels last is faster on CPUs and in bf16.
+        batch_size: Images per batch.
+        autocast: Context of the attacks' own precision; verdicts are always float32.
+        layout: Memory format of the model's input; channels last is faster on CPUs and in bf16.
         watch: Shows progress.
-        journal: Keeps finished batches; None keeps none.
-        worker: The same function as ``model`` up to rounding, made faster, for attacks to work on; None is ``model``.
+        journal: Records finished batches; None records none.
+        attacked_model: An accelerated version of ``model``, equal up to rounding, for the attacks; None is ``model``.
     """
 
     model: LogitFunction
-    images: Labelled
+    images: LabelledImages
     num_classes: int
     streams: NoiseStreams
     device: torch.device
@@ -141,7 +137,7 @@ class Evaluator:
     attacked_model: LogitFunction | None = None
 
     def clean(self) -> Tensor:
-        """Return which images the model classifies rightly as they are: ``right_N``, bool, on the CPU."""
+        """Return which images the model classifies correctly without attack: ``right_N``, bool, on the CPU."""
         found: list[Tensor] = []
 
         def judge(rows: Tensor) -> Tensor:
@@ -155,7 +151,7 @@ class Evaluator:
         return torch.cat(found)
 
     def gradients(self, right_N: Tensor) -> Gradients:
-        """Look at the cross-entropy's gradients at the first batch of rightly classified images."""
+        """Examine the cross-entropy's gradients at the first batch of correctly classified images."""
         rows = right_N.nonzero().squeeze(1)[: self.batch_size]
         if not len(rows):
             return Gradients(0, 0, 0)
@@ -170,8 +166,8 @@ class Evaluator:
     def evaluate(self, attacks: Sequence[Attack], epsilons: Sequence[Epsilon], right_N: Tensor) -> list[Outcome]:
         """Run every attack at every eps, the smallest first.
 
-        An image that an attack breaks at one eps lies in the ball of every larger one too, so it stays broken
-        there without being attacked again: accuracy falls with eps by construction.
+        An image that an attack breaks at one eps lies in the ball of every larger one too. It stays broken there
+        without being attacked again: accuracy decreases with eps by construction.
         """
         outcomes = []
         for attack in attacks:
@@ -189,103 +185,94 @@ class Evaluator:
 
         Args:
             attack: What to run.
-            eps: Perturbation size; at 0 there is nothing to do.
+            eps: Radius of the ball; at 0 nothing is run.
             broken_N: Images to leave out: clean mistakes, and those broken at a smaller eps.
-            label: What progress and the journal call it, where that is not the attack's name.
+            label: Name for progress and journal if it is not the attack's.
         """
         label = label or attack.name
-        broken_N = broken_N.clone()
         todo = int((~broken_N).sum())
         if eps.value == 0 or todo == 0:
-            return Outcome(attack, eps, broken_N)
+            return Outcome(attack, eps, broken_N.clone())
         notes: list[str] = []
         meter = Meter()
-        problem = self._problem(eps, meter)
-        result = Outcome(attack, eps, broken_N, attacked=todo)
+        state = _RunState(self.attack_context(eps, meter), meter, notes)
+        result = Outcome(attack, eps, broken_N.clone(), attacked=todo)
         with exact_float32():
-            rounds = attack.rounds(problem, notes.append)
-            notes += attack.check_model(problem, *self._first_batch(broken_N))
-            with self.watch(f"{label} {eps.text}", todo * sum(item.passes for item in rounds)) as advance:
-                for number, item in enumerate(rounds):
-                    meter.show = advance
-                    result = self._round(result, (label, eps.text, number), item, problem, meter, notes)
-                    advance(
-                        (todo - int((~result.broken_N).sum())) * sum(later.passes for later in rounds[number + 1 :])
-                    )
-                    todo = int((~result.broken_N).sum())
+            parts = attack.parts(state.context, notes.append)
+            x_BCHW, y_B = self._batch((~broken_N).nonzero().squeeze(1)[: self.batch_size])
+            notes += attack.check_model(state.context, self.attack_space.from_pixels(x_BCHW), y_B)
+            with self.watch(f"{label} {eps.text}", todo * sum(part.passes for part in parts)) as advance:
+                meter.advance = advance
+                for number, part in enumerate(parts):
+                    result = self._run_part(result, (label, eps.text, number), part, state)
+                    left = int((~result.broken_N).sum())
+                    advance((todo - left) * sum(later.passes for later in parts[number + 1 :]))
+                    todo = left
         return replace(result, notes=tuple(dict.fromkeys(notes)))
 
-    def _round(
-        self, result: Outcome, key: Key, item: AttackPart, problem: AttackContext, meter: Meter, notes: list[str]
-    ) -> Outcome:
+    def _run_part(self, result: Outcome, key: Key, part: AttackPart, state: _RunState) -> Outcome:
         broken_N, out_of_ball, seconds = result.broken_N.clone(), result.out_of_ball, result.seconds
-        before = int(broken_N.sum())
         batches = self._split((~broken_N).nonzero().squeeze(1))
-        for rows, done in zip(batches, self._done(key, item, batches, problem, meter, notes), strict=True):
+        for rows, done in zip(batches, self._finished_batches(key, part, batches, state), strict=True):
             broken_N[rows] = torch.isin(self.images.index_N[rows], torch.tensor(done.broken, dtype=torch.int64))
             out_of_ball, seconds = out_of_ball + done.out_of_ball, seconds + done.seconds
-            notes.extend(done.notes)
-        found = {**result.broken_by, item.name: int(broken_N.sum()) - before}
-        return replace(result, broken_N=broken_N, out_of_ball=out_of_ball, seconds=seconds, broken_by=found)
+            state.notes.extend(done.notes)
+        broken_by = {**result.broken_by, part.name: int(broken_N.sum()) - int(result.broken_N.sum())}
+        return replace(result, broken_N=broken_N, out_of_ball=out_of_ball, seconds=seconds, broken_by=broken_by)
 
-    def _done(
-        self,
-        key: Key,
-        item: AttackPart,
-        batches: Sequence[Tensor],
-        problem: AttackContext,
-        meter: Meter,
-        notes: list[str],
+    def _finished_batches(
+        self, key: Key, part: AttackPart, batches: Sequence[Tensor], state: _RunState
     ) -> list[FinishedBatch]:
-        """Return what came of each batch: from the journal, or by attacking it now, which is written down."""
+        """Return the outcome of each batch: from the journal, or by attacking it now, which is recorded."""
+        context, meter, notes = state
         index: list[list[int]] = [self.images.index_N[rows].tolist() for rows in batches]
         done = [self.journal.find(key, index_B) if self.journal else None for index_B in index]
         due = [number for number, known in enumerate(done) if known is None]
 
         def attack(number: int) -> FinishedBatch:
-            noticed = len(notes)
-            with meter.batch(len(batches[number]) * item.passes):
-                found = self._attack_batch(item, problem, batches[number], index[number])
-            found = found._replace(notes=notes[noticed:])
-            del notes[noticed:]
+            before = len(notes)
+            with meter.batch(len(batches[number]) * part.passes):
+                found = self.attack_batch(part, context, batches[number], index[number])
+            found = found._replace(notes=notes[before:])
+            del notes[before:]
             return found
 
-        meter.skip(sum(len(rows) * item.passes for rows, known in zip(batches, done, strict=True) if known))
+        meter.skip(sum(len(rows) * part.passes for rows, known in zip(batches, done, strict=True) if known))
         for turn in distributed.round_robin(due, attack):
-            for place, (number, found) in enumerate(turn):
-                # What a turn took is what its longest batch took: seconds are those of a clock on the wall.
-                share = max(other.seconds for _, other in turn) / len(turn)
-                done[number] = found._replace(seconds=share)
+            # The wall time of a turn is that of its slowest batch.
+            seconds = max(found.seconds for _, found in turn) / len(turn)
+            for rank, (number, found) in enumerate(turn):
+                done[number] = finished = found._replace(seconds=seconds)
                 if self.journal:
-                    self.journal.record(key, index[number], found._replace(seconds=share))
-                if place != distributed.rank():
-                    meter.skip(len(batches[number]) * item.passes)
+                    self.journal.record(key, index[number], finished)
+                if rank != distributed.rank():
+                    meter.skip(len(batches[number]) * part.passes)
         return [found for found in done if found is not None]
 
-    def _attack_batch(
-        self, item: AttackPart, problem: AttackContext, rows: Tensor, index_B: list[int]
-    ) -> FinishedBatch:
+    def attack_batch(self, part: AttackPart, context: AttackContext, rows: Tensor, index_B: list[int]) -> FinishedBatch:
+        """Run one part of an attack on one batch, and judge the perturbed images in float32."""
         started = time.perf_counter()
         x_BCHW, y_B = self._batch(rows)
         clean_BCHW = self.attack_space.from_pixels(x_BCHW)
-        z_BCHW = item.perturb(clean_BCHW, y_B, index_B).detach()
-        allowed_B = allowed(z_BCHW, clean_BCHW, attack_space=self.attack_space, norm=self.norm, eps=problem.eps)
+        z_BCHW = part.perturb(clean_BCHW, y_B, index_B).detach()
+        allowed_B = allowed(z_BCHW, clean_BCHW, attack_space=self.attack_space, norm=self.norm, eps=context.eps)
         with torch.no_grad():
             fooled_B = ~right(self.model(self.attack_space.pixels(z_BCHW)), y_B)
         broken_B = (fooled_B & allowed_B).tolist()
         broken = [index for index, lost in zip(index_B, broken_B, strict=True) if lost]
         return FinishedBatch(broken, int((~allowed_B).sum()), time.perf_counter() - started, [])
 
-    def _problem(self, eps: Epsilon, meter: Meter) -> AttackContext:
-        worker = self.attacked_model or self.model
+    def attack_context(self, eps: Epsilon, meter: Meter) -> AttackContext:
+        """Return what attacks at ``eps`` work on; each forward pass advances ``meter``."""
+        attacked_model = self.attacked_model or self.model
 
         def plain(z_BCHW: Tensor) -> Tensor:
-            # The attacks of pyautoattack insist on contiguous tensors of their own.
+            # pyautoattack requires contiguous tensors of its own.
             return self.model(self.attack_space.to_pixels(z_BCHW).contiguous(memory_format=self.layout))
 
         def exact(z_BCHW: Tensor) -> Tensor:
             meter.count(len(z_BCHW))
-            logits_BK = worker(self.attack_space.to_pixels(z_BCHW).contiguous(memory_format=self.layout))
+            logits_BK = attacked_model(self.attack_space.to_pixels(z_BCHW).contiguous(memory_format=self.layout))
             return _attached(logits_BK, z_BCHW)
 
         def model(z_BCHW: Tensor) -> Tensor:
@@ -305,10 +292,6 @@ class Evaluator:
             device=self.device,
         )
 
-    def _first_batch(self, broken_N: Tensor) -> tuple[Tensor, Tensor]:
-        x_BCHW, y_B = self._batch((~broken_N).nonzero().squeeze(1)[: self.batch_size])
-        return self.attack_space.from_pixels(x_BCHW), y_B
-
     def _split(self, rows: Tensor) -> list[Tensor]:
         return [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
 
@@ -318,34 +301,33 @@ class Evaluator:
 
 
 def _attached(logits_BK: Tensor, z_BCHW: Tensor) -> Tensor:
-    """Return the logits with a gradient of zero where the model cuts its graph, so that attacks find it so."""
+    """Return the logits with a zero gradient if the model detaches them, so that attacks see it instead of failing."""
     if not z_BCHW.requires_grad or logits_BK.requires_grad or not torch.is_grad_enabled():
         return logits_BK
     return logits_BK + 0 * z_BCHW.flatten(1).sum(dim=1, keepdim=True)
 
 
 class Meter:
-    """Moves progress on with each forward pass, so that it moves inside long batches too."""
+    """Advances progress with each forward pass, also inside long batches."""
 
     def __init__(self) -> None:
-        self.show: Advance = lambda steps: None
+        self.advance: Advance = lambda steps: None
         self._left = 0
 
     def count(self, images: int) -> None:
-        """Take note of a forward pass; more passes than were planned for the batch do not show."""
+        """Count a forward pass; passes beyond the batch's plan are not shown."""
         steps = min(images, self._left)
         self._left -= steps
-        if steps:
-            self.show(steps)
+        self.skip(steps)
 
     def skip(self, planned: int) -> None:
-        """Count ``planned`` image passes as made: they were made before, or by another rank."""
+        """Count image passes that an earlier run or another rank has made."""
         if planned:
-            self.show(planned)
+            self.advance(planned)
 
     @contextlib.contextmanager
     def batch(self, planned: int) -> Iterator[None]:
-        """Expect ``planned`` image passes, and count those not needed as made at the end."""
+        """Expect ``planned`` image passes, and count the unused ones at the end."""
         self._left = planned
         yield
         self.skip(self._left)
@@ -354,7 +336,7 @@ class Meter:
 
 @contextlib.contextmanager
 def exact_float32() -> Iterator[None]:
-    """Keep TF32, which rounds to ten bits on its way, out of the arithmetic for the while."""
+    """Disable TF32, which rounds the inputs of convolutions to ten bits."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:

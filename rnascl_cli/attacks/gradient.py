@@ -1,4 +1,4 @@
-"""The one projected-gradient loop; attacks differ in the loss, start, steps, momentum and ball they pass in.
+"""The projected-gradient loop of all gradient attacks, and the losses and norm balls they pass to it.
 
 Shape suffixes: B images, C channels, H height, W width, K classes.
 """
@@ -17,23 +17,23 @@ from rnascl_cli.core.device_transfer import to_device_async
 
 LogitFunction = Callable[[Tensor], Tensor]
 LossB = Callable[[Tensor], Tensor]
-"""Logits ``(B, K)`` to one number an image ``(B,)``, which the attack makes as large as it can."""
+"""Logits ``(B, K)`` to one number per image ``(B,)``, which the attack maximizes."""
 
 
 class Ball(Protocol):
-    """A norm ball of perturbations around 0, and the steepest step inside it."""
+    """A norm ball of perturbations around 0."""
 
     @property
     def eps(self) -> float:
-        """Return the ball's size."""
+        """Return the radius."""
         ...
 
     def project(self, delta_BCHW: Tensor) -> Tensor:
-        """Return the nearest perturbation inside the ball, image by image, as a tensor of its own."""
+        """Return the nearest perturbation inside the ball, per image, as a new tensor."""
         ...
 
     def direction(self, gradient_BCHW: Tensor) -> Tensor:
-        """Return the unit step that raises the loss most, image by image."""
+        """Return the direction of steepest ascent, of unit norm per image."""
         ...
 
     def noise(self, like_BCHW: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -43,7 +43,7 @@ class Ball(Protocol):
 
 @dataclass(frozen=True)
 class Linf:
-    """All perturbations with no coordinate beyond ``eps``."""
+    """All perturbations whose coordinates lie in [-eps, eps]."""
 
     eps: float
 
@@ -67,11 +67,11 @@ class L2:
     eps: float
 
     def project(self, delta_BCHW: Tensor) -> Tensor:
-        """Scale an image's perturbation back to norm eps where it is longer."""
+        """Scale a perturbation to norm eps if it is longer."""
         return delta_BCHW * (self.eps / _norms(delta_BCHW).clamp(min=1e-12)).clamp(max=1.0)
 
     def direction(self, gradient_BCHW: Tensor) -> Tensor:
-        """Return the gradient over its norm; zero where the gradient is zero."""
+        """Return the gradient divided by its norm; zero for a zero gradient."""
         return gradient_BCHW / _norms(gradient_BCHW).clamp(min=1e-12)
 
     def noise(self, like_BCHW: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -94,19 +94,19 @@ def projected_gradient(
     lowest: Tensor | float = 0.0,
     highest: Tensor | float = 1.0,
 ) -> Tensor:
-    """Climb ``loss`` around ``x`` inside ``ball`` and the valid range (Madry et al. 2018).
+    """Maximize ``loss`` around ``x`` inside ``ball`` and the valid range (Madry et al. 2018).
 
     Each step is ``x' <- clip(x + project(x' + step_size * direction(grad) - x))``. With ``momentum`` mu, the
     direction is that of ``g <- mu * g + grad / ||grad||_1`` (MI-FGSM, Dong et al. 2018, eq. 6-7).
 
     Args:
-        model: Images to logits; its mode and parameters' ``requires_grad`` are the caller's affair.
+        model: Images to logits; the caller sets its mode and its parameters' ``requires_grad``.
         x_BCHW: Clean images.
-        loss: What to make large; called on logits, returns one number an image.
-        ball: Norm and size of the perturbation.
-        step_size: Length of a step, in the units of ``x``.
+        loss: Function of the logits to maximize; returns one number per image.
+        ball: Norm and radius of the perturbation.
+        step_size: In the units of ``x``.
         steps: Number of gradient steps.
-        start_BCHW: Where to start: ``x`` itself, or ``x`` plus noise.
+        start_BCHW: First iterate: ``x`` itself, or ``x`` plus noise.
         momentum: MI-FGSM's decay; None for plain gradient steps.
         lowest: Smallest valid value, a number or broadcastable to ``x``.
         highest: Largest valid value.
@@ -136,10 +136,10 @@ def cross_entropy(y_B: Tensor) -> LossB:
 
 
 def margin(y_B: Tensor, *, kappa: float = 0.0) -> LossB:
-    """Return how far the best wrong class is ahead, ``max_{j != y} z_j - z_y``, but at most ``kappa``.
+    """Return the margin of the best wrong class, ``max_{j != y} z_j - z_y``, clamped to at most ``kappa``.
 
-    This is f_6 of Carlini and Wagner 2017 with its sign turned. Beyond ``kappa`` the gradient is zero, so an
-    image stays where it first becomes wrong with that confidence.
+    This is the negative of f_6 of Carlini and Wagner 2017. Beyond ``kappa`` the gradient is zero, so an image is not
+    changed further once it is misclassified with that confidence.
     """
 
     def loss(logits_BK: Tensor) -> Tensor:
@@ -163,6 +163,6 @@ def _norms(delta_BCHW: Tensor) -> Tensor:
 
 
 def _rand(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    # Drawn on the generator's device (the CPU), so that a seed means the same noise everywhere.
+    # Drawn on the generator's device (the CPU), so that a seed gives the same noise on every device.
     device = generator.device if generator is not None else like.device
     return to_device_async(torch.rand(like.shape, generator=generator, device=device), like.device).to(like.dtype)

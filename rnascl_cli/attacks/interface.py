@@ -1,4 +1,4 @@
-"""What an attack is given, and what it must be able to do.
+"""What an attack is given, and what it returns.
 
 Shape suffixes: B images, C channels, H height, W width.
 """
@@ -7,37 +7,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from rnascl_cli.attacks.checks import Norm
 from rnascl_cli.attacks.gradient import L2, Ball, Linf, LogitFunction
 from rnascl_cli.attacks.protocol import AttackSpace
 
-Norm = Literal["Linf", "L2"]
 NoiseStreams = Callable[[str, int, int], torch.Generator]
-"""(what the noise is for, restart, test-set index of the image) to a CPU generator.
+"""(purpose, restart, test-set index of the image) to a CPU generator.
 
-Each image has its own, so that its verdict does not depend on which other images are attacked beside it.
+One generator per image, so that a verdict does not depend on the other images of the batch.
 """
 Note = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
 class AttackContext:
-    """One model, one eps: what an attack works on.
+    """The model under attack at one eps.
 
     Attributes:
-        model: Coordinates ``z`` of the domain to logits, in the precision chosen for attacks.
+        model: Coordinates ``z`` of the attack space to logits, in the precision chosen for attacks.
         exact: The same in float32.
-        plain: The same in float32, by the module under attack itself: no faster stand-in.
-        domain: Where the perturbation lives.
+        plain: The same in float32, by the original module instead of its accelerated version.
+        attack_space: Where the perturbation is added.
         norm: Of the ball.
-        eps: Its size, in the domain's units.
+        eps: Radius of the ball, in units of the attack space.
         num_classes: Number of logits.
         seed: For attacks that draw from torch's global stream.
-        streams: For attacks that draw image by image.
+        streams: For attacks that draw per image.
         device: Where the images are.
     """
 
@@ -54,7 +53,7 @@ class AttackContext:
 
     @property
     def ball(self) -> Ball:
-        """The perturbations allowed."""
+        """The allowed perturbations."""
         return Linf(self.eps) if self.norm == "Linf" else L2(self.eps)
 
 
@@ -64,7 +63,7 @@ class AttackPart:
 
     Attributes:
         name: E.g. ``"restart 2"`` or ``"apgd-t"``.
-        passes: About how many forward passes it takes for an image; for the time left only.
+        passes: Approximate forward passes per image; for the progress bar only.
         perturb: ``(z_BCHW, y_B, index_B)`` to perturbed ``z_BCHW``, where ``index_B`` are test-set indices.
     """
 
@@ -73,41 +72,37 @@ class AttackPart:
     perturb: Callable[[Tensor, Tensor, Sequence[int]], Tensor]
 
 
-class Attack(Protocol):
-    """An attack by name, ready for any model and eps."""
+@dataclass(frozen=True)
+class Attack:
+    """An attack that is ready for any model and eps. The base class is ``clean``, which perturbs nothing.
 
-    @property
-    def name(self) -> str:
-        """As given to ``--attack``."""
-        ...
+    Attributes:
+        name: As given to ``--attack``.
+        steps: Gradient steps; None if the attack adapts their number.
+        restarts: Random starts per image.
+    """
 
-    @property
-    def steps(self) -> int | None:
-        """Gradient steps; None where there is no such number."""
-        ...
-
-    @property
-    def restarts(self) -> int:
-        """How many random starts an image gets."""
-        ...
+    name: str
+    steps: int | None = 0
+    restarts: int = 1
 
     def step_size_at(self, eps: float) -> float | None:
-        """Return the length of a step at this eps; None where the attack chooses its own."""
-        ...
+        """Return the step size at this eps; None if the attack chooses its own."""
+        return None
 
     def is_standard(self, num_classes: int) -> bool:
-        """Return whether the attack is in its published setting for this many classes."""
-        ...
+        """Return whether the attack runs in its published setting for this many classes."""
+        return True
 
-    def rounds(self, problem: AttackContext, note: Note) -> list[AttackPart]:
-        """Return the passes to make, in order.
+    def parts(self, context: AttackContext, note: Note) -> list[AttackPart]:
+        """Return the parts to run, in order.
 
         Args:
-            problem: What is attacked.
-            note: Takes what the attack noticed about the model, in a sentence.
+            context: The model under attack.
+            note: Receives warnings about the model, one sentence each.
         """
-        ...
+        return []
 
-    def check_model(self, problem: AttackContext, z_BCHW: Tensor, y_B: Tensor) -> list[str]:
-        """Return what looks wrong about the model before the attack starts, from its first batch."""
-        ...
+    def check_model(self, context: AttackContext, z_BCHW: Tensor, y_B: Tensor) -> list[str]:
+        """Return warnings about the model from the first batch, before the attack starts."""
+        return []

@@ -1,7 +1,7 @@
-"""Where a perturbation lives: on pixels, or on normalised inputs as in the authors' code.
+"""The space in which perturbations are added: pixels, or normalized inputs as in the authors' code.
 
-Shape suffixes: B images, C channels, H height, W width. ``x`` are pixels in [0, 1], ``z`` are what the
-attack moves.
+Shape suffixes: B images, C channels, H height, W width. ``x`` are pixels in [0, 1], ``z`` are the coordinates that an
+attack changes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class AttackSpace:
     """The space in which eps is measured: ``z = (x - mean) / std``.
 
     Attributes:
-        protocol: The label that every number made in it carries.
-        mean: Of the normalisation, broadcastable to images; 0 for pixels.
+        protocol: Its name.
+        mean: Of the normalization, broadcastable to images; 0 for pixels.
         std: Likewise; 1 for pixels.
         lowest: Smallest valid ``z``, a number or broadcastable to images.
         highest: Largest valid ``z``.
@@ -34,22 +34,22 @@ class AttackSpace:
     highest: Bound = 1.0
 
     def from_pixels(self, x_BCHW: Tensor) -> Tensor:
-        """Return the attack's coordinates of images in [0, 1]."""
+        """Return the coordinates ``z`` of images in [0, 1]."""
         return x_BCHW if self.protocol == "pixel" else (x_BCHW - self.mean) / self.std
 
     def to_pixels(self, z_BCHW: Tensor) -> Tensor:
         """Return the pixels of ``z``, unclamped.
 
-        Unclamped, because rounding moves a black pixel to about -1e-8, where a clamp would take its gradient.
+        Rounding moves a black pixel to about -1e-8, where a clamp would make its gradient zero.
         """
         return z_BCHW if self.protocol == "pixel" else z_BCHW * self.std + self.mean
 
     def pixels(self, z_BCHW: Tensor) -> Tensor:
-        """Return the images that ``z`` stands for, in [0, 1]."""
+        """Return the images of ``z``, clamped to [0, 1]."""
         return self.to_pixels(z_BCHW).clamp(0.0, 1.0)
 
     def clip(self, z_BCHW: Tensor) -> Tensor:
-        """Move ``z`` to the nearest valid value."""
+        """Return the nearest valid ``z``."""
         lowest, highest = (torch.as_tensor(bound).to(z_BCHW) for bound in (self.lowest, self.highest))
         return torch.maximum(torch.minimum(z_BCHW, highest), lowest)
 
@@ -58,15 +58,15 @@ PIXEL = AttackSpace()
 
 
 def normalised_attack_space(mean: Tensor, std: Tensor, *, clamp_to_unit: bool) -> AttackSpace:
-    """Return the domain of the ``paper-code`` protocol: eps is measured on normalised inputs.
+    """Return the space of the ``paper-code`` protocol: eps is measured on normalized inputs.
 
-    A ball of eps there is one of ``eps * std`` in pixels, about a quarter of it for CIFAR-10.
+    Its eps is ``eps * std`` in pixels, about a quarter of eps for CIFAR-10.
 
     Args:
-        mean: The model's normalisation constants, shape ``(1, C, 1, 1)``.
+        mean: The model's normalization constants, shape ``(1, C, 1, 1)``.
         std: Likewise.
-        clamp_to_unit: Clamp normalised values to [0, 1] as the authors' code does, which cuts off every pixel
-            below the mean; otherwise to the values that pixels in [0, 1] have.
+        clamp_to_unit: Clamp normalized values to [0, 1] as the authors' code does, which cuts off every pixel
+            below the mean; otherwise to the values of pixels in [0, 1].
     """
     if clamp_to_unit:
         return AttackSpace("paper-code", mean, std)

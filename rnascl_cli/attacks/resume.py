@@ -1,8 +1,8 @@
-"""The batches an interrupted evaluation has finished, so that ``--resume`` goes on behind them.
+"""The finished batches of an interrupted evaluation, for ``--resume``.
 
-A file of JSON lines: the first says what the evaluation is of, each further one is a finished batch. Each line is
-on disk before the next batch begins, so Ctrl-C, a kill or a power cut costs at most the batch it fell in; a last
-line that was cut short is dropped. Of several ranks the first writes and reads it, and tells the others.
+A file of JSON lines: the first is a header that identifies the evaluation, each further one is a finished batch. Each
+line is on disk before the next batch begins, so Ctrl-C, a kill or a power cut costs at most one batch; a truncated
+last line is dropped. Rank 0 reads and writes it.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from rnascl_cli.core.errors import UserError, WriteError
 MAX_JOURNAL_BYTES = 4 * MAX_DOCUMENT_BYTES
 
 Key = tuple[str, str, int]
-"""Attack, eps as text, number of the round."""
+"""Attack, eps as text, number of the attack's part."""
 
 
 class FinishedBatch(NamedTuple):
     """A finished batch.
 
     Attributes:
-        broken: Its images that the batch's attack broke, test-set indices.
-        out_of_ball: How many of its perturbed images had left the ball, and were not counted.
-        seconds: What it took.
-        notes: What the attack noticed about the model.
+        broken: Images that the attack broke, test-set indices.
+        out_of_ball: Number of perturbed images outside the ball, which do not count as broken.
+        seconds: Wall time.
+        notes: Warnings of the attack about the model.
     """
 
     broken: list[int]
@@ -47,7 +47,7 @@ class Journal:
 
     Attributes:
         path: The file.
-        header: What the evaluation is of: model and data hashes and every setting that verdicts depend on.
+        header: Hashes of model and data, and every setting that verdicts depend on.
     """
 
     path: Path
@@ -55,19 +55,15 @@ class Journal:
     _done: dict[tuple[Key, tuple[int, ...]], FinishedBatch] = field(default_factory=dict)
 
     def start(self) -> None:
-        """Begin a new file.
-
-        Raises:
-            WriteError: It cannot be written.
-        """
+        """Begin a new file."""
         if distributed.is_rank_zero():
             write_text(self.path, json.dumps(self.header, sort_keys=True) + "\n")
 
     def load(self) -> int:
-        """Read the finished batches of an earlier run, and return how many there are.
+        """Read the finished batches of an earlier run, and return their number.
 
         Raises:
-            UserError: There is no file, or it is of another evaluation.
+            UserError: There is no file, it is damaged, or it is of another evaluation.
         """
         self._done = distributed.from_rank_zero(self._read)
         return len(self._done)
@@ -75,17 +71,20 @@ class Journal:
     def _read(self) -> dict[tuple[Key, tuple[int, ...]], FinishedBatch]:
         found: dict[tuple[Key, tuple[int, ...]], FinishedBatch] = {}
         if self.path.is_symlink():
-            raise UserError(f"--resume: {self.path}: is a link, which rnascl does not write; start without --resume")
+            raise UserError(f"--resume: {self.path}: is a link, which rnascl never writes; start without --resume")
         try:
             lines = read_bounded(self.path, MAX_JOURNAL_BYTES, what="journal").split(b"\n")
         except OSError as error:
             raise UserError(f"--resume: {self.path}: {error.strerror}; start without --resume") from None
-        # What follows the last newline was cut short; the file goes on from there.
-        whole = lines[:-1]
+        whole = lines[:-1]  # what follows the last newline was truncated
         try:
             header, *entries = [json.loads(line) for line in whole]
             if header != json.loads(json.dumps(self.header)):
-                raise UserError(f"--resume: {self.path} is of {self._difference(header)}; start without --resume")
+                others = [name for name in self.header if header.get(name) != self.header[name]]
+                raise UserError(
+                    f"--resume: {self.path} is of an evaluation with another {', '.join(others) or 'header'}; "
+                    "start without --resume"
+                )
             for entry in entries:
                 key = (entry["attack"], entry["eps"], entry["round"])
                 found[key, tuple(entry["images"])] = _checked(entry)
@@ -97,14 +96,14 @@ class Journal:
         return found
 
     def find(self, key: Key, images: Sequence[int]) -> FinishedBatch | None:
-        """Return the outcome of a batch if it is finished."""
+        """Return a finished batch; None if it is not finished."""
         return self._done.get((key, tuple(images)))
 
     def record(self, key: Key, images: Sequence[int], done: FinishedBatch) -> None:
         """Append a finished batch.
 
         Raises:
-            WriteError: It cannot be written; the batches before are kept.
+            WriteError: It cannot be written; earlier batches are kept.
         """
         if not distributed.is_rank_zero():
             return
@@ -123,13 +122,9 @@ class Journal:
         if distributed.is_rank_zero():
             self.path.unlink(missing_ok=True)
 
-    def _difference(self, header: Mapping[str, Any]) -> str:
-        names = [name for name in self.header if header.get(name) != self.header[name]]
-        return f"an evaluation with another {', '.join(names) or 'header'}"
-
 
 def _checked(entry: Mapping[str, Any]) -> FinishedBatch:
     done = FinishedBatch(entry["broken"], int(entry["out_of_ball"]), float(entry["seconds"]), entry["notes"])
     if not set(done.broken) <= set(entry["images"]) or not all(isinstance(note, str) for note in done.notes):
-        raise ValueError("an image broken that is not of the batch, or a note that is no text")
+        raise ValueError("a broken image outside the batch, or a note that is not a string")
     return done

@@ -1,4 +1,4 @@
-"""What tests of ``rnascl attack`` ask again and again."""
+"""Helpers of the tests of ``rnascl attack``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def attacked(folder: Path) -> AttackDocument:
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Run a command that must end with 2, and return its one line."""
+    """Run a command that must exit with 2, and return its error line."""
     assert run(["attack", *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

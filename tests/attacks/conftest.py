@@ -14,7 +14,7 @@ from rnascl_cli.artifacts.store import sha256_file, write_document
 from rnascl_cli.data import load_data
 from rnascl_cli.models.files import build_student, save_student
 from rnascl_cli.models.student import Student
-from rnascl_cli.recipes import DataSettings
+from rnascl_cli.recipes.settings import DataSettings
 from rnascl_cli.spaces import network_cost, space_named
 from tests.attacks import tiny
 

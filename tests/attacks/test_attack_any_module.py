@@ -1,4 +1,4 @@
-"""``rnascl attack`` on classifiers that rnascl has not made."""
+"""``rnascl attack`` on other classifiers than this package's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.unit
 
 
 class Any32(nn.Module):
-    """A classifier from elsewhere: no normalisation layer, BatchNorm of its own, fussy about its input."""
+    """A classifier with a plain BatchNorm, without normalization layer, that checks its input size."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -58,7 +58,7 @@ def test_the_same_command_gives_the_same_verdicts(student: Path, tmp_path: Path)
     assert attacked(tmp_path / "a").verdicts == attacked(tmp_path / "b").verdicts
 
 
-def test_a_run_directory_brings_its_data_and_keeps_its_artifacts(
+def test_a_run_directory_provides_its_data_and_keeps_its_artifacts(
     trained_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path.name: path.read_bytes() for path in trained_run.iterdir()}
@@ -81,7 +81,7 @@ def test_a_run_directory_brings_its_data_and_keeps_its_artifacts(
     assert {path.name: path.read_bytes() for path in trained_run.iterdir() if path.name != "attack.json"} == before
 
 
-def test_a_student_that_is_not_the_documents_is_refused(
+def test_a_changed_student_is_refused(
     trained_run: Path, tiny_teacher: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     document = read_document(trained_run / "train.json", TrainDocument)
@@ -99,9 +99,7 @@ def test_paper_code_labels_its_numbers_and_leaves_more_accuracy(student: Path, t
     assert paper.results[0].accuracy > pixel.results[0].accuracy
 
 
-def test_paper_code_on_a_model_without_rescaling_says_that_the_protocols_coincide(
-    tiny_teacher: Path, tmp_path: Path
-) -> None:
+def test_paper_code_without_rescaling_warns_that_protocols_coincide(tiny_teacher: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert (
         run(["attack", str(tiny_teacher), "--data", "digits", *QUICK, "--protocol", "paper-code", "--out", str(out)])
@@ -110,7 +108,7 @@ def test_paper_code_on_a_model_without_rescaling_says_that_the_protocols_coincid
     assert any("coincide" in warning for warning in attacked(out).warnings)
 
 
-def test_step_sizes_that_cannot_be_meant_are_warned_about(student: Path, tmp_path: Path) -> None:
+def test_implausible_step_sizes_give_a_warning(student: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["--attack", "pgd2,cw", "--limit-test", "4", "--eps", "1/255,8/255", "--step-size", "2/255"]
     assert run(["attack", str(student), "--data", "digits", *arguments, "--out", str(out)]) == 0
@@ -120,7 +118,7 @@ def test_step_sizes_that_cannot_be_meant_are_warned_about(student: Path, tmp_pat
     assert not any(warning.startswith("cw at eps 8/255") for warning in warnings)
 
 
-def test_the_audit_adds_its_card(
+def test_audit_adds_its_checks(
     student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from rnascl_cli.attacks import audit
@@ -136,13 +134,13 @@ def test_the_audit_adds_its_card(
     assert f"{'pass' if card[0].passed else 'FAIL'}  {card[0].name}" in capsys.readouterr().err
 
 
-def test_an_interrupted_attack_goes_on(
+def test_an_interrupted_attack_is_resumed(
     student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     arguments = ["attack", str(student), "--data", "digits", "--limit-test", "12", "--attack", "pgd2,cw"]
     assert run([*arguments, "--out", str(tmp_path / "whole")]) == 0
-    attack_batch = Evaluator._attack_batch
+    attack_batch = Evaluator.attack_batch
     calls: list[int] = []
 
     def interrupted(*given: Any) -> Any:
@@ -151,7 +149,7 @@ def test_an_interrupted_attack_goes_on(
             raise KeyboardInterrupt
         return attack_batch(*given)
 
-    monkeypatch.setattr(Evaluator, "_attack_batch", interrupted)
+    monkeypatch.setattr(Evaluator, "attack_batch", interrupted)
     assert run([*arguments, "--out", str(out)]) == 130
     assert "--resume" in capsys.readouterr().err
     assert not (out / "attack.json").exists()
@@ -222,7 +220,7 @@ def test_bad_models_data_and_folders_are_refused(
     assert not (tmp_path / "runs").exists()
 
 
-def test_data_may_come_from_a_recipe_or_a_setting(student: Path, tmp_path: Path) -> None:
+def test_data_from_a_recipe_or_a_setting(student: Path, tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text('[data]\nspec = "digits"\nlimit_test = 4\n[attack]\nattacks = ["fgsm"]\n')
     assert run(["attack", str(student), "--recipe", str(tmp_path / "r.toml"), "--out", str(tmp_path / "a")]) == 0
     settings = ["--set", "data.spec=digits", "--set", "data.limit_test=4", "--set", "attack.attacks=fgsm,pgd1"]
@@ -230,7 +228,7 @@ def test_data_may_come_from_a_recipe_or_a_setting(student: Path, tmp_path: Path)
     assert [row.attack for row in attacked(tmp_path / "b").results] == ["fgsm", "pgd1"]
 
 
-def test_the_document_says_which_eps_and_which_images(student: Path, tmp_path: Path) -> None:
+def test_the_document_records_eps_and_images(student: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(["attack", str(student), "--data", "digits", *QUICK, "--eps", "0.03", "--out", str(out)]) == 0
     raw = json.loads((out / "attack.json").read_text())
@@ -238,7 +236,7 @@ def test_the_document_says_which_eps_and_which_images(student: Path, tmp_path: P
     assert raw["results"][1]["step_size"] == pytest.approx(0.0075)
 
 
-def test_l2_may_be_above_one(student: Path, tmp_path: Path) -> None:
+def test_l2_eps_above_one(student: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["--attack", "pgd2", "--norm", "L2", "--eps", "0.5,8", "--limit-test", "6", "--out", str(out)]
     assert run(["attack", str(student), "--data", "digits", *arguments]) == 0
@@ -247,7 +245,7 @@ def test_l2_may_be_above_one(student: Path, tmp_path: Path) -> None:
     assert any("8/255 was meant" in warning for warning in document.warnings)
 
 
-def test_a_part_of_the_test_set_has_intervals_everywhere(student: Path, tmp_path: Path) -> None:
+def test_a_subset_of_the_test_set_has_confidence_intervals(student: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(["attack", str(student), "--data", "digits", *QUICK, "--out", str(out)]) == 0
     document = attacked(out)

@@ -1,4 +1,4 @@
-"""``rnascl attack`` on several models, and going on after an interruption."""
+"""``rnascl attack`` on several models, and resuming after an interruption."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def two_runs(trained_run: Path, tmp_path: Path) -> tuple[Path, Path]:
     return trained_run, other
 
 
-def test_several_models_in_one_sweep(two_runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_models_in_one_command(two_runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--attack", "fgsm,pgd2", "--eps", "0,2/255,8/255"]
     assert run(["attack", *map(str, two_runs), *arguments]) == 0
     captured = capsys.readouterr()
@@ -47,7 +47,7 @@ def test_several_models_in_one_sweep(two_runs: tuple[Path, Path], capsys: pytest
         assert len(falling) == 3
 
 
-def test_several_models_give_a_list_and_folders_of_their_own(
+def test_several_models_give_a_list_and_separate_folders(
     two_runs: tuple[Path, Path], student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "sweep"
@@ -60,17 +60,17 @@ def test_several_models_give_a_list_and_folders_of_their_own(
     assert not (two_runs[0] / "attack.json").exists()
 
 
-def test_models_on_different_images_are_warned_about(
+def test_models_on_different_images_give_a_warning(
     two_runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     document = read_document(two_runs[1] / "train.json", TrainDocument)
     provenance = document.provenance.model_copy(update={"seed": 4})
     write_document(two_runs[1] / "train.json", document.model_copy(update={"provenance": provenance}))
     assert run(["attack", *map(str, two_runs), "--attack", "clean,fgsm"]) == 0
-    assert "were attacked on different images; name them with --data" in capsys.readouterr().err
+    assert "were attacked on different images; pass --data" in capsys.readouterr().err
 
 
-def test_nothing_is_attacked_if_one_of_several_cannot_be(
+def test_nothing_is_attacked_if_one_of_several_models_is_refused(
     two_runs: tuple[Path, Path], student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "--data" in refused([str(two_runs[0]), str(student), "--attack", "fgsm"], capsys)
@@ -79,11 +79,11 @@ def test_nothing_is_attacked_if_one_of_several_cannot_be(
     assert not (two_runs[0] / "attack.json").exists()
 
 
-def test_several_go_on_where_they_were_interrupted(
+def test_several_models_are_resumed(
     two_runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["attack", *map(str, two_runs), "--attack", "fgsm,pgd2"]
-    attack_batch = Evaluator._attack_batch
+    attack_batch = Evaluator.attack_batch
     calls: list[int] = []
 
     def interrupted(*given: Any) -> Any:
@@ -92,7 +92,7 @@ def test_several_go_on_where_they_were_interrupted(
             raise KeyboardInterrupt
         return attack_batch(*given)
 
-    monkeypatch.setattr(Evaluator, "_attack_batch", interrupted)
+    monkeypatch.setattr(Evaluator, "attack_batch", interrupted)
     assert run(arguments) == 130
     finished = (two_runs[0] / "attack.json").read_bytes()
     capsys.readouterr()
@@ -106,10 +106,10 @@ def test_several_go_on_where_they_were_interrupted(
     assert "another settings" in refused([str(two_runs[0]), "--attack", "pgd5", "--resume"], capsys)
 
 
-def test_ctrl_c_in_autoattack_and_in_the_audit_costs_a_batch_at_most(
+def test_ctrl_c_in_autoattack_and_audit_loses_at_most_one_batch(
     student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A real process gets a real SIGINT, twice; what it ends with is what an undisturbed one finds."""
+    """A process gets SIGINT twice, and gives the same result as one without interruption."""
     settings = ["--attack", "pgd2,apgd-ce,square", "--eps", "6/255", "--batch-size", "10", "--audit"]
     subset = ["--data", "digits", "--limit-test", "30", "--set", "audit_images=6", "--device", "cpu"]
     command = ["attack", str(student), *subset, *settings, "--out"]
@@ -135,7 +135,7 @@ def test_ctrl_c_in_autoattack_and_in_the_audit_costs_a_batch_at_most(
 
 
 def shortened(name: str, **_: int) -> AutoAttack:
-    """AutoAttack in a blink."""
+    """AutoAttack with few iterations."""
     return AutoAttack(name, iterations=3, queries=5)
 
 

@@ -1,4 +1,4 @@
-"""AutoAttack through pyautoattack: the same verdicts, and nothing left behind."""
+"""AutoAttack through pyautoattack: the same verdicts, and no side effects."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_verdicts_equal_pyautoattacks_in_l2_and_rand(robust: nn.Module) -> None:
     assert torch.equal(adapted("aa-rand", robust, data).broken_N, theirs_N)
 
 
-def test_nothing_is_left_behind(
+def test_no_side_effects(
     robust: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -84,7 +84,7 @@ def test_nothing_is_left_behind(
     assert not logging.getLogger("auto-attack").handlers
 
 
-def test_every_part_is_standard_with_ten_classes_only_as_published() -> None:
+def test_is_standard() -> None:
     assert AutoAttack("aa").is_standard(10)
     assert AutoAttack("aa").is_standard(100)
     assert not AutoAttack("aa").is_standard(9)
@@ -93,7 +93,7 @@ def test_every_part_is_standard_with_ten_classes_only_as_published() -> None:
     assert not AutoAttack("aa", queries=100).is_standard(10)
 
 
-def test_few_classes_take_fewer_targets_and_drop_losses_that_need_more() -> None:
+def test_few_classes() -> None:
     model = tiny.network(classes=3).eval().requires_grad_(False)
     data = tiny.images(6, classes=3)
     evaluator = tiny.evaluator(model, data)
@@ -101,12 +101,12 @@ def test_few_classes_take_fewer_targets_and_drop_losses_that_need_more() -> None
     assert list(outcome.broken_by) == ["apgd-ce", "fab-t", "square"]
     assert any("apgd-t left out" in note for note in outcome.notes)
     assert not outcome.attack.is_standard(3)
-    assert AutoAttack("aa").parts(4) == ("apgd-ce", "apgd-t", "fab-t", "square")
+    assert AutoAttack("aa").part_names(4) == ("apgd-ce", "apgd-t", "fab-t", "square")
     with pytest.raises(UserError, match="needs 4 classes"):
-        AutoAttack("apgd-t").parts(3)
+        AutoAttack("apgd-t").part_names(3)
 
 
-def test_a_randomised_model_is_noticed(robust: nn.Module) -> None:
+def test_a_randomized_model_gives_a_note(robust: nn.Module) -> None:
     class Noisy(nn.Module):
         def __init__(self, model: nn.Module) -> None:
             super().__init__()
@@ -120,7 +120,7 @@ def test_a_randomised_model_is_noticed(robust: nn.Module) -> None:
     assert any("randomized" in note and "--attack aa-rand" in note for note in outcome.notes)
 
 
-def test_a_model_that_optimises_while_it_runs_is_noticed_and_the_next_one_is_not_blamed(robust: nn.Module) -> None:
+def test_a_dynamic_model_gives_a_note_and_the_next_model_does_not(robust: nn.Module) -> None:
     class Purifying(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             with torch.enable_grad():

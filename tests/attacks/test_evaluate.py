@@ -1,10 +1,10 @@
-"""The evaluation runner: who is attacked, what counts, what stays."""
+"""The evaluator: which images are attacked, and what counts as broken."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pytest
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from rnascl_cli.attacks.autoattack import AutoAttack
-from rnascl_cli.attacks.interface import Attack, AttackContext, AttackPart, Norm, Note
-from rnascl_cli.attacks.registry import Options, _doubling, build_attacks
-from rnascl_cli.attacks.verdicts import right, wilson_interval
+from rnascl_cli.attacks.checks import Norm
+from rnascl_cli.attacks.interface import Attack, AttackContext, AttackPart, Note
+from rnascl_cli.attacks.registry import doubling
+from rnascl_cli.attacks.verdicts import right
+from rnascl_cli.core.statistics import wilson_interval
 from rnascl_cli.core.units import Epsilon, parse_epsilon, parse_epsilons
 from tests.attacks import tiny
 
@@ -23,31 +25,21 @@ pytestmark = pytest.mark.unit
 
 
 @dataclass(frozen=True)
-class Scripted:
-    """An attack that returns what the test says and remembers whom it was given."""
+class Scripted(Attack):
+    """An attack that perturbs as the test sets, and records the indices it was given."""
 
-    perturb: Callable[[Tensor, Sequence[int]], Tensor]
-    seen: list[list[int]]
-    rounds_made: int = 1
     name: str = "scripted"
     steps: int | None = 1
-    restarts: int = 1
+    perturb: Callable[[Tensor, Sequence[int]], Tensor] = lambda z_BCHW, index_B: z_BCHW
+    part_count: int = 1
+    seen: list[list[int]] = field(default_factory=list)
 
-    def step_size_at(self, eps: float) -> float | None:
-        return None
-
-    def is_standard(self, num_classes: int) -> bool:
-        return True
-
-    def rounds(self, problem: AttackContext, note: Note) -> list[AttackPart]:
+    def parts(self, context: AttackContext, note: Note) -> list[AttackPart]:
         def perturb(z_BCHW: Tensor, y_B: Tensor, index_B: Sequence[int]) -> Tensor:
             self.seen.append(list(index_B))
             return self.perturb(z_BCHW, index_B)
 
-        return [AttackPart(f"restart {number}", 1, perturb) for number in range(self.rounds_made)]
-
-    def check_model(self, problem: AttackContext, z_BCHW: Tensor, y_B: Tensor) -> list[str]:
-        return []
+        return [AttackPart(f"restart {number}", 1, perturb) for number in range(self.part_count)]
 
 
 def brightness(x_BCHW: Tensor) -> Tensor:
@@ -57,7 +49,7 @@ def brightness(x_BCHW: Tensor) -> Tensor:
 
 
 def grey(*levels: int, labels: Sequence[int]) -> tiny.Images:
-    """One even 3x4x4 image for each level, with test-set indices 100, 101, ..."""
+    """One uniform 3x4x4 image per gray level, with test-set indices 100, 101, ..."""
     images = torch.tensor(levels, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4).contiguous()
     return tiny.Images(images, torch.tensor(list(labels)), 100 + torch.arange(len(levels)))
 
@@ -67,21 +59,21 @@ def test_clean_mistakes_are_not_attacked_and_count_as_broken() -> None:
     evaluator = tiny.evaluator(brightness, data)
     right_N = evaluator.clean()
     assert right_N.tolist() == [True, False, True, False]
-    attack = Scripted(lambda z, index: z, [])
+    attack = Scripted()
     (outcome,) = evaluator.evaluate([attack], [EPS], right_N)
     assert attack.seen == [[100, 102]]
     assert outcome.broken_N.tolist() == [False, True, False, True]
     assert (outcome.attacked, outcome.accuracy) == (2, 0.5)
 
 
-def test_a_second_round_gets_the_survivors_in_full_batches() -> None:
+def test_a_second_part_gets_the_unbroken_images_in_full_batches() -> None:
     data = grey(*([100] * 10), labels=[0] * 10)
 
     def fool_even(z_BCHW: Tensor, index_B: Sequence[int]) -> Tensor:
         even_B = torch.tensor(index_B) % 2 == 0
         return torch.where(even_B.view(-1, 1, 1, 1), torch.full_like(z_BCHW, 0.7), z_BCHW)
 
-    attack = Scripted(fool_even, [], rounds_made=2)
+    attack = Scripted(perturb=fool_even, part_count=2)
     evaluator = tiny.evaluator(brightness, data, num_classes=2, batch_size=4)
     outcome = evaluator.run(attack, Epsilon("0.5", 0.5), torch.zeros(10, dtype=torch.bool))
     assert attack.seen == [
@@ -102,16 +94,16 @@ def test_a_second_round_gets_the_survivors_in_full_batches() -> None:
         lambda z, index: z + 2.0,  # outside [0, 1]
     ],
 )
-def test_what_left_the_ball_is_not_counted(bad: Callable[[Tensor, Sequence[int]], Tensor]) -> None:
+def test_images_outside_the_ball_are_not_counted(bad: Callable[[Tensor, Sequence[int]], Tensor]) -> None:
     data = grey(126, 126, labels=[0, 0])
     outcome = tiny.evaluator(brightness, data, num_classes=2).run(
-        Scripted(bad, []), Epsilon("0.1", 0.1), torch.zeros(2, dtype=torch.bool)
+        Scripted(perturb=bad), Epsilon("0.1", 0.1), torch.zeros(2, dtype=torch.bool)
     )
     assert outcome.out_of_ball == 2
     assert not outcome.broken_N.any()
 
 
-def test_fooling_is_recounted_in_float32_whatever_the_attacks_precision() -> None:
+def test_verdicts_are_float32_whatever_the_attacks_precision() -> None:
     def model(x_BCHW: Tensor) -> Tensor:
         logits_BK = brightness(x_BCHW)
         # In the attack's precision every image looks wrong; in float32 none does.
@@ -119,19 +111,19 @@ def test_fooling_is_recounted_in_float32_whatever_the_attacks_precision() -> Non
 
     data = grey(100, 100, labels=[0, 0])
     evaluator = tiny.evaluator(model, data, num_classes=2, autocast=lambda: torch.autocast("cpu", dtype=torch.bfloat16))
-    attacks = build_attacks(["fgsm", "pgd3", "cw"], options=Options(), norm="Linf")
+    attacks = tiny.attacks("fgsm", "pgd3", "cw")
     assert all(outcome.accuracy == 1.0 for outcome in evaluator.evaluate(attacks, [EPS], evaluator.clean()))
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_sweeps_are_monotone_and_leave_out_what_is_broken(robust: nn.Module, norm: Norm) -> None:
+def test_accuracy_decreases_with_eps_and_broken_images_are_left_out(robust: nn.Module, norm: Norm) -> None:
     data = tiny.images(60, seed=3, noise=0.18)
     evaluator = tiny.evaluator(robust, data, norm=norm)
     right_N = evaluator.clean()
     epsilons = parse_epsilons("16/255,0,2/255,8/255,4/255")
     names = ["fgsm", "mi-fgsm", "pgd5", "cw"] if norm == "Linf" else ["pgd5"]
     attacks: list[Attack] = [
-        *build_attacks(names, options=Options(), norm=norm),
+        *tiny.attacks(*names, norm=norm),
         AutoAttack("aa", iterations=5, queries=10),
     ]
     outcomes = evaluator.evaluate(attacks, epsilons, right_N)
@@ -147,11 +139,11 @@ def test_sweeps_are_monotone_and_leave_out_what_is_broken(robust: nn.Module, nor
         assert mine[-1].accuracy < mine[0].accuracy
 
 
-def test_a_verdict_does_not_depend_on_the_batch_or_on_which_others_are_attacked(robust: nn.Module) -> None:
+def test_a_verdict_does_not_depend_on_the_other_images(robust: nn.Module) -> None:
     data = tiny.images(60, seed=3, noise=0.18)
     some = torch.arange(0, 60, 7)
     part = tiny.Images(data.images_NCHW[some], data.labels_N[some], data.index_N[some])
-    attacks = build_attacks(["pgd7", "cw"], options=Options(restarts=2), norm="Linf")
+    attacks = tiny.attacks("pgd7", "cw", restarts=2)
     whole, batched, alone = (
         tiny.evaluator(robust, images, batch_size=size, num_classes=10)
         for images, size in ((data, 60), (data, 11), (part, 60))
@@ -162,7 +154,7 @@ def test_a_verdict_does_not_depend_on_the_batch_or_on_which_others_are_attacked(
         assert torch.equal(first.broken_N[some], third.broken_N)
 
 
-def test_attacks_work_on_the_worker_and_verdicts_are_the_models() -> None:
+def test_attacks_use_the_accelerated_model_and_verdicts_the_original() -> None:
     data = grey(100, 100, 100, labels=[0, 0, 0])
 
     def alarmist(x_BCHW: Tensor) -> Tensor:
@@ -170,7 +162,7 @@ def test_attacks_work_on_the_worker_and_verdicts_are_the_models() -> None:
 
     evaluator = tiny.evaluator(brightness, data, num_classes=2, attacked_model=alarmist)
     attacks: list[Attack] = [
-        *build_attacks(["fgsm", "pgd3", "cw"], options=Options(stop_early=True), norm="Linf"),
+        *tiny.attacks("fgsm", "pgd3", "cw", stop_early=True),
         AutoAttack("square", queries=5),
     ]
     for outcome in evaluator.evaluate(attacks, [EPS], evaluator.clean()):
@@ -178,7 +170,7 @@ def test_attacks_work_on_the_worker_and_verdicts_are_the_models() -> None:
         assert outcome.accuracy == 1.0
 
 
-def test_a_model_that_cuts_its_graph_has_gradients_of_zero(robust: nn.Module) -> None:
+def test_a_model_that_detaches_its_logits_has_zero_gradients(robust: nn.Module) -> None:
     def cut(x_BCHW: Tensor) -> Tensor:
         logits: Tensor = robust(x_BCHW.detach())
         return logits
@@ -189,7 +181,7 @@ def test_a_model_that_cuts_its_graph_has_gradients_of_zero(robust: nn.Module) ->
     gradients = evaluator.gradients(right_N)
     assert gradients.zero == gradients.images == int(right_N.sum())
     attacks: list[Attack] = [
-        *build_attacks(["fgsm", "mi-fgsm", "pgd2", "cw"], options=Options(), norm="Linf"),
+        *tiny.attacks("fgsm", "mi-fgsm", "pgd2", "cw"),
         AutoAttack("aa", iterations=5, queries=5),
     ]
     assert all(outcome.out_of_ball == 0 for outcome in evaluator.evaluate(attacks, [EPS], right_N))
@@ -201,7 +193,7 @@ def test_stopping_early_leaves_no_more_accuracy_for_fewer_passes(plain: nn.Modul
     for stop_early in (False, True):
         counting = Counting(plain)
         evaluator = tiny.evaluator(plain, tiny.images(60, seed=3), attacked_model=counting)
-        (attack,) = build_attacks([name], options=Options(stop_early=stop_early), norm="Linf")
+        (attack,) = tiny.attacks(name, stop_early=stop_early)
         outcome = evaluator.run(attack, Epsilon("24/255", 24 / 255), ~evaluator.clean())
         passes.append(counting.images)
         left.append(outcome.accuracy)
@@ -210,12 +202,12 @@ def test_stopping_early_leaves_no_more_accuracy_for_fewer_passes(plain: nn.Modul
     assert passes[1] < passes[0]
 
 
-def test_early_stops_are_asked_for_after_1_2_4_8_steps() -> None:
-    assert [_doubling(steps) for steps in (1, 2, 7, 20)] == [[1], [1, 1], [1, 1, 2, 3], [1, 1, 2, 4, 8, 4]]
+def test_early_stopping_checks_after_1_2_4_8_steps() -> None:
+    assert [doubling(steps) for steps in (1, 2, 7, 20)] == [[1], [1, 1], [1, 1, 2, 3], [1, 1, 2, 4, 8, 4]]
 
 
 class Counting:
-    """The model, and how many images it has been given."""
+    """The model, with a count of the images it has processed."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.images = model, 0
@@ -226,14 +218,11 @@ class Counting:
         return logits
 
 
-def test_restarts_only_ever_break_more(robust: nn.Module) -> None:
+def test_restarts_break_more(robust: nn.Module) -> None:
     data = tiny.images(60, seed=3, noise=0.18)
     evaluator = tiny.evaluator(robust, data)
     none_N = ~evaluator.clean()
-    once, often = (
-        evaluator.run(build_attacks(["pgd2"], options=Options(restarts=count), norm="Linf")[0], EPS, none_N)
-        for count in (1, 4)
-    )
+    once, often = (evaluator.run(tiny.attacks("pgd2", restarts=count)[0], EPS, none_N) for count in (1, 4))
     assert not (once.broken_N & ~often.broken_N).any()
     assert list(often.broken_by) == ["restart 1", "restart 2", "restart 3", "restart 4"]
 
@@ -248,7 +237,7 @@ def test_progress_ends_at_its_total(robust: nn.Module) -> None:
         shown.append((label, total, sum(steps)))
 
     evaluator = tiny.evaluator(robust, tiny.images(20), watch=watch, batch_size=8)
-    attacks = build_attacks(["pgd3", "square"], options=Options(restarts=2), norm="Linf")
+    attacks = tiny.attacks("pgd3", "square", restarts=2)
     evaluator.evaluate(attacks, [parse_epsilon("32/255")], torch.ones(20, dtype=torch.bool))
     assert [(label, total == done) for label, total, done in shown] == [("pgd3 32/255", True), ("square 32/255", True)]
 
@@ -269,4 +258,4 @@ def test_logits_that_are_not_finite_are_wrong() -> None:
     ],
 )
 def test_wilson_interval(count: int, n: int, expected: tuple[float, float]) -> None:
-    assert wilson_interval(count, n) == pytest.approx(expected, abs=1e-4)
+    assert wilson_interval(count / n, n) == pytest.approx(expected, abs=1e-4)

@@ -1,4 +1,4 @@
-"""The projected-gradient loop and its losses, against values worked by hand.
+"""The projected-gradient loop and its losses, compared with values computed by hand.
 
 Shape suffixes: B images, C channels, H height, W width, K classes.
 """
@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rnascl_cli.attacks.checks import Norm
 from rnascl_cli.attacks.gradient import L2, Ball, Linf, cross_entropy, margin, projected_gradient
-from rnascl_cli.attacks.interface import Norm
 from rnascl_cli.attacks.protocol import PIXEL
 from rnascl_cli.attacks.verdicts import allowed
 from tests.attacks import tiny
@@ -31,7 +31,7 @@ def linear(x_BCHW: Tensor) -> Tensor:
     return x_BCHW.flatten(1) @ WEIGHT_KD.T
 
 
-def test_fgsm_on_a_linear_model_goes_to_the_corner_that_helps_the_other_class() -> None:
+def test_fgsm_on_a_linear_model_reaches_the_best_corner() -> None:
     found = projected_gradient(
         linear, X_BCHW, loss=cross_entropy(Y_B), ball=Linf(0.1), step_size=0.1, steps=1, start_BCHW=X_BCHW
     )
@@ -52,7 +52,7 @@ def test_pgd_on_a_linear_model_reaches_the_same_corner_from_any_start() -> None:
         assert torch.allclose(found.flatten(), torch.tensor([0.6, 0.4]))
 
 
-def test_pixels_at_the_edge_of_the_range_stay_inside_it() -> None:
+def test_pixels_stay_in_the_valid_range() -> None:
     x_BCHW = torch.tensor([[[[0.98, 0.03]]]])
     found = projected_gradient(
         linear, x_BCHW, loss=cross_entropy(Y_B), ball=Linf(0.1), step_size=0.1, steps=3, start_BCHW=x_BCHW
@@ -60,7 +60,7 @@ def test_pixels_at_the_edge_of_the_range_stay_inside_it() -> None:
     assert torch.equal(found.flatten(), torch.tensor([1.0, 0.0]))
 
 
-def test_l2_pgd_on_a_linear_model_goes_along_the_weights() -> None:
+def test_l2_pgd_on_a_linear_model_follows_the_weights() -> None:
     found = projected_gradient(
         linear, X_BCHW, loss=cross_entropy(Y_B), ball=L2(0.2), step_size=0.05, steps=8, start_BCHW=X_BCHW
     )
@@ -103,7 +103,7 @@ def test_cw_margin_by_hand() -> None:
     assert torch.equal(margin(y_B)(logits_BK), torch.tensor([0.0, -3.5, 0.0]))
 
 
-def test_cw_margin_stops_pushing_beyond_kappa_and_not_before() -> None:
+def test_cw_margin_has_no_gradient_beyond_kappa() -> None:
     logits_BK = torch.tensor([[2.0, 5.0, 1.0], [0.0, 0.5, 4.0]], requires_grad=True)
     (gradient_BK,) = torch.autograd.grad(margin(torch.tensor([0, 2]), kappa=1.0)(logits_BK).sum(), logits_BK)
     assert torch.equal(gradient_BK, torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, -1.0]]))
@@ -142,7 +142,7 @@ def test_every_perturbed_image_lies_in_the_ball_and_the_range(
     assert float(size_B.max()) <= eps + 1e-6 + 1e-5 * eps
 
 
-def test_a_zero_gradient_moves_nothing_and_gives_no_nan() -> None:
+def test_a_zero_gradient_changes_nothing_and_gives_no_nan() -> None:
     balls: list[Ball] = [Linf(0.1), L2(0.1)]
     for ball, momentum in itertools.product(balls, (None, 1.0)):
         found = projected_gradient(

@@ -1,4 +1,4 @@
-"""Small images and models that attacks finish on in a blink.
+"""Small images and models on which attacks take milliseconds.
 
 Shape suffixes: N images, B images of a batch, C channels, H height, W width.
 """
@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rnascl_cli.attacks.checks import Norm
 from rnascl_cli.attacks.evaluate import Evaluator
 from rnascl_cli.attacks.gradient import Linf, cross_entropy, projected_gradient
+from rnascl_cli.attacks.interface import Attack
+from rnascl_cli.attacks.registry import AttackOptions, build_attacks
 from rnascl_cli.core.random_streams import generator
 
 CLASSES, SIDE = 10, 8
@@ -21,7 +24,7 @@ CLASSES, SIDE = 10, 8
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Images as the evaluator takes them."""
+    """Images for the evaluator."""
 
     images_NCHW: Tensor
     labels_N: Tensor
@@ -33,7 +36,7 @@ class Images:
 
 
 def images(n: int, *, classes: int = CLASSES, seed: int = 0, noise: float = 0.12) -> Images:
-    """Make ``n`` noisy copies of one smooth random pattern a class."""
+    """Make ``n`` noisy copies of one smooth random pattern per class."""
     fixed = torch.Generator().manual_seed(17)
     coarse = torch.rand((classes, 3, 4, 4), generator=fixed) * 0.4 + 0.3
     patterns = F.interpolate(coarse, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
@@ -94,8 +97,13 @@ def evaluator(model: Any, data: Images, **settings: Any) -> Evaluator:
     return Evaluator(model=model, images=data, **given)
 
 
+def attacks(*names: str, norm: Norm = "Linf", **options: Any) -> list[Attack]:
+    """Return attacks by name."""
+    return build_attacks(names, AttackOptions(**options), norm=norm)
+
+
 class Interrupting(nn.Module):
-    """The model, until somebody presses Ctrl-C after so many forward passes."""
+    """The model, which raises KeyboardInterrupt after a number of forward passes."""
 
     def __init__(self, model: nn.Module, passes: int) -> None:
         super().__init__()

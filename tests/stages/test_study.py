@@ -1,4 +1,4 @@
-"""The study's steps: their order, what is gone on with, what a failure costs, and what is told in the end.
+"""The steps of a study: their order, resuming, failures, and the results.
 
 Most tests put a shell script in the place of the interpreter, that leaves the file each step is to leave. One runs a
 whole study on digits.
@@ -23,11 +23,11 @@ from rnascl_cli.recipes.study import Study
 from rnascl_cli.reporting.data.study import read_searches
 from rnascl_cli.stages.study.plan import StudyPlan, plan_study
 from rnascl_cli.stages.study.results import tell_results
-from rnascl_cli.stages.study.runner import STEPS, StudyRecord, end, run_study
+from rnascl_cli.stages.study.runner import STEPS, StudyRecord, run_study
 from tests.command import done, refused, soon
 
 SCRIPT = """#!/bin/sh
-# -m rnascl_cli STAGE ...: leaves what the stage leaves, unless FAIL names the place
+# -m rnascl_cli STAGE ...: writes the result of the stage, unless FAIL matches its folder
 stage=$3
 echo "$@" ${WORLD_SIZE:+"of $WORLD_SIZE"} ${TORCHELASTIC_RUN_ID:+"in $TORCHELASTIC_RUN_ID"} >> "$CALLS"
 previous=
@@ -45,7 +45,7 @@ esac
 
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The words of every step that the script in the interpreter's place was given, a line each."""
+    """A file with the arguments of every step, one line each; a script replaces the interpreter."""
     script = tmp_path / "python"
     script.write_text(SCRIPT, encoding="utf-8")
     script.chmod(0o755)
@@ -67,7 +67,7 @@ def study(**changes: object) -> Study:
             {"name": "standard", "search": {"paradigm": "standard"}},
             {"name": "rnas-cl", "finetune": []},
         ],
-        "finetuning": [{"name": "trades", "settings": {"beta": 3}}],
+        "finetuning": [{"name": "trades", "settings": {"robust": {"beta": 3}}}],
         "measurement": [
             {"name": "pgd", "limit_test": 7},
             {"name": "aa", "of": ["trades"], "audit": True, "later": True},
@@ -86,7 +86,7 @@ def commands(calls: Path) -> list[str]:
 
 
 @pytest.mark.unit
-def test_every_step_comes_behind_what_it_needs(plan: StudyPlan) -> None:
+def test_every_step_comes_after_those_it_needs(plan: StudyPlan) -> None:
     seen: set[str] = set()
     for step in plan.steps:
         assert seen.issuperset(step.needs), step.name
@@ -107,13 +107,13 @@ def test_what_is_planned(plan: StudyPlan) -> None:
 
 
 @pytest.mark.unit
-def test_a_step_is_a_command_that_one_could_type(plan: StudyPlan) -> None:
+def test_a_step_is_a_shell_command(plan: StudyPlan) -> None:
     typed = {step.name: step.typed(Path("out")) for step in plan.steps}
     assert typed["s3/seed5/random/derived.json"] == (
         "rnascl derive out/s3/seed5/rnas-cl/search --tutors random --out out/s3/seed5/random/derived.json --force"
     )
     assert typed["s3/seed5/standard/trades"] == (
-        "rnascl adv-finetune out/s3/seed5/standard/train --set 'data.spec=\"digits\"' --set adv_finetune.beta=3 "
+        "rnascl adv-finetune out/s3/seed5/standard/train --set 'data.spec=\"digits\"' --set adv_finetune.robust.beta=3 "
         "--seed 5 --out out/s3/seed5/standard/trades"
     )
     assert "--seed 4" in typed["s3/seed5/standard/train-pgd"], "every seed's students face the same images"
@@ -122,7 +122,7 @@ def test_a_step_is_a_command_that_one_could_type(plan: StudyPlan) -> None:
 
 
 @pytest.mark.unit
-def test_the_same_call_goes_on(plan: StudyPlan, calls: Path, tmp_path: Path) -> None:
+def test_the_same_call_resumes(plan: StudyPlan, calls: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     halt = run_study(plan, out, minutes=0)
     assert halt.minutes_up
@@ -138,7 +138,7 @@ def test_the_same_call_goes_on(plan: StudyPlan, calls: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.unit
-def test_no_step_takes_itself_for_a_rank_of_the_studys_job(
+def test_steps_do_not_inherit_torchrun_variables(
     plan: StudyPlan, calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "job"}.items():
@@ -149,7 +149,7 @@ def test_no_step_takes_itself_for_a_rank_of_the_studys_job(
 
 
 @pytest.mark.unit
-def test_what_was_made_from_something_that_is_made_anew_is_made_anew_too(
+def test_steps_run_again_if_their_inputs_have_changed(
     plan: StudyPlan, calls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -161,15 +161,15 @@ def test_what_was_made_from_something_that_is_made_anew_is_made_anew_too(
     below = [step.name for step in plan.steps if step.name.startswith(("s3/seed4/rnas-cl", "s3/seed4/random"))]
     assert {line.split(" ")[0] for line in again} == set(below)
     assert all(line.endswith("--force") for line in again[1:])
-    assert f"{len(below) - 1} steps are made again, as what they were made from has been" in capsys.readouterr().err
+    assert f"{len(below) - 1} steps run again because inputs have changed" in capsys.readouterr().err
     shutil.rmtree(out / "s3/seed4/rnas-cl/train")
     run_study(plan, out)
-    said = "1 step is made again, as what it was made from has been: s3/seed4/rnas-cl/train-pgd"
+    said = "1 step runs again because inputs have changed, e.g. s3/seed4/rnas-cl/train-pgd"
     assert said in capsys.readouterr().err
 
 
 @pytest.mark.unit
-def test_a_changed_file_behind_the_same_name_is_noticed(calls: Path, tmp_path: Path) -> None:
+def test_a_changed_recipe_file_is_refused(calls: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("seed = 1", encoding="utf-8")
     planned = plan_study(study(recipe=str(recipe)))
@@ -180,7 +180,7 @@ def test_a_changed_file_behind_the_same_name_is_noticed(calls: Path, tmp_path: P
 
 
 @pytest.mark.unit
-def test_an_arm_that_is_left_out_and_comes_back_is_still_known(plan: StudyPlan, calls: Path, tmp_path: Path) -> None:
+def test_an_arm_that_was_left_out_is_still_recorded(plan: StudyPlan, calls: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_study(plan, out)
     fewer = [{"name": "standard", "search": {"paradigm": "standard"}}]
@@ -196,7 +196,7 @@ def test_an_arm_that_is_left_out_and_comes_back_is_still_known(plan: StudyPlan, 
     [{"seeds": [1, 1]}, {"spaces": ["S3", "S3"]}, {"finetuning": [{"name": "search"}]}],
     ids=["seeds", "spaces", "stage"],
 )
-def test_what_would_be_done_twice_is_refused(changes: dict[str, object]) -> None:
+def test_duplicates_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         study(**changes)
 
@@ -209,7 +209,7 @@ def test_steps_of_one_name_are_refused() -> None:
 
 
 @pytest.mark.unit
-def test_a_part_of_it_brings_what_it_needs(plan: StudyPlan, calls: Path, tmp_path: Path) -> None:
+def test_only_includes_the_steps_needed(plan: StudyPlan, calls: Path, tmp_path: Path) -> None:
     progress = run_study(plan, tmp_path / "out", only=["s5/seed5/random/trades-aa"])
     assert progress.done == {
         "s5/seed5/rnas-cl/search",
@@ -228,7 +228,7 @@ def test_an_interrupted_step_is_resumed(plan: StudyPlan, calls: Path, tmp_path: 
     run_study(plan, out, minutes=0)
     record, steps = StudyRecord(out, plan), {step.name: step for step in plan.steps}
     for name, left in (("s3/seed4/standard/search", "checkpoint.pt"), ("s3/seed4/rnas-cl/search", "rubble")):
-        record.begin(steps[name])
+        record.add(steps[name])
         (out / name).mkdir(parents=True)
         (out / name / left).write_text("", encoding="utf-8")
     run_study(plan, out)
@@ -238,7 +238,7 @@ def test_an_interrupted_step_is_resumed(plan: StudyPlan, calls: Path, tmp_path: 
 
 
 @pytest.mark.unit
-def test_a_failure_costs_what_needs_it_and_no_more(
+def test_a_failure_stops_only_the_steps_that_need_it(
     plan: StudyPlan, calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAIL", "s3/seed4/rnas-cl/search")
@@ -248,13 +248,13 @@ def test_a_failure_costs_what_needs_it_and_no_more(
     lost = {step.name for step in plan.steps if step.name.startswith(("s3/seed4/rnas-cl", "s3/seed4/random"))}
     assert set(progress.not_begun) == lost - set(progress.failed), "what needs it through others, too"
     assert len(progress.done) == len(plan.steps) - len(lost)
-    said = f"study: 1 step failed, and {len(lost) - 1} more could not be begun because of it; {min(progress.failed)}"
+    said = f"study: 1 step failed, and {len(lost) - 1} more could not start because of it; {min(progress.failed)}"
     with pytest.raises(RunError, match=f"{said}: it broke"):
-        end(progress, steps=len(plan.steps))
+        progress.raise_if_incomplete(steps=len(plan.steps))
 
 
 @pytest.mark.unit
-def test_what_failed_and_what_that_cost_is_told_apart(
+def test_failed_and_not_begun_steps_are_reported_separately(
     plan: StudyPlan, calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAIL", "s3/seed4/standard/derived")
@@ -270,43 +270,56 @@ def test_what_failed_and_what_that_cost_is_told_apart(
 
 
 @pytest.mark.unit
-def test_several_failures_are_counted_one_by_one(
+def test_several_failures_are_counted(
     plan: StudyPlan, calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAIL", "-aa")
     progress = run_study(plan, tmp_path / "out")
     assert len(progress.failed) == 8
     with pytest.raises(RunError, match="study: 8 steps failed; s3/seed4/standard/trades-aa: it broke"):
-        end(progress, steps=len(plan.steps))
+        progress.raise_if_incomplete(steps=len(plan.steps))
 
 
 @pytest.mark.unit
-def test_a_step_that_says_nothing_gets_no_words_of_an_earlier_one(
+def test_a_step_without_output_does_not_report_earlier_output(
     plan: StudyPlan, calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = "s3/seed4/standard/search"
     monkeypatch.setenv("FAIL", step)
     assert run_study(plan, tmp_path / "out", only=[step]).failed == {step: "it broke"}
     monkeypatch.setenv("WORDS", "")
-    assert run_study(plan, tmp_path / "out", only=[step]).failed == {step: "it said nothing"}
+    assert run_study(plan, tmp_path / "out", only=[step]).failed == {step: "no output"}
+
+
+@pytest.mark.unit
+def test_a_folder_with_the_keys_of_an_earlier_version_is_resumed(plan: StudyPlan, calls: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_study(plan, out)
+    steps = out / "steps.json"
+    text = steps.read_text(encoding="utf-8")
+    assert "adv_finetune.robust.beta=3" in text
+    steps.write_text(text.replace("adv_finetune.robust.beta=3", "adv_finetune.beta=3"), encoding="utf-8")
+    made = len(commands(calls))
+    run_study(plan, out)
+    assert len(commands(calls)) == made
 
 
 @pytest.mark.unit
 def test_other_settings_in_the_same_folder_are_refused(plan: StudyPlan, calls: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_study(plan, out)
-    other = plan_study(study(finetuning=[{"name": "trades", "settings": {"beta": 4}}]))
+    other = plan_study(study(finetuning=[{"name": "trades", "settings": {"robust": {"beta": 4}}}]))
     with pytest.raises(UserError, match="trades was made with other settings"):
         run_study(other, out)
     more = plan_study(study(measurement=[{"name": "pgd", "limit_test": 7}, {"name": "fgsm"}]))
-    assert len(run_study(more, out).done) == len(more.steps), "what is new is simply run"
+    assert len(run_study(more, out).done) == len(more.steps), "new steps are simply run"
 
 
 @pytest.mark.unit
-def test_a_folder_of_other_things_is_refused(plan: StudyPlan, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_study_is_refused(plan: StudyPlan, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.tex").write_text("", encoding="utf-8")
-    with pytest.raises(UserError, match="no study"):
+    with pytest.raises(UserError, match="not a study folder"):
         run_study(plan, tmp_path / "out")
 
 
@@ -323,7 +336,7 @@ def test_bad_usage(tmp_path: Path) -> None:
 
 
 @pytest.mark.unit
-def test_the_plan_is_shown_without_running_it(tmp_path: Path) -> None:
+def test_plan_shows_the_steps_without_running_them(tmp_path: Path) -> None:
     outcome = done(*SMOKE, "--plan", "--out", tmp_path / "out")
     assert len(outcome.out.splitlines()) == len(plan_study(study_of("smoke")).steps)
     assert not (tmp_path / "out").exists()
@@ -337,7 +350,7 @@ def study_of(name: str) -> Study:
 
 @pytest.mark.pipeline
 @pytest.mark.slow
-def test_a_study_on_digits_is_stopped_gone_on_with_and_tabulated(tiny_teacher: Path, tmp_path: Path) -> None:
+def test_a_study_on_digits_is_stopped_resumed_and_tabulated(tiny_teacher: Path, tmp_path: Path) -> None:
     file, out, page = tmp_path / "tiny.toml", tmp_path / "out", tmp_path / "page.md"
     file.write_text(
         """
@@ -369,7 +382,7 @@ settings = { attacks = ["fgsm"], eps = ["8/255"] }
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143, said
-    assert b"the same command goes on" in said
+    assert b"the same command resumes it" in said
     assert (out / "study.md").is_file()
 
     process = subprocess.Popen([sys.executable, *command], stderr=subprocess.DEVNULL, env={**os.environ})
@@ -379,7 +392,7 @@ settings = { attacks = ["fgsm"], eps = ["8/255"] }
         process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
     assert process.wait(timeout=60) == 143
-    assert not Path(f"/proc/{step}").exists(), "a step goes on by itself"
+    assert not Path(f"/proc/{step}").exists(), "a step is still running"
 
     done("study", file, "--out", out, "--into", page)
     document = json.loads((out / "study.json").read_text(encoding="utf-8"))

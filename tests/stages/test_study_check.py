@@ -1,4 +1,4 @@
-"""What is wrong with a study is said before its first step, with the place in its file, and nothing is written."""
+"""Errors in a study are reported before its first step, with the place in its file, and nothing is written."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 from rnascl_cli.core.errors import UserError, pluralise
 from rnascl_cli.data import load_data
-from rnascl_cli.recipes import DataSettings
 from rnascl_cli.recipes.data_spec import images_of
+from rnascl_cli.recipes.settings import DataSettings
 from rnascl_cli.recipes.study import read_study
 from rnascl_cli.stages.study.plan import plan_study
 from rnascl_cli.stages.study.runner import StudyRecord
@@ -19,7 +19,7 @@ from tests.command import done, files, refused
 
 pytestmark = pytest.mark.unit
 
-SOUND = """
+VALID = """
 title = "t"
 spaces = ["S3"]
 reference = "plain"
@@ -47,21 +47,21 @@ TAUGHT = ("--teacher", "t.safetensors")
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_teacher: Path) -> Path:
-    """A working folder with a teacher and the sound study."""
+    """A working folder with a teacher and a valid study."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(tiny_teacher, "t.safetensors")
-    Path("s.toml").write_text(SOUND, encoding="utf-8")
+    Path("s.toml").write_text(VALID, encoding="utf-8")
     return tmp_path
 
 
 def change(old: str, new: str) -> None:
-    """Put another line behind one line of the sound study."""
-    assert SOUND.count(f"{old}\n") == 1
-    Path("s.toml").write_text(SOUND.replace(f"{old}\n", f"{old}\n{new}\n"), encoding="utf-8")
+    """Insert a line after one line of the valid study."""
+    assert VALID.count(f"{old}\n") == 1
+    Path("s.toml").write_text(VALID.replace(f"{old}\n", f"{old}\n{new}\n"), encoding="utf-8")
 
 
-def told(*options: str) -> str:
-    """The line by which ``study`` refuses the file, which is all that it does."""
+def error_line(*options: str) -> str:
+    """Return the error line of ``study``, and check that nothing is written."""
     before = files(Path())
     line = refused("study", "s.toml", "--out", "out", *options)
     assert files(Path()) == before
@@ -95,7 +95,7 @@ CASES: dict[str, tuple[str, str, str]] = {
     "tutor map": (
         OWN,
         'tutors = "randon"',
-        "arm 'taught': 'tutors': --tutors randon: no such file, and no map of that name; did you mean 'random'?",
+        "arm 'taught': 'tutors': --tutors randon: no such file or tutor map; did you mean 'random'?",
     ),
     "tutor file": (THEIRS, 'tutors = "map.json"', "arm 'other': 'tutors': --tutors map.json: no such file"),
     "tutor file of a long name": (THEIRS, f'tutors = "{"x" * 300}"', "arm 'other': 'tutors': xxx"),
@@ -121,27 +121,28 @@ CASES: dict[str, tuple[str, str, str]] = {
     ),
     "layers of other tutors": (
         OWN,
-        'train = { attention.tap = "norm" }',
-        "arm 'taught': recipe key 'train.attention.tap': the teacher: its norm layers are not those of the tutor map",
+        'train = { attention.source = "norm" }',
+        "arm 'taught': recipe key 'train.attention.source': the teacher: its norm layers are not those of the tutor "
+        "map",
     ),
-    "rival and paradigm": (
+    "baseline and paradigm": (
         OWN,
         'train = { paradigm = "kl", distill = { name = "at" } }',
-        "arm 'taught': --distill at: takes the place of the paradigm's teacher terms; leave out either it (recipe key "
+        "arm 'taught': --distill at: replaces the paradigm's teacher terms; leave out either it (recipe key "
         "train.distill)",
     ),
-    "rival and method": (
+    "baseline and method": (
         THEIRS,
-        'train = { method = "trades", distill = { name = "at" } }',
-        "arm 'other': --distill at: compares clean images, as it was published; leave out --method trades (recipe key "
-        "train.method)",
+        'train = { robust.method = "trades", distill = { name = "at" } }',
+        "arm 'other': --distill at: trains on clean images, as published; leave out --method trades (recipe key "
+        "train.robust)",
     ),
-    "no such rival": (
+    "no such baseline": (
         OWN,
         'train = { distill = { name = "kdd" } }',
         "arm 'taught': train.distill.name kdd: one of kd, at, sp, vid, rkd, crd, pkt",
     ),
-    "no such rival, of all": (
+    "no such baseline, of all": (
         "[settings]",
         'train = { distill = { name = "kdd" } }',
         "settings: train.distill.name kdd: one of kd, at, sp, vid, rkd, crd, pkt",
@@ -150,8 +151,8 @@ CASES: dict[str, tuple[str, str, str]] = {
     "key of many parts": (OWN, f"train.{'.'.join('a' * 3000)} = 1", "no recipe key has so many parts"),
     "epoch chosen on nothing": (
         'spec = "digits"',
-        "holdout = 0\n[settings.train.stop]",
-        "arm 'plain': data.holdout: recipe key 'train.stop' chooses its epoch on held-out training images",
+        "holdout = 0\n[settings.train.select]",
+        "arm 'plain': data.holdout: recipe key 'train.select' selects the epoch on held-out training images",
     ),
     "no such attack": (
         ATTACKED,
@@ -179,17 +180,17 @@ REPLACED = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_no_step_could_do_is_refused_at_once(world: Path, case: str) -> None:
+def test_wrong_settings_are_refused_before_the_first_step(world: Path, case: str) -> None:
     old, new, said = CASES[case]
     if case in REPLACED:
-        Path("s.toml").write_text(SOUND.replace(*REPLACED[case]), encoding="utf-8")
+        Path("s.toml").write_text(VALID.replace(*REPLACED[case]), encoding="utf-8")
     else:
         change(old, new)
-    assert said in told(*TAUGHT)
-    assert said in told(*TAUGHT, "--plan")
+    assert said in error_line(*TAUGHT)
+    assert said in error_line(*TAUGHT, "--plan")
 
 
-def test_the_sound_one_is_planned(world: Path) -> None:
+def test_a_valid_study_is_planned(world: Path) -> None:
     assert done("study", "s.toml", *TAUGHT, "--plan").out.count("rnascl search") == 2
 
 
@@ -215,14 +216,14 @@ def test_the_sound_one_is_planned(world: Path) -> None:
         ),
         (
             TUNED,
-            'settings = { method = "ard" }\n[settings.search]\nparadigm = "standard"',
+            'settings = { robust.method = "ard" }\n[settings.search]\nparadigm = "standard"',
             "finetuning 'trades' of arm 'plain': --teacher: method 'ard' learns from a teacher's logits",
         ),
     ],
 )
 def test_a_teacher_that_a_step_needs_must_be_named(world: Path, old: str, new: str, said: str) -> None:
     change(old, new)
-    assert said in told()
+    assert said in error_line()
     planned = done("study", "s.toml", "--plan")
     assert said in " ".join(planned.err.split())
     assert "rnascl search" in planned.out
@@ -232,7 +233,7 @@ def test_the_settings_may_name_the_teacher(world: Path) -> None:
     change("[settings]", 'teacher = "t.safetensors"')
     done("study", "s.toml", "--plan")
     Path("t.safetensors").unlink()
-    assert told().startswith("--teacher t.safetensors: no such file")
+    assert error_line().startswith("--teacher t.safetensors: no such file")
 
 
 @pytest.mark.parametrize(
@@ -246,21 +247,21 @@ def test_the_settings_may_name_the_teacher(world: Path) -> None:
         (("--teacher", "r81"), "no cached teacher 'r81'; did you mean"),
     ],
 )
-def test_images_and_teacher_must_be_there_but_for_a_plan(world: Path, options: tuple[str, ...], said: str) -> None:
+def test_images_and_teacher_must_exist_except_for_a_plan(world: Path, options: tuple[str, ...], said: str) -> None:
     (world / "images" / "train").mkdir(parents=True)
-    assert said in told(*options)
+    assert said in error_line(*options)
     done("study", "s.toml", "--plan", *options)
 
 
-def test_a_teacher_that_is_named_must_be_there_even_if_nothing_needs_it(world: Path) -> None:
+def test_a_named_teacher_must_exist_even_if_unused(world: Path) -> None:
     change("[settings]", 'search = { paradigm = "standard" }')
     done("study", "s.toml", "--plan")
-    assert told("--teacher", "no.safetensors").startswith("--teacher no.safetensors: no such file")
+    assert error_line("--teacher", "no.safetensors").startswith("--teacher no.safetensors: no such file")
 
 
 @pytest.mark.pipeline
 @pytest.mark.slow
-def test_a_study_that_has_ended_is_told_again_without_its_images(world: Path, tiny_folder: Path) -> None:
+def test_a_finished_study_is_tabulated_without_its_images(world: Path, tiny_folder: Path) -> None:
     shutil.copytree(tiny_folder, "images")
     study = 'title = "t"\nspaces = ["S3"]\nreference = "a"\n[[arm]]\nname = "a"\nsearch.paradigm = "standard"\n'
     small = "[settings]\nsearch = { epochs = 1, batch_size = 12 }\ntrain = { epochs = 1, batch_size = 12 }\n"
@@ -273,20 +274,20 @@ def test_a_study_that_has_ended_is_told_again_without_its_images(world: Path, ti
     assert "no folder images" in refused(*command)
 
 
-def test_a_part_that_needs_no_teacher_does_without_its_file(world: Path) -> None:
+def test_selected_steps_without_teacher_need_no_teacher_file(world: Path) -> None:
     change('spec = "digits"', "limit_train = 40\n[settings.search]\nepochs = 1\nbatch_size = 16")
     command = ("study", "s.toml", "--teacher", "gone.safetensors", "--out", "out", "--only", "*/plain/search")
     done(*command)
     assert (world / "out/s3/seed0/plain/search/search.json").is_file()
 
 
-def test_what_was_made_under_a_teacher_that_is_gone_is_kept(world: Path) -> None:
+def test_results_are_kept_if_the_teacher_file_is_gone(world: Path) -> None:
     plan = plan_study(read_study(Path("s.toml")), teacher="t.safetensors")
     search = next(step for step in plan.steps if "--teacher" in step.arguments)
     out = world / "out"
     (out / search.name).mkdir(parents=True)
     record = StudyRecord(out, plan)
-    record.begin(search)
+    record.add(search)
     (out / search.result).write_text("{}", encoding="utf-8")
     Path("t.safetensors").unlink()
     assert StudyRecord(out, plan).kept(plan) == ({search.name}, set())
@@ -296,10 +297,12 @@ def test_what_was_made_under_a_teacher_that_is_gone_is_kept(world: Path) -> None
         StudyRecord(out, plan).kept(plan)
 
 
-def test_a_user_that_there_is_not(world: Path) -> None:
+def test_an_unknown_user_in_a_path(world: Path) -> None:
     done("study", "s.toml", *TAUGHT, "--data", "folder:~nobody-here/x", "--plan")
-    assert "--data: ~nobody-here/x: no such user" in told(*TAUGHT, "--data", "folder:~nobody-here/x")
-    assert "--teacher: ~nobody-here/t.safetensors: no such user" in told("--teacher", "~nobody-here/t.safetensors")
+    assert "--data: ~nobody-here/x: no such user" in error_line(*TAUGHT, "--data", "folder:~nobody-here/x")
+    assert "--teacher: ~nobody-here/t.safetensors: no such user" in error_line(
+        "--teacher", "~nobody-here/t.safetensors"
+    )
 
 
 def test_a_plan_of_an_imagenet_recipe_needs_no_images(world: Path) -> None:
@@ -308,34 +311,34 @@ def test_a_plan_of_an_imagenet_recipe_needs_no_images(world: Path) -> None:
         encoding="utf-8",
     )
     done("study", "s.toml", "--plan")
-    assert "--data imagenet100: a folder is needed" in told(*TAUGHT)
+    assert "--data imagenet100: a folder is needed" in error_line(*TAUGHT)
 
 
-def test_a_set_that_there_is_not_is_told_of_the_option(world: Path) -> None:
-    assert told(*TAUGHT, "--data", "foo").startswith("--data foo: unknown data set")
+def test_an_unknown_data_set_names_the_option(world: Path) -> None:
+    assert error_line(*TAUGHT, "--data", "foo").startswith("--data foo: unknown data set")
 
 
 @pytest.mark.parametrize("spec", ["digits", "folder:images"])
-def test_what_is_known_of_images_without_reading_them(world: Path, tiny_folder: Path, spec: str) -> None:
+def test_size_and_classes_are_known_without_reading_images(world: Path, tiny_folder: Path, spec: str) -> None:
     shutil.copytree(tiny_folder, "images")
     data = load_data(DataSettings(spec=spec), seed=0)
     assert images_of(spec) == (data.num_classes, data.input_size)
 
 
-def test_a_budget_is_held_against_the_folder_given(world: Path, tiny_folder: Path) -> None:
+def test_a_budget_is_checked_for_the_folder_given(world: Path, tiny_folder: Path) -> None:
     change(OWN, 'search = { max_macs = "1M" }')
     shutil.copytree(tiny_folder, "images")
-    assert "recipe key 'search.max_macs': 1,000,000 MACs" in told(*TAUGHT, "--data", "folder:images")
+    assert "recipe key 'search.max_macs': 1,000,000 MACs" in error_line(*TAUGHT, "--data", "folder:images")
     shutil.rmtree("images")
     done("study", "s.toml", *TAUGHT, "--data", "folder:images", "--plan")
 
 
-def test_one_thing_is_no_plural() -> None:
+def test_pluralise() -> None:
     assert [pluralise(number, "student") for number in (0, 1, 2)] == ["0 students", "1 student", "2 students"]
 
 
 @pytest.mark.pipeline
-def test_planning_reads_nothing_heavy() -> None:
+def test_planning_imports_nothing_heavy() -> None:
     call = ["study", "smoke", "--teacher", "t", "--plan"]
     assert in_a_fresh_python(f"from rnascl_cli.cli.app import run; assert run({call}) == 0") == []
     call = ["study", "smoke", "--teacher", "nowhere"]

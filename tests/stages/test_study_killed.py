@@ -1,4 +1,4 @@
-"""A study that is killed outright: its steps end by themselves, and the same command goes on."""
+"""A killed study: its steps end by themselves, and the same command resumes it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from rnascl_cli.engine.lock import LOCK
+from rnascl_cli.core.file_lock import LOCK
 from rnascl_cli.engine.parent_death import VARIABLE
 from rnascl_cli.engine.run_directory import JOURNAL
 from rnascl_cli.recipes.study import Study
 from rnascl_cli.stages.study.plan import plan_study
-from rnascl_cli.stages.study.runner import resumed_command, run_study
+from rnascl_cli.stages.study.runner import resume_options, run_study
 from tests.command import done, soon
 
 on_linux = pytest.mark.skipif(
@@ -43,7 +43,7 @@ child.wait()
 HOLDER = """
 import sys
 from pathlib import Path
-from rnascl_cli.engine.lock import lock_directory
+from rnascl_cli.core.file_lock import lock_directory
 lock = lock_directory(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()
@@ -71,7 +71,7 @@ name = "plain"
 
 
 def lives(pid: int) -> bool:
-    """Whether a process is still there, and no mere entry that nobody has asked for yet."""
+    """Return whether a process is running and not a zombie."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except (FileNotFoundError, ProcessLookupError):
@@ -94,14 +94,14 @@ def test_a_child_ends_with_its_parent() -> None:
 
 @on_linux
 @pytest.mark.pipeline
-def test_a_child_whose_parent_was_gone_before_it_could_ask_ends_at_once() -> None:
+def test_a_child_whose_parent_is_gone_ends_at_once() -> None:
     environment = {**os.environ, VARIABLE: "1"}  # this test is not the first process
     follower = subprocess.run([sys.executable, "-c", FOLLOWER], env=environment, capture_output=True, timeout=30)
     assert (follower.returncode, follower.stdout) == (-signal.SIGTERM, b"")
 
 
 @pytest.mark.unit
-def test_what_an_earlier_process_is_still_writing_is_waited_for(
+def test_the_study_waits_for_a_process_of_an_earlier_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = plan_study(Study.model_validate({"title": "t", "spaces": ["S3"], "reference": "a", "arm": [{"name": "a"}]}))
@@ -141,16 +141,16 @@ def test_what_an_earlier_process_is_still_writing_is_waited_for(
     ("left", "option"),
     [("attack.json", "--resume"), ("attack.journal", "--resume"), ("checkpoint.pt", "--resume"), ("else", "--force")],
 )
-def test_what_has_ended_or_begun_meanwhile_is_not_made_again(tmp_path: Path, left: str, option: str) -> None:
-    assert resumed_command(tmp_path) == []
+def test_resume_options(tmp_path: Path, left: str, option: str) -> None:
+    assert resume_options(tmp_path) == []
     (tmp_path / (JOURNAL if left == "attack.journal" else left)).write_bytes(b"x")
-    assert resumed_command(tmp_path) == [option]
+    assert resume_options(tmp_path) == [option]
 
 
 @on_linux
 @pytest.mark.pipeline
 @pytest.mark.slow
-def test_a_killed_study_leaves_no_step_behind_and_goes_on(tmp_path: Path) -> None:
+def test_a_killed_study_ends_its_steps_and_is_resumed(tmp_path: Path) -> None:
     file, out = tmp_path / "tiny.toml", tmp_path / "out"
     file.write_text(TINY, encoding="utf-8")
     search = out / "s3/seed0/plain/search"

@@ -1,4 +1,4 @@
-"""Robust accuracy of a model, attack by attack and image by image (section 4.1, appendix A.4)."""
+"""Robust accuracy of a model, per attack and per image (section 4.1, appendix A.4)."""
 
 from __future__ import annotations
 
@@ -16,27 +16,19 @@ from rnascl_cli.attacks.cuda_graph import Captured
 from rnascl_cli.attacks.evaluate import Evaluator, exact_float32
 from rnascl_cli.attacks.gradient import LogitFunction
 from rnascl_cli.attacks.gradient_masking import masking_signs
-from rnascl_cli.attacks.protocol import AttackSpace
 from rnascl_cli.attacks.resume import Journal
 from rnascl_cli.core import console, distributed
 from rnascl_cli.core.errors import Interrupted, UserError
+from rnascl_cli.core.file_lock import DirectoryLock, lock_directory
 from rnascl_cli.core.progress import long_progress
 from rnascl_cli.core.random_streams import generator
 from rnascl_cli.engine.device import DeviceConfig
-from rnascl_cli.engine.lock import Lock, lock_directory
 from rnascl_cli.engine.modes import evaluating, frozen
-from rnascl_cli.engine.provenance import make_provenance
 from rnascl_cli.engine.resume_command import resume_hint
 from rnascl_cli.engine.run_directory import JOURNAL, remove_temporary_files
 from rnascl_cli.models.batchnorm_folding import folded
-from rnascl_cli.stages.attack.document import (
-    accuracy,
-    confidence,
-    result_row,
-    setting_warnings,
-    verdicts_row,
-    worst_case,
-)
+from rnascl_cli.recipes.old_keys import upgraded
+from rnascl_cli.stages.attack.document import attack_document
 from rnascl_cli.stages.attack.plan import AttackPlan
 from rnascl_cli.stages.attack.target import ATTACK_JSON
 
@@ -47,59 +39,34 @@ SAMPLE = 16
 
 
 def attack(plan: AttackPlan, *, resume: bool = False) -> AttackDocument:
-    """Attack the test images with every attack at every eps, and write ``attack.json``; several ranks share the work.
+    """Attack the test images with every attack at every eps, and write ``attack.json``; ranks share the work.
 
     Args:
-        plan: What to do; from :func:`rnascl_cli.stages.attack.plan.plan`.
-        resume: Go on behind the batches that an interrupted run has finished; an attack that had finished
-            is left as it is.
+        plan: From :func:`rnascl_cli.stages.attack.plan.plan_attack`.
+        resume: Resume after the finished batches of an interrupted run; a finished attack is returned as it is.
 
     Raises:
-        UserError: There is nothing to go on with, or it is of another attack.
+        UserError: There is nothing to resume, or it is of another attack.
     """
     if resume and (document := distributed.from_rank_zero(lambda: _finished(plan))) is not None:
         return document
-    recipe, data, settings = plan.recipe, plan.data, plan.recipe.attack
     model = plan.target.loaded.module.to(plan.compute.device)
     model.to(memory_format=_layout(plan.compute))
-    domain = plan.attack_space
     lock = _lock(plan, resume=resume) if distributed.is_rank_zero() else None
-    with _hint_at_resume(plan), evaluating(model), frozen(model.parameters()):
-        journal = _opened(plan, resume=resume)
-        evaluator = _evaluator(model, plan, domain, journal)
+    with _resume_hint(plan), evaluating(model), frozen(model.parameters()):
+        journal = plan.journal()
+        if resume:
+            console.info(f"resuming after {journal.load()} finished batches")
+        else:
+            journal.start()
+        evaluator = _evaluator(model, plan, journal)
         right_N = evaluator.clean()
         outcomes = evaluator.evaluate(plan.attacks, plan.epsilons, right_N)
         signs = masking_signs(outcomes, evaluator.gradients(right_N))
-        card = None
+        audit = None
         if plan.audit_eps is not None:
-            card = audit_model(evaluator, right_N, plan.audit_eps, outcomes, limit=settings.audit_images)
-    worst_N = worst_case(outcomes)
-    document = AttackDocument(
-        provenance=make_provenance(
-            recipe,
-            device=plan.compute.device_name,
-            precision=plan.compute.student,
-            data=data.reference(),
-            teacher=plan.target.provenance.teacher if plan.target.provenance else None,
-            inputs=plan.target.inputs,
-        ),
-        model=plan.target.name,
-        model_sha256=plan.target.loaded.sha256,
-        protocol=settings.protocol,
-        n=len(data.test),
-        images=data.test.index_N.tolist(),
-        clean_accuracy=accuracy(~right_N),
-        clean_confidence_interval=confidence(~right_N, data),
-        worst_case_accuracy=None if worst_N is None else accuracy(worst_N),
-        worst_case_confidence_interval=None if worst_N is None else confidence(worst_N, data),
-        results=[result_row(outcome, settings, data) for outcome in outcomes],
-        verdicts=[verdicts_row(outcome, data) for outcome in outcomes],
-        warnings=[
-            *setting_warnings(plan.attacks, plan.epsilons, domain, settings.norm, data.num_classes),
-            *signs,
-        ],
-        audit=card,
-    )
+            audit = audit_model(evaluator, right_N, plan.audit_eps, outcomes, limit=plan.settings.audit_images)
+    document = attack_document(plan, right_N, outcomes, signs=signs, audit=audit)
     write_document(plan.directory / ATTACK_JSON, document)
     journal.remove()
     if lock is not None:
@@ -109,18 +76,18 @@ def attack(plan: AttackPlan, *, resume: bool = False) -> AttackDocument:
 
 
 def _finished(plan: AttackPlan) -> AttackDocument | None:
-    """Return the result of an attack that had ended, if it is this one; None where there is something to do."""
+    """Return the result if this attack has finished; None if there is something to do."""
     path = plan.directory / ATTACK_JSON
     if not path.is_file() or (plan.directory / JOURNAL).exists():
         return None
     document = read_document(path, AttackDocument)
-    then, now = document.provenance, plan.recipe
+    then = document.provenance
     same = {
         "model_sha256": document.model_sha256 == plan.target.loaded.sha256,
         "data": then.data == plan.data.reference(),
-        "seed": then.seed == now.seed,
+        "seed": then.seed == plan.recipe.seed,
         "precision": then.precision == plan.compute.student,
-        "settings": then.recipe.get("attack") == now.attack.model_dump(mode="json"),
+        "settings": upgraded(then.recipe).get("attack") == plan.settings.model_dump(mode="json"),
         "audit": (document.audit is not None) == (plan.audit_eps is not None),
     }
     if others := [name for name, equal in same.items() if not equal]:
@@ -132,7 +99,7 @@ def _finished(plan: AttackPlan) -> AttackDocument | None:
     return document
 
 
-def _lock(plan: AttackPlan, *, resume: bool) -> Lock:
+def _lock(plan: AttackPlan, *, resume: bool) -> DirectoryLock:
     directory = plan.directory
     if resume and not (directory / JOURNAL).is_file():
         raise UserError(f"--resume: no interrupted attack in {directory}; start without --resume")
@@ -145,59 +112,48 @@ def _lock(plan: AttackPlan, *, resume: bool) -> Lock:
     return lock
 
 
-def _opened(plan: AttackPlan, *, resume: bool) -> Journal:
-    journal = plan.journal()
-    if resume:
-        console.info(f"going on behind {journal.load()} finished batches")
-    else:
-        journal.start()
-    return journal
-
-
-def _evaluator(model: nn.Module, plan: AttackPlan, domain: AttackSpace, journal: Journal) -> Evaluator:
-    recipe, compute = plan.recipe, plan.compute
+def _evaluator(model: nn.Module, plan: AttackPlan, journal: Journal) -> Evaluator:
+    seed, compute = plan.recipe.seed, plan.compute
     return Evaluator(
         model=model,
         images=plan.data.test,
         num_classes=plan.data.num_classes,
-        streams=lambda purpose, restart, index: generator(recipe.seed, "attack", purpose, restart, index),
+        streams=lambda purpose, restart, index: generator(seed, "attack", purpose, restart, index),
         device=compute.device,
-        seed=recipe.seed,
-        attack_space=domain,
-        norm=recipe.attack.norm,
+        seed=seed,
+        attack_space=plan.attack_space,
+        norm=plan.settings.norm,
         batch_size=plan.batch_size,
         autocast=compute.student_autocast,
         layout=_layout(compute),
         watch=long_progress,
         journal=journal,
-        attacked_model=_attacked_model(model, plan),
+        attacked_model=_accelerated(model, plan),
     )
 
 
-def _attacked_model(model: nn.Module, plan: AttackPlan) -> LogitFunction | None:
-    """Return what attacks run on: the model's function, made faster where that is to be had."""
-    settings, compute = plan.recipe.attack, plan.compute
-    worker: nn.Module = model
-    if settings.fold:
-        sample_BCHW = plan.data.test.pixels(slice(SAMPLE)).to(compute.device).float() / 255
-        with exact_float32():
-            worker = folded(model, sample_BCHW) or model
-        worker.to(memory_format=_layout(compute))
+def _accelerated(model: nn.Module, plan: AttackPlan) -> LogitFunction:
+    """Return the model's function for attacks to use: with folded BatchNorm, and as CUDA graphs if it is small."""
+    compute = plan.compute
+    sample_BCHW = plan.data.test.pixels(slice(SAMPLE)).to(compute.device).float() / 255
+    with exact_float32():
+        attacked_model = folded(model, sample_BCHW) or model
+    attacked_model.to(memory_format=_layout(compute))
     small = sum(parameter.numel() for parameter in model.parameters()) <= SMALL
-    if settings.capture == "on" or (settings.capture == "auto" and compute.device.type == "cuda" and small):
-        return Captured(worker, batch_size=plan.batch_size)
-    return worker
+    if compute.device.type == "cuda" and small:
+        return Captured(attacked_model, batch_size=plan.batch_size)
+    return attacked_model
 
 
 def _layout(compute: DeviceConfig) -> torch.memory_format:
-    """Return the memory layout that convolutions are fastest in: 1.2 to 1.5 times on the CPUs measured."""
+    """Return the fastest memory layout for convolutions: 1.2 to 1.5 times faster on the CPUs measured."""
     fast = compute.device.type == "cpu" or compute.student == "bf16"
     return torch.channels_last if fast else torch.contiguous_format
 
 
 @contextlib.contextmanager
-def _hint_at_resume(plan: AttackPlan) -> Iterator[None]:
-    """Say at Ctrl-C or SIGTERM, which end an attack at once, what is kept and how to go on."""
+def _resume_hint(plan: AttackPlan) -> Iterator[None]:
+    """On Ctrl-C or SIGTERM, which end an attack at once, say what is kept and how to resume."""
     try:
         yield
     except (KeyboardInterrupt, Interrupted) as stop:

@@ -1,4 +1,4 @@
-"""What ``attack`` works on: the model, the images that go with it, and where the result may be written."""
+"""The model that ``attack`` runs on, and where its result may be written."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rnascl_cli.artifacts.documents import AdvFinetuneDocument, Provenance, TrainDocument
-from rnascl_cli.artifacts.store import read_document, sha256_file
+from rnascl_cli.artifacts.documents import Provenance
+from rnascl_cli.artifacts.runs import refuse_changed_student, student_document
+from rnascl_cli.artifacts.store import sha256_file
 from rnascl_cli.core import distributed
 from rnascl_cli.core.errors import UserError
-from rnascl_cli.data import Data
-from rnascl_cli.engine.lock import refuse_if_in_use
+from rnascl_cli.core.file_lock import refuse_if_in_use
 from rnascl_cli.engine.run_directory import JOURNAL, is_nonempty
 from rnascl_cli.loading import LoadedModel, resolve_model
-from rnascl_cli.models.input_size import check_input_size
 
 ATTACK_JSON = "attack.json"
 MODEL_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".tar")
@@ -23,13 +22,13 @@ MODEL_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".tar")
 
 @dataclass(frozen=True)
 class Target:
-    """What is attacked.
+    """The model under attack.
 
     Attributes:
         name: As given.
         loaded: The model.
-        provenance: How it was made, where it is a run's student; its data and seed are used again.
-        inputs: sha256 of what was read, by file name.
+        provenance: Of the student of a run, whose data and seed are the defaults; None for other models.
+        inputs: sha256 of the files read, by file name.
     """
 
     name: str
@@ -39,7 +38,7 @@ class Target:
 
     @property
     def own_directory(self) -> Path | None:
-        """The run directory that ``attack.json`` belongs to; None for a teacher or a bare file."""
+        """The run directory of a student; None for a teacher or a model file."""
         return self.loaded.run if self.provenance else None
 
 
@@ -50,32 +49,20 @@ def find_target(name: str) -> Target:
         name: A run directory with a student, a teacher's name, or a file.
 
     Raises:
-        UserError: There is no such model, or the run's document is of another student.
+        UserError: There is no such model, or the run's document describes another student.
     """
     loaded = resolve_model(name)
     inputs = {loaded.path.name: loaded.sha256}
-    if loaded.run is None:
+    document = None if loaded.run is None else student_document(loaded.run)
+    if loaded.run is None or document is None:
         return Target(name, loaded, None, inputs)
-    document: TrainDocument | AdvFinetuneDocument
-    if (loaded.run / "adv-finetune.json").is_file():
-        document = read_document(loaded.run / "adv-finetune.json", AdvFinetuneDocument)
-    elif (loaded.run / "train.json").is_file():
-        document = read_document(loaded.run / "train.json", TrainDocument)
-    else:
-        return Target(name, loaded, None, inputs)
-    if document.student_sha256 != loaded.sha256:
-        raise UserError(
-            f"{loaded.path}: not the student that {document.kind}.json beside it describes (other sha256); "
-            "attack the file itself with --data, or make the run again"
-        )
+    refuse_changed_student(loaded.run, document, found=loaded.sha256)
     source = loaded.run / f"{document.kind}.json"
     return Target(name, loaded, document.provenance, {**inputs, source.name: sha256_file(source)})
 
 
 def folders_in(out: Path, names: Sequence[str]) -> list[Path]:
-    """Return a folder in ``out`` for each of several models, called after the model.
-
-    Models that would be called alike are called by their whole path.
+    """Return a folder in ``out`` for each model, named after the model, or after its whole path if names collide.
 
     Raises:
         UserError: A model is given twice.
@@ -91,7 +78,7 @@ def folders_in(out: Path, names: Sequence[str]) -> list[Path]:
 
 
 def _path_words(name: str) -> tuple[str, ...]:
-    """Return the parts of a path, or of a model's name, without a suffix and without what is no folder name."""
+    """Return the parts of a path, or of a model's name, that are valid folder names, without suffix."""
     path = Path(name)
     if path.suffix in MODEL_SUFFIXES:
         path = path.with_suffix("")
@@ -100,13 +87,12 @@ def _path_words(name: str) -> tuple[str, ...]:
 
 
 def claim_directory(target: Target, out: Path, *, force: bool, resume: bool) -> None:
-    """Check that ``attack.json`` may be written to ``out``, without touching anything; the first rank does.
+    """Check on rank 0 that ``attack.json`` may be written to ``out``, without changing anything.
 
-    The model's own run directory takes it beside its other artifacts. No file but ``attack.json`` is ever
-    replaced.
+    ``out`` may be the model's own run directory. Only ``attack.json`` is ever replaced.
 
     Raises:
-        UserError: The result, or somebody else's folder, is there already, or another process is writing there.
+        UserError: There is a result or another folder already, or another process is writing there.
     """
     if not distributed.is_rank_zero():
         return
@@ -118,24 +104,9 @@ def claim_directory(target: Target, out: Path, *, force: bool, resume: bool) -> 
     if force or resume or not out.is_dir():
         return
     if (out / JOURNAL).exists():
-        raise UserError(f"{out}: holds an interrupted attack; go on with --resume, or start over with --force")
+        raise UserError(f"{out}: holds an interrupted attack; resume it with --resume, or start over with --force")
     if (out / ATTACK_JSON).exists():
         raise UserError(f"{out / ATTACK_JSON}: already exists; name another --out, or replace it with --force")
     own = target.loaded.run is not None and out.resolve() == target.loaded.run.resolve()
     if not own and is_nonempty(out):
         raise UserError(f"--out {out}: already exists; use another name or --force")
-
-
-def check_fit(target: Target, data: Data) -> None:
-    """Check that the model takes these images and knows as many classes.
-
-    Raises:
-        UserError: It does not.
-    """
-    classes = target.loaded.num_classes
-    if classes != data.num_classes:
-        raise UserError(
-            f"{target.name}: has {classes} classes and --data {data.spec} has {data.num_classes}; "
-            "name the data it was trained on"
-        )
-    check_input_size(target.loaded.module, target.name, input_size=data.input_size)

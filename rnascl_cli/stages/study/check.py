@@ -1,6 +1,6 @@
-"""What is wrong with a study, said before its first step: the stages' own checks, asked of every arm at once.
+"""Checks of a whole study before its first step: those of the stages, for every arm.
 
-No tensors here, as with the plan. What only images, a teacher's weights or a device can tell is left to the steps.
+Does not import torch. What depends on pixels, a teacher's weights or a device is checked by the steps.
 """
 
 from __future__ import annotations
@@ -10,63 +10,63 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from rnascl_cli.artifacts.documents import Paradigm
-from rnascl_cli.attacks.names import checked_names
+from rnascl_cli.attacks.checks import audit_epsilon, checked_epsilons, checked_names
 from rnascl_cli.core.errors import UserError, prefix_errors
-from rnascl_cli.recipes import Layer, Option, Recipe, StudentSettings, resolve
+from rnascl_cli.recipes.base import Layer, leaves
 from rnascl_cli.recipes.data_spec import Images, check_there, images_of
+from rnascl_cli.recipes.errors import Option
+from rnascl_cli.recipes.load import resolve
 from rnascl_cli.recipes.paradigms import (
     needs_teacher,
     no_holdout,
     no_tutors,
-    other_tap,
+    other_source,
     required_baseline_teacher,
     required_teacher,
     trained_paradigm,
     uses_tutors,
 )
-from rnascl_cli.recipes.study import Arm, Finetuning, Measurement, Study, common_layers, flat
+from rnascl_cli.recipes.settings import AttackSettings, Recipe, SearchSettings, StudentSettings, TrainSettings
+from rnascl_cli.recipes.study import Arm, Measurement, Study, common_layers
 from rnascl_cli.spaces import Budget, NetworkSpace, space_named
-from rnascl_cli.stages.attack.epsilons import audit_epsilon, epsilons_of
-from rnascl_cli.stages.search.derive import find_map, untutored
+from rnascl_cli.stages.search.derive import refuse_tutors_without_search, tutor_map_file
 from rnascl_cli.teachers.files import PREFIX, find_teacher
 
 LIMITS = ("recipe key 'search.max_macs'", "recipe key 'search.max_params'")
 
 
 @dataclass(frozen=True)
-class _Route:
-    """What an arm does, resolved.
-
-    Attributes:
-        arm: As in the file.
-        source: The recipe of the arm whose search it derives from, which may be its own.
-        recipe: Its own.
-        paradigm: Of its training.
-    """
+class _ResolvedArm:
+    """An arm with its settings resolved; ``search`` is the search it derives from, which may be another arm's."""
 
     arm: Arm
-    source: Recipe
-    recipe: Recipe
+    search: SearchSettings
+    train: TrainSettings
     paradigm: Paradigm
 
-    @property
-    def searched(self) -> Paradigm:
-        """The paradigm of the search."""
-        return self.source.search.paradigm
+
+@dataclass(frozen=True)
+class _Training:
+    """A training or fine-tuning of an arm's student, whose recipe table is ``table``."""
+
+    arm: _ResolvedArm
+    where: str
+    table: str
+    settings: StudentSettings
+    paradigm: Paradigm
 
 
 def check_settings(study: Study, *, data: str | None = None) -> None:
-    """Refuse what no step could do, whatever the teacher and the images are.
+    """Refuse settings that some step would refuse, whatever the teacher and the images are.
+
+    Budgets are checked if the size of the images is known without reading them.
 
     Args:
         study: The study.
-        data: ``--data`` of every run, over what the study says.
+        data: ``--data``, which overrides the study's.
 
     Raises:
-        UserError: A space that does not exist; a setting that no recipe has; a budget that no network of a space keeps
-            (told where the size of the images is known without reading them); an attack, eps or tutor map that there
-            is not; a training without the tutors that it needs, or with what excludes each other. The message names
-            the arm, fine-tuning or measurement, and the key.
+        UserError: A setting is wrong. The message names the arm, fine-tuning or measurement, and the key.
     """
     for space in study.spaces:
         space_named(space, where="'spaces'")
@@ -75,22 +75,23 @@ def check_settings(study: Study, *, data: str | None = None) -> None:
     _check_space_key(study, common)
     with prefix_errors("recipe key 'data.spec'") if data is None else contextlib.nullcontext():
         images = images_of(base.data.spec)
-    routes = _routes(study, common)
-    for route in routes:
-        with prefix_errors(f"arm '{route.arm.name}'"):
-            if images is not None and route.arm.network_of is None:
-                _check_budget(route.recipe, study.spaces, images)
-            _check_tutors(route)
-    for finetuning, recipe, followed in _finetunings(study, common, routes):
-        for route in followed:
-            with prefix_errors(f"finetuning '{finetuning.name}' of arm '{route.arm.name}'"):
-                paradigm = recipe.adv_finetune.paradigm or route.paradigm
-                _check_student(recipe, recipe.adv_finetune, "adv_finetune", paradigm, route)
+    arms = _arms(study, common)
+    for item in arms:
+        with prefix_errors(f"arm '{item.arm.name}'"):
+            if images is not None and item.arm.network_of is None:
+                _check_budget(item.search, study.spaces, images)
+            with prefix_errors("'tutors'"):
+                _check_tutors(item)
+    for training in _trainings(study, common, arms):
+        with prefix_errors(training.where):
+            if training.settings.select is not None and base.data.holdout == 0:
+                raise no_holdout(f"recipe key '{training.table}.select'")
+            _check_attention(training)
     for measurement in study.measurement:
         where = f"measurement '{measurement.name}'"
-        recipe = _resolved(common, {"attack": measurement.settings}, where)
+        settings = _resolved(common, {"attack": measurement.settings}, where).attack
         with prefix_errors(where):
-            _check_attack(measurement, recipe)
+            _check_attack(measurement, settings)
 
 
 def check_teacher(study: Study, teacher: str | None) -> None:
@@ -98,63 +99,51 @@ def check_teacher(study: Study, teacher: str | None) -> None:
 
     Args:
         study: As checked by :func:`check_settings`.
-        teacher: ``--teacher``; None where it is not given, and the study's settings may name one.
+        teacher: ``--teacher``, which overrides the study's.
 
     Raises:
         UserError: With the arm or fine-tuning that needs it.
     """
     common = _common(study, None)
     source = teacher or _resolved(common, {}, "settings").teacher
-    routes = _routes(study, common)
-    for route in routes:
-        search, train = route.recipe.search, route.recipe.train
-        if route.arm.network_of is None:
-            with prefix_errors(f"arm '{route.arm.name}', table 'search'"):
-                required_teacher(source, search.paradigm, method=needs_teacher(search.robust))
-        with prefix_errors(f"arm '{route.arm.name}', table 'train'"):
-            if train.distill is not None:
-                required_baseline_teacher(source, train.distill)
-            required_teacher(source, route.paradigm, method=needs_teacher(train))
-    for finetuning, recipe, followed in _finetunings(study, common, routes):
-        settings = recipe.adv_finetune
-        for route in followed:
-            with prefix_errors(f"finetuning '{finetuning.name}' of arm '{route.arm.name}'"):
-                required_teacher(source, settings.paradigm or route.paradigm, method=needs_teacher(settings))
+    arms = _arms(study, common)
+    for item in arms:
+        if item.arm.network_of is None:
+            with prefix_errors(f"arm '{item.arm.name}', table 'search'"):
+                required_teacher(source, item.search.paradigm, method=needs_teacher(item.search.robust))
+    for training in _trainings(study, common, arms):
+        settings, table = training.settings, ", table 'train'" if training.table == "train" else ""
+        with prefix_errors(training.where + table):
+            if isinstance(settings, TrainSettings) and settings.distill is not None:
+                required_baseline_teacher(source, settings.distill)
+            required_teacher(source, training.paradigm, method=needs_teacher(settings.robust))
 
 
-def check_images(study: Study, *, data: str | None) -> None:
-    """Refuse images that are not on this machine; none is read. CIFAR is downloaded, and need not be there yet.
+def check_files(study: Study, *, data: str | None, teacher: str | None, all_steps: bool) -> None:
+    """Refuse images or a teacher that are not on this machine, without reading them.
+
+    CIFAR and timm's teachers may be downloaded later.
 
     Args:
         study: As checked by :func:`check_settings`.
-        data: ``--data`` of every run, over what the study says.
+        data: ``--data``, which overrides the study's.
+        teacher: ``--teacher``, likewise.
+        all_steps: Whether all steps will run; some of them may need no teacher.
 
     Raises:
-        UserError: Their folder, or a split of it, is not there.
+        UserError: A folder or file does not exist.
     """
+    base = _resolved(_common(study, data), {}, "settings")
+    source = teacher or base.teacher
     with _readable():
-        check_there(_resolved(_common(study, data), {}, "settings").data.spec)
-
-
-def check_teacher_file(study: Study, *, teacher: str | None) -> None:
-    """Refuse a teacher that is named and not on this machine, even where no step needs one; it is not read.
-
-    Args:
-        study: As checked by :func:`check_settings`.
-        teacher: ``--teacher``, over what the study says. timm's teachers are downloaded, and need not be there yet.
-
-    Raises:
-        UserError: Its file is not there.
-    """
-    source = teacher or _resolved(_common(study, None), {}, "settings").teacher
-    if source is not None and not source.startswith(PREFIX):
-        with _readable():
+        check_there(base.data.spec)
+        if all_steps and source is not None and not source.startswith(PREFIX):
             find_teacher(source)
 
 
 @contextlib.contextmanager
 def _readable() -> Iterator[None]:
-    """Name the place where the system refuses to look: a name too long, or a folder that may not be read."""
+    """Name the path that the system refuses: a name that is too long, or a folder without permission."""
     try:
         yield
     except OSError as error:
@@ -162,43 +151,46 @@ def _readable() -> Iterator[None]:
 
 
 def _common(study: Study, data: str | None) -> list[Layer]:
-    """Return what is under every run, ``--data`` last."""
+    """Return the settings of all runs, ``--data`` last."""
     return [*common_layers(study), *([] if data is None else [{"data": {"spec": data}}])]
 
 
-def _routes(study: Study, common: list[Layer]) -> list[_Route]:
+def _arms(study: Study, common: list[Layer]) -> list[_ResolvedArm]:
     recipes = {
         arm.name: _resolved(common, {"search": arm.search, "train": arm.train}, f"arm '{arm.name}'")
         for arm in study.arm
     }
-    routes = []
+    arms = []
     for arm in study.arm:
-        source, recipe = recipes[arm.network_of or arm.name], recipes[arm.name]
+        search, train = recipes[arm.network_of or arm.name].search, recipes[arm.name].train
         with prefix_errors(f"arm '{arm.name}'"):
-            paradigm = trained_paradigm(recipe.train, searched=source.search.paradigm)
-        routes.append(_Route(arm, source, recipe, paradigm))
-    return routes
+            arms.append(_ResolvedArm(arm, search, train, trained_paradigm(train, searched=search.paradigm)))
+    return arms
 
 
-def _finetunings(
-    study: Study, common: list[Layer], routes: Iterable[_Route]
-) -> Iterator[tuple[Finetuning, Recipe, list[_Route]]]:
-    """Yield each fine-tuning, its recipe, and the arms that it follows."""
+def _trainings(study: Study, common: list[Layer], arms: Iterable[_ResolvedArm]) -> Iterator[_Training]:
+    """Yield every training, then every fine-tuning."""
+    for item in arms:
+        yield _Training(item, f"arm '{item.arm.name}'", "train", item.train, item.paradigm)
     for finetuning in study.finetuning:
-        recipe = _resolved(common, {"adv_finetune": finetuning.settings}, f"finetuning '{finetuning.name}'")
-        yield finetuning, recipe, [route for route in routes if route.arm.is_followed_by(finetuning.name)]
+        where = f"finetuning '{finetuning.name}'"
+        settings = _resolved(common, {"adv_finetune": finetuning.settings}, where).adv_finetune
+        for item in arms:
+            if item.arm.is_followed_by(finetuning.name):
+                paradigm = settings.paradigm or item.paradigm
+                yield _Training(item, f"{where} of arm '{item.arm.name}'", "adv_finetune", settings, paradigm)
 
 
 def _resolved(common: list[Layer], own: Mapping[str, Layer], where: str) -> Recipe:
-    """Resolve a recipe of the study; a wrong value is told as that of an option, which is the key in the file."""
+    """Resolve a recipe of the study; errors name the key in the file as if it were an option."""
     layers = [*common, own]
-    typed = {key: Option(key, value) for layer in layers for key, value in flat(dict(layer))}
+    typed = {key: Option(key, value) for layer in layers for key, value in leaves(layer)}
     with prefix_errors(where):
         return resolve(layers, options=typed)
 
 
 def _check_space_key(study: Study, common: list[Layer]) -> None:
-    """Refuse a space in the recipe or the settings that is not the study's: a training would be refused by it."""
+    """Refuse a space in recipe or settings other than the study's, with which a training would fail."""
     named = next((layer["space"] for layer in reversed(common) if "space" in layer), None)
     if named is not None and (others := [space for space in study.spaces if space != named]):
         raise UserError(
@@ -207,8 +199,7 @@ def _check_space_key(study: Study, common: list[Layer]) -> None:
         )
 
 
-def _check_budget(recipe: Recipe, spaces: Iterable[str], images: Images) -> None:
-    settings = recipe.search
+def _check_budget(settings: SearchSettings, spaces: Iterable[str], images: Images) -> None:
     budget = Budget(settings.max_macs, settings.max_params)
     for space in spaces if budget or settings.pareto is not None else ():
         networks = NetworkSpace(space_named(space), num_classes=images.num_classes, input_size=images.input_size)
@@ -218,37 +209,32 @@ def _check_budget(recipe: Recipe, spaces: Iterable[str], images: Images) -> None
                 networks.check_front(settings.pareto, budget)
 
 
-def _check_tutors(route: _Route) -> None:
-    """Refuse a tutor map that there is not or that the search has no use for, and a training without its tutors."""
-    tutors = route.arm.tutors
-    with prefix_errors("'tutors'"):
-        if tutors != "searched" and not uses_tutors(route.searched):
-            search = "the arm's own" if route.arm.network_of is None else f"that of arm '{route.arm.network_of}'"
-            raise untutored(tutors, paradigm=route.searched, where=search)
-        try:
-            find_map(tutors)
-        except OSError as error:
-            raise UserError(f"{tutors[:80]}: {error.strerror}") from None
-    _check_student(route.recipe, route.recipe.train, "train", route.paradigm, route)
-
-
-def _check_student(recipe: Recipe, settings: StudentSettings, table: str, paradigm: Paradigm, route: _Route) -> None:
-    if settings.stop is not None and recipe.data.holdout == 0:
-        raise no_holdout(f"recipe key '{table}.stop'")
+def _check_tutors(item: _ResolvedArm) -> None:
+    """Refuse a tutor map that does not exist or that the search has no use for."""
+    arm, paradigm = item.arm, item.search.paradigm
     if not uses_tutors(paradigm):
+        search = "the arm's own" if arm.network_of is None else f"that of arm '{arm.network_of}'"
+        refuse_tutors_without_search(arm.tutors, paradigm=paradigm, where=search)
+    with _readable():
+        tutor_map_file(arm.tutors)
+
+
+def _check_attention(training: _Training) -> None:
+    """Refuse an attention term without tutors, or with other layers than those of the tutor map."""
+    search, table = training.arm.search, training.table
+    if not uses_tutors(training.paradigm):
         return
-    if not uses_tutors(route.searched):
+    if not uses_tutors(search.paradigm):
         with prefix_errors(f"recipe key '{table}.paradigm'"):
-            raise no_tutors(paradigm, searched=route.searched)
-    tap = settings.attention.tap
-    if tap != route.source.search.attention.tap:
-        raise other_tap(f"recipe key '{table}.attention.tap': the teacher", tap)
+            raise no_tutors(training.paradigm, searched=search.paradigm)
+    source = training.settings.attention.source
+    if source != search.attention.source:
+        raise other_source(f"recipe key '{table}.attention.source': the teacher", source)
 
 
-def _check_attack(measurement: Measurement, recipe: Recipe) -> None:
-    settings = recipe.attack
-    paper_code = settings.protocol == "paper-code"
-    checked_names(settings.attacks, norm=settings.norm, paper_code=paper_code, option="recipe key 'attack.attacks'")
-    epsilons = epsilons_of(settings, option="recipe key 'attack.eps'")
+def _check_attack(measurement: Measurement, settings: AttackSettings) -> None:
+    norm, protocol = settings.norm, settings.protocol
+    checked_names(settings.attacks, norm=norm, protocol=protocol, option="recipe key 'attack.attacks'")
+    epsilons = checked_epsilons(settings.eps, norm=norm, option="recipe key 'attack.eps'")
     if measurement.audit:
-        audit_epsilon(settings, epsilons, option="'audit'")
+        audit_epsilon(epsilons, norm=norm, protocol=protocol, option="'audit'")

@@ -1,4 +1,4 @@
-"""Captured graphs, with a stand-in for CUDA's: fixed shapes, and memory that each call uses again.
+"""Captured graphs, with a fake for CUDA's: fixed shapes, and output memory that each call reuses.
 
 Shape suffixes: B images, C channels, H height, W width, K classes.
 """
@@ -15,7 +15,6 @@ from rnascl_cli.attacks.autoattack import AutoAttack
 from rnascl_cli.attacks.cuda_graph import Captured
 from rnascl_cli.attacks.gradient import LogitFunction
 from rnascl_cli.attacks.interface import Attack
-from rnascl_cli.attacks.registry import Options, build_attacks
 from rnascl_cli.core.units import parse_epsilon
 from tests.attacks import tiny
 
@@ -23,7 +22,7 @@ pytestmark = pytest.mark.unit
 
 
 class Recorder:
-    """Captures as CUDA does, but for speed, and remembers which shapes it was asked for."""
+    """Captures with the semantics of CUDA graphs, and records the batch sizes."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -64,7 +63,7 @@ def with_gradient(model: LogitFunction, x_BCHW: Tensor) -> tuple[Tensor, Tensor]
     return logits_BK, torch.autograd.grad(logits_BK.square().sum(), z_BCHW)[0]
 
 
-def test_logits_and_gradients_are_the_models_and_stay_so(robust: nn.Module) -> None:
+def test_logits_and_gradients_equal_the_models_and_are_not_overwritten(robust: nn.Module) -> None:
     recorder = Recorder()
     captured = Captured(robust, batch_size=40, capture=recorder)
     drawn = torch.Generator().manual_seed(0)
@@ -79,10 +78,10 @@ def test_logits_and_gradients_are_the_models_and_stay_so(robust: nn.Module) -> N
     assert sorted(recorder.sizes) == [20, 40]  # one graph a size; 41 is more than any, and none is below 16
 
 
-def test_attacks_come_to_the_same_verdicts(robust: nn.Module) -> None:
+def test_attacks_give_the_same_verdicts(robust: nn.Module) -> None:
     data = tiny.images(40, seed=3, noise=0.18)
     attacks: list[Attack] = [
-        *build_attacks(["fgsm", "pgd5", "cw", "mi-fgsm"], options=Options(), norm="Linf"),
+        *tiny.attacks("fgsm", "pgd5", "cw", "mi-fgsm"),
         AutoAttack("aa", iterations=8, queries=20),
     ]
     for attack in attacks:
@@ -93,7 +92,7 @@ def test_attacks_come_to_the_same_verdicts(robust: nn.Module) -> None:
         assert torch.equal(*broken)
 
 
-def test_a_model_that_cannot_be_captured_or_comes_out_otherwise_goes_without(robust: nn.Module) -> None:
+def test_fallback_if_capture_fails_or_differs(robust: nn.Module) -> None:
     def fails(model: LogitFunction, sample_BCHW: Tensor) -> LogitFunction:
         raise RuntimeError("operation not permitted when stream is capturing")
 
@@ -106,7 +105,7 @@ def test_a_model_that_cannot_be_captured_or_comes_out_otherwise_goes_without(rob
         assert torch.equal(Captured(robust, batch_size=20, capture=capture)(x_BCHW), robust(x_BCHW))
 
 
-def test_a_batch_of_none_is_no_reason_to_capture(robust: nn.Module) -> None:
+def test_an_empty_batch_is_not_captured(robust: nn.Module) -> None:
     none_BCHW = torch.zeros((0, 3, tiny.SIDE, tiny.SIDE))
     assert Captured(robust, batch_size=20, capture=Recorder())(none_BCHW).shape == (0, 10)
 

@@ -1,4 +1,4 @@
-"""Going on after an interruption."""
+"""Resuming after an interruption."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import nn
 
 from rnascl_cli.attacks.autoattack import AutoAttack
 from rnascl_cli.attacks.interface import Attack
-from rnascl_cli.attacks.registry import Options, build_attacks
 from rnascl_cli.attacks.resume import FinishedBatch, Journal
 from rnascl_cli.core.errors import UserError
 from rnascl_cli.core.units import parse_epsilons
@@ -23,10 +22,10 @@ pytestmark = pytest.mark.unit
 
 
 @pytest.mark.parametrize("passes", [3, 60, 300])
-def test_an_interrupted_evaluation_goes_on_to_the_same_verdicts(robust: nn.Module, tmp_path: Path, passes: int) -> None:
+def test_a_resumed_evaluation_gives_the_same_verdicts(robust: nn.Module, tmp_path: Path, passes: int) -> None:
     data = tiny.images(30, seed=3, noise=0.18)
     attacks: list[Attack] = [
-        *build_attacks(["fgsm", "pgd3"], options=Options(restarts=2), norm="Linf"),
+        *tiny.attacks("fgsm", "pgd3", restarts=2),
         AutoAttack("aa", iterations=5, queries=10),
     ]
     epsilons = parse_epsilons("4/255,8/255")
@@ -57,7 +56,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_verdicts(robust: nn.Modul
     assert [one.seconds for one in again] == pytest.approx([one.seconds for one in resumed[:4]])
 
 
-def test_a_line_cut_short_is_dropped(tmp_path: Path) -> None:
+def test_a_truncated_line_is_dropped(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "partial.jsonl", HEADER)
     journal.start()
     journal.record(("pgd20", "8/255", 0), [1, 3], DONE)

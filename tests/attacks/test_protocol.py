@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rnascl_cli.attacks.evaluate import Meter
 from rnascl_cli.attacks.protocol import PIXEL, normalised_attack_space
-from rnascl_cli.attacks.registry import Options, build_attacks
 from rnascl_cli.attacks.verdicts import allowed
 from rnascl_cli.core.units import Epsilon
 from rnascl_cli.models.normalise import Normalise
@@ -28,24 +28,19 @@ def constants() -> tuple[Tensor, Tensor]:
 
 def perturbed(name: str, *, clamp: bool, x_BCHW: Tensor) -> Tensor:
     """Attack a model whose loss rises with every channel, and return the perturbed images as pixels."""
-    domain = normalised_attack_space(*constants(), clamp_to_unit=clamp)
+    space = normalised_attack_space(*constants(), clamp_to_unit=clamp)
     data = tiny.Images((x_BCHW * 255).round().to(torch.uint8), torch.zeros(len(x_BCHW)).long(), torch.arange(2))
 
     def bright(x: Tensor) -> Tensor:
         total_B = x.flatten(1).sum(dim=1)
         return torch.stack([-total_B, total_B], dim=1)
 
-    evaluator = tiny.evaluator(bright, data, attack_space=domain, num_classes=2)
-    (attack,) = build_attacks([name], options=Options(), norm="Linf")
-    problem = evaluator._problem(Epsilon("8/255", EPS), _NoMeter())  # type: ignore[arg-type]
-    z_BCHW = attack.rounds(problem, print)[0].perturb(domain.from_pixels(x_BCHW), data.labels_N, [0, 1])
-    assert allowed(z_BCHW, domain.from_pixels(x_BCHW), attack_space=domain, norm="Linf", eps=EPS).all()
-    return domain.pixels(z_BCHW)
-
-
-class _NoMeter:
-    def count(self, images: int) -> None:
-        pass
+    evaluator = tiny.evaluator(bright, data, attack_space=space, num_classes=2)
+    (attack,) = tiny.attacks(name)
+    context = evaluator.attack_context(Epsilon("8/255", EPS), Meter())
+    z_BCHW = attack.parts(context, print)[0].perturb(space.from_pixels(x_BCHW), data.labels_N, [0, 1])
+    assert allowed(z_BCHW, space.from_pixels(x_BCHW), attack_space=space, norm="Linf", eps=EPS).all()
+    return space.pixels(z_BCHW)
 
 
 @pytest.mark.parametrize("name", ["fgsm", "pgd20"])
@@ -60,7 +55,7 @@ def test_the_valid_range_is_that_of_pixels() -> None:
     assert torch.allclose(perturbed("fgsm", clamp=False, x_BCHW=x_BCHW), x_BCHW, atol=1e-6)
 
 
-def test_black_pixels_can_be_moved() -> None:
+def test_black_pixels_can_be_perturbed() -> None:
     x_BCHW = torch.zeros((2, 3, 4, 4))
     assert perturbed("fgsm", clamp=False, x_BCHW=x_BCHW).amin() > 0.003
 
@@ -72,12 +67,12 @@ def test_the_authors_clamp_cuts_off_what_is_below_the_mean() -> None:
     assert torch.allclose(found[0, :, 0, 0], torch.tensor(MEAN), atol=1e-6)
 
 
-def test_encoding_and_decoding_are_inverse() -> None:
+def test_to_pixels_inverts_from_pixels() -> None:
     x_BCHW = torch.rand((2, 3, 4, 4), generator=torch.Generator().manual_seed(0))
-    domain = normalised_attack_space(*constants(), clamp_to_unit=False)
-    assert torch.allclose(domain.to_pixels(domain.from_pixels(x_BCHW)), x_BCHW, atol=1e-6)
+    space = normalised_attack_space(*constants(), clamp_to_unit=False)
+    assert torch.allclose(space.to_pixels(space.from_pixels(x_BCHW)), x_BCHW, atol=1e-6)
     assert PIXEL.from_pixels(x_BCHW) is x_BCHW
-    assert torch.allclose(domain.from_pixels(x_BCHW), Normalise(MEAN, STD)(x_BCHW))
+    assert torch.allclose(space.from_pixels(x_BCHW), Normalise(MEAN, STD)(x_BCHW))
 
 
 def test_without_rescaling_the_protocols_coincide(robust: nn.Module) -> None:
@@ -85,9 +80,9 @@ def test_without_rescaling_the_protocols_coincide(robust: nn.Module) -> None:
     layer = Normalise()
     same = normalised_attack_space(layer.mean, layer.std, clamp_to_unit=False)
     first, second = (
-        tiny.evaluator(robust, data, attack_space=domain).run(
-            build_attacks(["pgd5"], options=Options(), norm="Linf")[0], Epsilon("8/255", EPS), torch.zeros(40).bool()
+        tiny.evaluator(robust, data, attack_space=space).run(
+            tiny.attacks("pgd5")[0], Epsilon("8/255", EPS), torch.zeros(40).bool()
         )
-        for domain in (PIXEL, same)
+        for space in (PIXEL, same)
     )
     assert torch.equal(first.broken_N, second.broken_N)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.unit
 
 
 class Counting:
-    """The model, and how many images it has been given."""
+    """The model, with a count of the images it has processed."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.images = model, 0
@@ -57,7 +57,7 @@ def test_the_same_images_are_broken_with_fewer_passes(robust: nn.Module, kind: A
     assert float((delta_BD.abs().amax(1) if norm == "Linf" else delta_BD.norm(dim=1)).max()) <= eps + 1e-6
 
 
-def test_a_weak_model_costs_a_few_passes_an_image(plain: nn.Module) -> None:
+def test_a_weak_model_takes_few_passes_per_image(plain: nn.Module) -> None:
     data = tiny.images(40, seed=3)
     x_BCHW, y_B = data.images_NCHW.float() / 255, data.labels_N
     found, passes = run(APGDAttack, plain, x_BCHW, y_B, eps=16 / 255, drop=True, norm="Linf")
@@ -65,7 +65,7 @@ def test_a_weak_model_costs_a_few_passes_an_image(plain: nn.Module) -> None:
     assert passes < 6 * len(y_B)  # of 22 that pyautoattack takes
 
 
-def test_a_broken_image_is_kept_as_it_was_when_it_fooled_the_model() -> None:
+def test_a_broken_image_is_returned_as_it_was_when_it_fooled_the_model() -> None:
     seen: list[list[float]] = []
 
     def bright(x_BCHW: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def test_a_broken_image_is_kept_as_it_was_when_it_fooled_the_model() -> None:
         return torch.stack([0.5 - level_B, level_B - 0.5], dim=1)
 
     class Part:
-        """Two passes, each brighter by 0.2, and a last word that forgets what fooled the model."""
+        """Two passes, each brighter by 0.2, whose result forgets what fooled the model."""
 
         eot_iter = 1
         model = staticmethod(bright)
@@ -95,7 +95,7 @@ def test_a_broken_image_is_kept_as_it_was_when_it_fooled_the_model() -> None:
     assert part.model is bright
 
 
-def test_a_randomised_attack_is_left_as_it_is() -> None:
+def test_eot_is_not_changed() -> None:
     part: Any = APGDAttack(math.sqrt, eps=0.1, eot_iter=20)
     before = part.attack_single_run
     drop_broken(part)
