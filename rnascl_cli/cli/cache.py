@@ -1,4 +1,4 @@
-"""``rnascl cache``: what is kept between runs, and how to be rid of it."""
+"""``rnascl cache``: lists and clears the cache folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 app = typer.Typer(
-    help="Show or clear what rnascl keeps between runs: teachers' outputs, decoded images, data sets, teachers.",
+    help="Show or clear the cache: teacher outputs, decoded images, data sets, teachers.",
     epilog="Example: rnascl cache show",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -29,11 +29,10 @@ app = typer.Typer(
 
 @app.command("show", epilog="Example: rnascl cache show --json")
 def show(json: options.Json = False) -> None:
-    """List what is in the cache folder, and how much room it takes."""
-
+    """List the contents of the cache folder and their sizes."""
     entries = inventory()
     if json:
-        console.print_result(json_module.dumps([entry.to_json() for entry in entries], indent=2))
+        console.print_result(json_module.dumps([asdict(entry) for entry in entries], indent=2))
     else:
         console.stderr.print(table(entries))
 
@@ -44,29 +43,28 @@ def clear(
         list[str] | None,
         typer.Argument(
             metavar="[KIND]...",
-            help="outputs, images, data, teachers; by default outputs and images, made anew at need.",
+            help="outputs, images, data, teachers; by default outputs and images, which can be recomputed.",
         ),
     ] = None,
 ) -> None:
-    """Delete kept outputs and decoded images, or the kinds named. Downloads and teachers go only when named."""
-
+    """Delete cached outputs and decoded images, or the given kinds; downloads and teachers only if given."""
     freed = clear_kinds(kinds or ["outputs", "images"])
     console.info(f"freed {freed / 1e9:.2f} GB")
 
 
 FOLDERS = {"outputs": "teacher-outputs", "images": "images", "data": "data", "teachers": "teachers"}
-"""Kinds, and their folders: teachers' outputs, decoded image folders, downloaded data sets, teacher files."""
+"""Folder of each kind."""
 
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One thing kept.
+    """One file or folder of the cache.
 
     Attributes:
         kind: One of :data:`FOLDERS`.
-        name: Of its file or folder.
-        bytes: What it takes on the disk.
-        about: In words.
+        name: Its name.
+        bytes: Its size on the disk.
+        about: A description.
     """
 
     kind: str
@@ -74,13 +72,9 @@ class CacheEntry:
     bytes: int
     about: str
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON-able values."""
-        return asdict(self)
-
 
 def inventory() -> list[CacheEntry]:
-    """Return what is in the cache folder, kind by kind; empty where there is none."""
+    """Return the contents of the cache folder by kind."""
     from rnascl_cli.teachers.output_cache import used_bytes
 
     entries = []
@@ -95,8 +89,7 @@ def inventory() -> list[CacheEntry]:
 def _about_outputs(folder: Path) -> str:
     import numpy as np
 
-    from rnascl_cli.teachers.disk_store import SEEN
-    from rnascl_cli.teachers.output_cache import ABOUT
+    from rnascl_cli.teachers.output_store import ABOUT, SEEN
 
     try:
         about = json_module.loads((folder / ABOUT).read_text(encoding="utf-8"))
@@ -116,10 +109,10 @@ def _about_outputs(folder: Path) -> str:
 
 
 def clear_kinds(kinds: Sequence[str]) -> int:
-    """Delete the kinds named and return how many bytes that freed.
+    """Delete the given kinds and return the number of freed bytes.
 
     Raises:
-        UserError: There is no such kind.
+        UserError: A kind is unknown.
         RunError: Something could not be deleted.
     """
     from rnascl_cli.teachers.output_cache import used_bytes
@@ -143,7 +136,7 @@ def clear_kinds(kinds: Sequence[str]) -> int:
 
 
 def table(entries: Sequence[CacheEntry]) -> Table:
-    """Return the inventory as a table, with the sum beneath."""
+    """Return the inventory as a table with the total size."""
     from rich.table import Table
 
     shown = Table(title=f"{cache_dir()}: {sum(entry.bytes for entry in entries) / 1e9:.2f} GB", title_justify="left")

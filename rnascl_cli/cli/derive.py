@@ -17,13 +17,13 @@ EPILOG = "Example: rnascl derive runs/s5 | rnascl train - --out runs/s5-train"
 
 def command(
     source: Annotated[Path, typer.Argument(metavar="RUN_OR_SEARCH_JSON", help="A run of search, or its search.json.")],
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write here instead of to stdout.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write to FILE instead of stdout.")] = None,
     tutors: Annotated[
         str,
         typer.Option(
             "--tutors",
             metavar="searched|random|same-depth|last-layer|FILE",
-            help="The tutor map: the search's, a control, or a JSON file with one teacher layer a student layer.",
+            help="Tutor map: the searched one, a baseline, or a JSON file with one teacher layer per student layer.",
         ),
     ] = "searched",
     max_macs: options.MaxMacs = None,
@@ -34,19 +34,21 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Derive the slim network and its tutor map: argmax of the logits, one JSON document on stdout.
+    """Derive the network and its tutor map by argmax of the logits, as a JSON document on stdout.
 
-    The budget of the search is kept; --max-macs and --max-params put another limit in the place of the search's own.
+    The budget of the search applies, unless --max-macs or --max-params overrides it.
     """
     from rnascl_cli.artifacts.store import document_json, write_document
+    from rnascl_cli.core.units import parse_count
     from rnascl_cli.spaces import Budget
     from rnascl_cli.stages.search.derive import derive
 
     if out is not None and out.exists() and not force:
         raise UserError(f"--out {out}: already exists; use another name or --force")
     if out is not None and out.resolve() in (source.resolve(), (source / "search.json").resolve()):
-        raise UserError(f"--out {out}: is the search to derive from; name another file")
-    budget = Budget(options.count(max_macs, "--max-macs"), options.count(max_params, "--max-params"))
+        raise UserError(f"--out {out}: is the input; name another file")
+    limits = {"--max-macs": max_macs, "--max-params": max_params}
+    budget = Budget(*(None if text is None else parse_count(text, option=name) for name, text in limits.items()))
     document = derive(source, tutors=tutors, budget=budget, point=point)
     architecture = document.architecture
     console.info(

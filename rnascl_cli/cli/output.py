@@ -1,4 +1,4 @@
-"""What a command prints on stdout when it ends: the artifact, or the run directory."""
+"""Prints the result of a command on stdout: the artifact, or the run directory."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 
 def _json(document: Document) -> str:
-    from rnascl_cli.artifacts.store import document_json  # it reads pydantic, which --help can do without
+    from rnascl_cli.artifacts.store import document_json  # imports pydantic, which --help does without
 
     return document_json(document)
 
 
 def print_artifact(document: Document, *, out: str, json: bool) -> None:
-    """End a stage: the artifact on stdout with ``--json``, else the run directory, so that shells can pass it on."""
+    """Print the artifact with ``--json``, else the run directory, so that shells can pass it on."""
     console.print_result(_json(document) if json else out)
 
 
 def print_artifacts(documents: Sequence[Document], *, out: Sequence[str], json: bool) -> None:
-    """End a command on several models: a JSON list, or a directory a line; for one model as :func:`finish`."""
+    """Print a JSON list, or one directory per line; for a single model as :func:`print_artifact`."""
     if len(documents) == 1:
         print_artifact(documents[0], out=out[0], json=json)
     elif json:

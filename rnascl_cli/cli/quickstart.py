@@ -1,4 +1,4 @@
-"""``rnascl quickstart``: the whole chain on scikit-learn's digits, by the commands one would type oneself."""
+"""``rnascl quickstart``: the whole chain on scikit-learn's digits, command by command."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import contextlib
 import io
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from rnascl_cli.cli import options
+from rnascl_cli.cli.run import run_command
 from rnascl_cli.core import console
 from rnascl_cli.core.errors import Interrupted, UserError
 from rnascl_cli.engine.interrupts import STOPPING
@@ -21,22 +22,23 @@ RECIPE = "smoke/quickstart"
 
 
 def command(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where everything goes.")] = Path("runs/quickstart"),
-    recipe: Annotated[str, typer.Option("--recipe", metavar="FILE", help="Another recipe for the chain.")] = RECIPE,
+    context: typer.Context,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")] = Path("runs/quickstart"),
+    recipe: Annotated[str, typer.Option("--recipe", metavar="FILE", help="Recipe of the chain.")] = RECIPE,
     seed: options.Seed = None,
     device: options.Device = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier quickstart in DIR.")] = False,
 ) -> None:
-    """Run the chain on 8x8 digits, with a small robust teacher that it trains itself; ends in a report."""
+    """Run the whole chain on 8x8 digits with a small robust teacher, from training the teacher to a report."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; name a folder")
     if out.is_dir() and any(out.iterdir()) and not force:
         raise UserError(f"--out {out}: already exists; use another name or --force")
     options.build_recipe(
-        None, recipe=recipe, settings=None, top={"seed": seed, "device": device}
-    )  # refused before the start
+        None, options.RecipeOptions(recipe=recipe, seed=seed, device=device)
+    )  # errors before the start
     for arguments in chain(out, recipe, seed=seed, device=device, force=force):
-        _run(arguments)
+        _run(context.find_root().command, arguments)
     console.info(f"done: open {out / 'report' / 'report.html'}")
     console.print_result(str(out / "report" / "report.html"))
 
@@ -59,14 +61,12 @@ def chain(out: Path, recipe: str, *, seed: int | None, device: str | None, force
     ]
 
 
-def _run(arguments: list[str]) -> None:
-    from rnascl_cli.cli.app import run
-
+def _run(root: Any, arguments: list[str]) -> None:
     console.info(f"\n$ rnascl {shlex.join(arguments)}")
-    with contextlib.redirect_stdout(io.StringIO()):  # what the steps print as their result is none of quickstart's
-        code = run(arguments)
+    with contextlib.redirect_stdout(io.StringIO()):  # stdout is for the result of quickstart alone
+        code = run_command(root, arguments)
     for signum in STOPPING:
         if code == 128 + signum:
-            raise Interrupted(signum, "quickstart: stopped; the same command with --force starts it again")
-    if code != 0:  # the step has said why
+            raise Interrupted(signum, "quickstart: stopped; rerun the command with --force")
+    if code != 0:  # the step has printed its error
         raise typer.Exit(code)

@@ -10,26 +10,24 @@ import typer
 from rnascl_cli.core import console
 
 NAME = "report"
-EPILOG = "Example: rnascl report runs --out docs/results/first"
+EPILOG = "Example: rnascl report runs --out report"
 
 
 def command(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, or a folder of them.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="The report's folder; by default report/ beside the first RUN."),
+        typer.Option("--out", metavar="DIR", help="Output folder; by default report/ next to the first RUN."),
     ] = None,
     paper: Annotated[
-        bool, typer.Option("--paper", help="Print the paper's Tables 1 to 6 whole, measured rows among them.")
+        bool, typer.Option("--paper", help="Include the paper's Tables 1 to 6 in full, with the measured rows.")
     ] = False,
     image: Annotated[
         Path | None,
-        typer.Option("--image", metavar="FILE", help="Show attention maps of students and tutors for this image."),
+        typer.Option("--image", metavar="FILE", help="Include attention maps of students and tutors for this image."),
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Write into an existing folder, replacing its report.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print what was reported as JSON on stdout.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing report.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON on stdout.")] = False,
 ) -> None:
     """Turn runs into report.html (one self-contained file), report.md and figures/."""
     from rnascl_cli.stages.report.report import report

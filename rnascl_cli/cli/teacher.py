@@ -16,8 +16,10 @@ from rnascl_cli.core import console
 from rnascl_cli.core.errors import UserError
 
 if TYPE_CHECKING:
-    from rnascl_cli.recipes import Recipe
+    from rnascl_cli.recipes.settings import Recipe
     from rnascl_cli.stages.teacher.import_checkpoint import ImportResult
+    from rnascl_cli.stages.teacher.self_test import SelfTestSettings
+    from rnascl_cli.teachers.public_checkpoints import NormalisationConstants
 
 app = typer.Typer(
     help="List, show, import, fetch, train and measure robust teachers.",
@@ -36,21 +38,23 @@ Architecture = Annotated[
     ),
 ]
 Mean = Annotated[
-    str | None, typer.Option("--mean", metavar="R,G,B", help="Normalisation to put in, over the file's own.")
+    str | None, typer.Option("--mean", metavar="R,G,B", help="Normalization mean, replacing the file's own.")
 ]
-Std = Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Given together with --mean.")]
+Std = Annotated[
+    str | None, typer.Option("--std", metavar="R,G,B", help="Normalization standard deviation; requires --mean.")
+]
 OutFile = Annotated[
-    Path | None, typer.Option("--out", metavar="FILE", help="The teacher file; by default in the teacher cache.")
+    Path | None, typer.Option("--out", metavar="FILE", help="Teacher file; by default in the teacher cache.")
 ]
 Source = Annotated[
     str, typer.Argument(metavar="NAME|FILE", help="A teacher in the cache, a file, or timm:NAME.", show_default=False)
 ]
-ForceFile = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
+ForceFile = Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")]
 
 
 @app.command("list", epilog="Example: rnascl teacher list")
 def list_command(json: options.Json = False) -> None:
-    """List the teachers in the cache, and the public ones that can be fetched."""
+    """List the teachers in the cache and the public ones that can be fetched."""
     from rnascl_cli.stages.teacher.registry import list_teachers
 
     rows = list_teachers()
@@ -76,11 +80,8 @@ def list_command(json: options.Json = False) -> None:
 
 
 @app.command("show", epilog="Example: rnascl teacher show r18")
-def show_command(
-    source: Source,
-    json: options.Json = False,
-) -> None:
-    """Show where a teacher came from, what it reaches, and its convolutions with the sides of their maps."""
+def show_command(source: Source, json: options.Json = False) -> None:
+    """Show a teacher's source, its accuracies, and its convolutions with their channels and map sizes."""
     from rnascl_cli.stages.teacher.registry import show_teacher
 
     shown = show_teacher(source)
@@ -94,6 +95,7 @@ def show_command(
 
 
 @app.command("import", epilog="Example: rnascl teacher import Sehwag2021Proxy_R18.pt --arch r18 --public r18")
+@options.with_shared_options
 def import_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint: .pt, .pth, .ckpt or .safetensors.")],
     architecture: Architecture = None,
@@ -103,23 +105,19 @@ def import_command(
     ] = None,
     mean: Mean = None,
     std: Std = None,
-    data: options.Data = None,
-    limit_test: options.LimitTest = None,
-    seed: options.Seed = None,
-    device: options.Device = None,
     out: OutFile = None,
     force: ForceFile = False,
     json: options.Json = False,
+    *,
+    shared: options.DataOptions,
 ) -> None:
-    """Read a public checkpoint and keep it as a teacher file, and test it on a few hundred images.
+    """Convert a public checkpoint to a teacher file and test it on a few hundred images.
 
-    Without --data it is tested on CIFAR-10 where that is in the cache; nothing is downloaded for it.
+    Without --data it is tested on CIFAR-10 if that is in the cache; nothing is downloaded.
     """
     constants = _constants(mean, std)
-    recipe = _self_test_recipe(data, limit_test=limit_test, seed=seed, device=device)
-    from rnascl_cli.data import load_data
-    from rnascl_cli.recipes import SELF_TEST_IMAGES
-    from rnascl_cli.stages.teacher.import_checkpoint import default_file, import_teacher
+    from rnascl_cli.stages.teacher.import_checkpoint import import_teacher
+    from rnascl_cli.teachers.files import default_file
 
     imported = import_teacher(
         file,
@@ -127,16 +125,14 @@ def import_command(
         architecture=architecture,
         public=public,
         constants=constants,
-        data=None if data is None else load_data(recipe.data, seed=recipe.seed, training=False),
-        limit_test=recipe.data.limit_test or SELF_TEST_IMAGES,
-        device=recipe.device,
-        seed=recipe.seed,
+        settings=_self_test(shared),
         force=force,
     )
     _finish_import(imported, json=json)
 
 
 @app.command("fetch", epilog="Example: rnascl teacher fetch wrt34")
+@options.with_shared_options
 def fetch_command(
     source: Annotated[
         str,
@@ -149,24 +145,19 @@ def fetch_command(
     mean: Mean = None,
     std: Std = None,
     sha256: Annotated[
-        str | None, typer.Option("--sha256", metavar="HEX", help="What the checkpoint must be; checked.")
+        str | None, typer.Option("--sha256", metavar="HEX", help="Expected sha256 of the checkpoint.")
     ] = None,
-    data: options.Data = None,
-    limit_test: options.LimitTest = None,
-    seed: options.Seed = None,
-    device: options.Device = None,
     out: OutFile = None,
-    force: Annotated[bool, typer.Option("--force", help="Fetch it again, and replace an existing file.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Download again and overwrite an existing file.")] = False,
     json: options.Json = False,
+    *,
+    shared: options.DataOptions,
 ) -> None:
-    """Download a robust checkpoint and import it; a download that broke off is gone on with.
+    """Download a robust checkpoint and import it; interrupted downloads are resumed.
 
-    A name means a checkpoint of RobustBench. Nothing is downloaded where the teacher is in the cache already.
+    A name stands for a RobustBench checkpoint. Nothing is downloaded if the teacher is in the cache.
     """
     constants = _constants(mean, std)
-    recipe = _self_test_recipe(data, limit_test=limit_test, seed=seed, device=device)
-    from rnascl_cli.data import load_data
-    from rnascl_cli.recipes import SELF_TEST_IMAGES
     from rnascl_cli.stages.teacher.fetch import fetch_teacher
 
     fetched = fetch_teacher(
@@ -175,10 +166,7 @@ def fetch_command(
         architecture=architecture,
         constants=constants,
         sha256=sha256,
-        data=None if data is None else load_data(recipe.data, seed=recipe.seed, training=False),
-        limit_test=recipe.data.limit_test or SELF_TEST_IMAGES,
-        device=recipe.device,
-        seed=recipe.seed,
+        settings=_self_test(shared),
         force=force,
     )
     _finish_import(fetched, json=json)
@@ -187,56 +175,38 @@ def fetch_command(
 @app.command(
     "train", epilog="Example: rnascl teacher train --arch r8 --data digits --epochs 10 --out teachers/r8.safetensors"
 )
+@options.with_shared_options
 def train_command(
     architecture: Architecture = None,
     method: Annotated[
         str | None,
-        typer.Option(
-            "--method", metavar="fgsm-rs|pgd-at|trades", help="Adversarial training by one step, by ten, or TRADES."
-        ),
+        typer.Option("--method", metavar="fgsm-rs|pgd-at|trades", help="Adversarial training objective."),
     ] = None,
     start_from: Annotated[
         str | None,
-        typer.Option("--from", metavar="NAME|FILE", help="Go on from this teacher, also timm:NAME; else from scratch."),
+        typer.Option(
+            "--from",
+            metavar="NAME|FILE",
+            help="Initialize from this teacher (also timm:NAME) instead of training from scratch.",
+        ),
     ] = None,
     eps: Annotated[
         str | None, typer.Option("--eps", metavar="8/255", help="Size of the perturbation, L-inf, pixel units.")
     ] = None,
-    data: options.Data = None,
-    limit_train: options.LimitTrain = None,
-    limit_test: options.LimitTest = None,
-    recipe: options.RecipeFile = None,
-    settings: options.Set = None,
-    epochs: options.Epochs = None,
-    batch_size: options.BatchSize = None,
-    seed: options.Seed = None,
-    device: options.Device = None,
-    precision: options.Precision = None,
-    deterministic: options.Deterministic = None,
     out: OutFile = None,
     force: ForceFile = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint beside --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the checkpoint next to --out.")] = False,
     json: options.Json = False,
+    *,
+    shared: options.TrainingOptions,
 ) -> None:
-    """Train a robust teacher; held-out images choose the epoch, the test images are looked at once."""
+    """Train a robust teacher; the epoch is selected on held-out images, never on the test set."""
     resolved = options.build_recipe(
-        "teacher_train",
-        recipe=recipe,
-        settings=settings,
-        top={"seed": seed, "device": device, "precision": precision, "deterministic": deterministic},
-        data={"spec": data, "limit_train": limit_train, "limit_test": limit_test},
-        own={
-            "architecture": architecture,
-            "start_from": start_from,
-            "method": method,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "perturbation": None if eps is None else {"eps": eps},
-        },
+        "teacher_train", shared, architecture=architecture, method=method, start_from=start_from, eps=eps
     )
     from rnascl_cli.engine.run_directory import RunDirectory, has_checkpoint
-    from rnascl_cli.stages.teacher.import_checkpoint import default_file
     from rnascl_cli.stages.teacher.train import check_out, train_teacher, training_folder
+    from rnascl_cli.teachers.files import default_file
 
     path = out or default_file(_trained_stem(resolved))
     folder = training_folder(path)
@@ -245,7 +215,7 @@ def train_command(
     trained = train_teacher(resolved, path, run)
     measured = trained.measured
     console.info(
-        f"epoch {trained.best_epoch} was best on the held-out images; on {measured.n} test images: clean "
+        f"best epoch on held-out images: {trained.best_epoch}; on {measured.n} test images: clean "
         f"{measured.clean:.4f}, PGD-20 at {measured.eps} {measured.pgd20:.4f}; wrote {path}"
     )
     shown = {**asdict(trained), "path": str(path)}
@@ -253,42 +223,33 @@ def train_command(
 
 
 @app.command("measure", epilog="Example: rnascl teacher measure wrt34 --data cifar10 --limit-test 1000")
+@options.with_shared_options
 def measure_command(
     source: Source,
-    data: Annotated[
-        str, typer.Option("--data", metavar="SPEC", help="Whose test images to use, as of 'rnascl attack'.")
-    ],
     attacks: Annotated[
         str | None,
-        typer.Option("--attack", metavar="NAME[,NAME...]", help="As of 'rnascl attack'; by default pgd20,aa."),
+        typer.Option("--attack", metavar="NAME[,NAME...]", help="As in 'rnascl attack'; by default pgd20,aa."),
     ] = None,
     eps: Annotated[
-        str | None, typer.Option("--eps", metavar="8/255", help="By default the one it was published or trained with.")
+        str | None,
+        typer.Option("--eps", metavar="8/255", help="By default the eps that it was published or trained with."),
     ] = None,
-    limit_test: options.LimitTest = None,
-    recipe: options.RecipeFile = None,
-    settings: options.Set = None,
-    batch_size: options.BatchSize = None,
-    seed: options.Seed = None,
-    device: options.Device = None,
-    precision: options.Precision = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier measurement.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted measurement.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an earlier measurement.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted measurement.")] = False,
     json: options.Json = False,
+    *,
+    shared: options.RecipeOptions,
 ) -> None:
-    """Attack a teacher, AutoAttack included, and keep the result where list and show find it.
+    """Attack a teacher, with AutoAttack, and store the result where list and show find it; requires --data.
 
-    The result is an attack.json in NAME.measured/ beside the teacher's file, which itself is not changed.
+    The result is an attack.json in NAME.measured/ next to the teacher's file, which is not changed.
     """
+    if shared.data is None:
+        raise UserError("teacher measure: a teacher has no associated data set; pass --data, e.g. --data cifar10")
     from rnascl_cli.stages.teacher.registry import AUTOATTACK, PGD, measure_teacher, usual_eps
 
     resolved = options.build_recipe(
-        "attack",
-        recipe=recipe,
-        settings=settings,
-        top={"seed": seed, "device": device, "precision": precision},
-        data={"spec": data, "limit_test": limit_test},
-        own={"attacks": attacks or f"{PGD},{AUTOATTACK}", "eps": eps or usual_eps(source), "batch_size": batch_size},
+        "attack", shared, attacks=attacks or f"{PGD},{AUTOATTACK}", eps=eps or usual_eps(source)
     )
     document, path = measure_teacher(source, resolved, force=force, resume=resume)
     accuracies = [f"{result.attack} at {result.eps} {result.accuracy:.4f}" for result in document.results]
@@ -299,26 +260,26 @@ def measure_command(
 
 
 def _trained_stem(recipe: Recipe) -> str:
-    """Return the name of a trained teacher's file: what it is of, and the images or the method."""
+    """Return the default file name of a trained teacher: its architecture or origin, and the data set or method."""
     settings = recipe.teacher_train
     if settings.start_from is not None:
         path = Path(settings.start_from)
         stem = path.stem if path.suffix in (".safetensors", ".pt", ".pth", ".ckpt") else path.name
-        return f"{stem}-{settings.method}".replace(":", "-")
+        return f"{stem}-{settings.robust.method}".replace(":", "-")
     return f"{settings.architecture or 'r18'}-{recipe.data.spec.partition(':')[0]}".replace(":", "-")
 
 
-def _self_test_recipe(data: str | None, *, limit_test: int | None, seed: int | None, device: str | None) -> Recipe:
-    """Return what the self-test at the end of an import needs to know."""
-    from rnascl_cli.recipes import SELF_TEST_IMAGES
+def _self_test(shared: options.DataOptions) -> SelfTestSettings:
+    """Return the settings of the self-test after an import, with the images of ``--data``."""
+    from rnascl_cli.recipes.settings import SELF_TEST_IMAGES
 
-    return options.build_recipe(
-        None,
-        recipe=None,
-        settings=None,
-        top={"seed": seed, "device": device},
-        data={"spec": data, "limit_test": limit_test or SELF_TEST_IMAGES},
-    )
+    limit_test = shared.limit_test or SELF_TEST_IMAGES
+    recipe = options.build_recipe(None, shared, limit_test=limit_test)
+    from rnascl_cli.data import load_data
+    from rnascl_cli.stages.teacher.self_test import SelfTestSettings
+
+    images = None if shared.data is None else load_data(recipe.data, seed=recipe.seed, training=False)
+    return SelfTestSettings(data=images, limit_test=limit_test, device=recipe.device, seed=recipe.seed)
 
 
 def _finish_import(imported: ImportResult, *, json: bool) -> None:
@@ -337,18 +298,20 @@ def _finish_import(imported: ImportResult, *, json: bool) -> None:
         published = imported.published or {}
         console.info(
             f"self-test on {imported.measured.n} images: clean {imported.measured.clean:.4f}"
-            f"{_beside(published.get('clean'), 'published')}, PGD-20 at {imported.measured.eps} "
-            f"{imported.measured.pgd20:.4f}{_beside(published.get('autoattack'), 'AutoAttack published')}"
+            f"{_published(published.get('clean'), 'published')}, PGD-20 at {imported.measured.eps} "
+            f"{imported.measured.pgd20:.4f}{_published(published.get('autoattack'), 'AutoAttack published')}"
         )
     console.print_result(json_format.dumps(asdict(imported), indent=2) if json else imported.path)
 
 
-def _constants(mean: str | None, std: str | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+def _constants(mean: str | None, std: str | None) -> NormalisationConstants | None:
+    from rnascl_cli.teachers.public_checkpoints import NormalisationConstants
+
     if mean is None and std is None:
         return None
     if mean is None or std is None:
         raise UserError("--mean and --std must be given together")
-    return _three(mean, "--mean", lowest=0.0), _three(std, "--std", lowest=1e-6)
+    return NormalisationConstants(_three(mean, "--mean", lowest=0.0), _three(std, "--std", lowest=1e-6))
 
 
 def _three(text: str, option: str, *, lowest: float) -> tuple[float, ...]:
@@ -361,7 +324,7 @@ def _three(text: str, option: str, *, lowest: float) -> tuple[float, ...]:
     return values
 
 
-def _beside(number: float | None, what: str) -> str:
+def _published(number: float | None, what: str) -> str:
     return "" if number is None else f" ({what}: {number:.4f})"
 
 
@@ -373,7 +336,7 @@ def _accuracies(numbers: dict[str, Any] | None, *names: str) -> str:
 
 
 def _plain(value: Any) -> str:
-    """Return a fact on one line; fingerprints are for --json."""
+    """Return a value on one line, without fingerprints."""
     if isinstance(value, dict):
         facts = {key: item for key, item in value.items() if item is not None and key != "fingerprint"}
         nested = {key: f"({_plain(item)})" if isinstance(item, dict) else _plain(item) for key, item in facts.items()}

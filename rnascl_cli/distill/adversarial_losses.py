@@ -1,6 +1,6 @@
-"""What adversarial training puts in the place of the cross-entropy: the terms of six methods.
+"""Adversarial training losses of six methods, which replace the cross-entropy.
 
-With p the student, q the teacher, y the label, x an image and x' the perturbed one:
+With p the student, q the teacher, y the label, x the clean and x' the adversarial image:
 
 - PGD-AT (Madry et al. 2018), Fast-AT (Wong et al. 2020): CE(p(x'), y);
 - TRADES (Zhang et al. 2019): CE(p(x), y) + beta KL(p(x) || p(x'));
@@ -8,8 +8,8 @@ With p the student, q the teacher, y the label, x an image and x' the perturbed 
 - ARD (Goldblum et al. 2020): alpha T^2 KL(q_T(x) || p_T(x')) + (1 - alpha) CE(p(x), y);
 - RSLAD (Zi et al. 2021): 5/6 KL(q(x) || p(x')) + 1/6 KL(q(x) || p(x)).
 
-The terms only, each a mean over the batch and without its weight; a KL is summed over the classes, as it is defined
-(the published code of ARD and RSLAD takes the mean over them, and so 1/K of it).
+The functions return the terms without their weights, as means over the batch. A KL is summed over the classes; the
+published code of ARD and RSLAD takes the mean over the classes, 1/K of it.
 
 Shape suffixes: B images, K classes.
 """
@@ -26,7 +26,7 @@ Terms = dict[str, Tensor]
 
 
 def adversarial_ce_terms(perturbed_BK: Tensor, y_B: Tensor) -> Terms:
-    """Return the term of PGD-AT and Fast-AT: ``adversarial``, the cross-entropy on the perturbed images."""
+    """Return the term of PGD-AT and Fast-AT: ``adversarial``, the cross-entropy on the adversarial images."""
     return {"adversarial": cross_entropy(perturbed_BK, y_B)}
 
 
@@ -38,21 +38,21 @@ def trades_terms(clean_BK: Tensor, perturbed_BK: Tensor, y_B: Tensor) -> Terms:
 def mart_terms(clean_BK: Tensor, perturbed_BK: Tensor, y_B: Tensor) -> Terms:
     """Return MART's terms: ``adversarial``, the boosted cross-entropy, and ``weighted_kl``.
 
-    The KL from clean to perturbed counts the more, the less the clean image is recognised.
+    The KL is weighted by 1 - p_y(x), so that misclassified images count more.
     """
     log_p_BK, log_r_BK = (F.log_softmax(logits_BK.float(), dim=1) for logits_BK in (clean_BK, perturbed_BK))
     kl_B = (log_p_BK.exp() * (log_p_BK - log_r_BK)).sum(dim=1)
-    unsure_B = 1 - log_p_BK.gather(1, y_B[:, None]).squeeze(1).exp()
-    return {"adversarial": boosted_cross_entropy(perturbed_BK, y_B), "weighted_kl": (kl_B * unsure_B).mean()}
+    weight_B = 1 - log_p_BK.gather(1, y_B[:, None]).squeeze(1).exp()
+    return {"adversarial": bce_loss(perturbed_BK, y_B), "weighted_kl": (kl_B * weight_B).mean()}
 
 
-def boosted_cross_entropy(logits_BK: Tensor, y_B: Tensor) -> Tensor:
+def bce_loss(logits_BK: Tensor, y_B: Tensor) -> Tensor:
     """Return MART's BCE: -log p_y - log(1 - max_{k != y} p_k), the mean over the batch."""
     logits_BK = logits_BK.float()
-    rival_B1 = logits_BK.scatter(1, y_B[:, None], -torch.inf).argmax(dim=1, keepdim=True)
-    # log(1 - p_k) from the other logits themselves: near p_k = 1 the difference would be 0.
-    without_rival_B = logits_BK.scatter(1, rival_B1, -torch.inf).logsumexp(dim=1)
-    return cross_entropy(logits_BK, y_B) - (without_rival_B - logits_BK.logsumexp(dim=1)).mean()
+    other_B1 = logits_BK.scatter(1, y_B[:, None], -torch.inf).argmax(dim=1, keepdim=True)
+    # log(1 - p_k) is computed from the other logits: near p_k = 1 the difference would be rounded to 0.
+    without_other_B = logits_BK.scatter(1, other_B1, -torch.inf).logsumexp(dim=1)
+    return cross_entropy(logits_BK, y_B) - (without_other_B - logits_BK.logsumexp(dim=1)).mean()
 
 
 def ard_terms(
@@ -68,7 +68,7 @@ def ard_terms(
 def rslad_terms(clean_BK: Tensor, perturbed_BK: Tensor, teacher_BK: Tensor) -> Terms:
     """Return RSLAD's terms: the KL from the teacher's soft labels, ``adversarial`` and ``clean_kl``.
 
-    No hard label enters.
+    Hard labels are not used.
     """
     return {
         "adversarial": kl_divergence(perturbed_BK, teacher_BK, direction="teacher-student"),

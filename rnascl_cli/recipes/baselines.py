@@ -1,6 +1,6 @@
-"""Settings of the rival distillation losses of Figure 11, with the values published for them as defaults.
+"""Settings of the distillation baselines of Figure 11.
 
-The weights are those of the comparison by Tian et al. (2020): each rival beside the cross-entropy, without a KL term.
+The default weights are those of Tian et al. (2020): each loss is added to the cross-entropy, without a KL term.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class KD(Settings):
 
     name: Literal["kd"]
     weight: Weight = 0.9
-    ce_weight: Weight = Field(default=0.1, description="of the cross-entropy, which the other rivals leave at 1")
+    ce_weight: Weight = Field(default=0.1, description="weight of the cross-entropy; 1 in the other baselines")
     temperature: float = Field(default=4.0, gt=0.0)
 
 
@@ -42,14 +42,14 @@ class VID(Settings):
 
     name: Literal["vid"]
     weight: Weight = 1.0
-    variance: float = Field(default=5.0, gt=1e-5, description="of every channel of the teacher, at the start")
+    variance: float = Field(default=5.0, gt=1e-5, description="initial variance of each teacher channel")
 
 
 class RKD(Settings):
     """Distances and angles between the embeddings of a batch (Park et al. 2019)."""
 
     name: Literal["rkd"]
-    weight: Weight = Field(default=1.0, description="of both parts together")
+    weight: Weight = Field(default=1.0, description="weight of the sum of both parts")
     distance: Weight = 25.0
     angle: Weight = 50.0
 
@@ -59,12 +59,12 @@ class CRD(Settings):
 
     name: Literal["crd"]
     weight: Weight = 0.8
-    dim: int = Field(default=128, ge=1, le=4096, description="of the space in which student and teacher are compared")
+    dim: int = Field(default=128, ge=1, le=4096, description="dimension of the embeddings")
     negatives: int = Field(
-        default=16384, ge=1, description="images of other classes beside each image; fewer where there are fewer"
+        default=16384, ge=1, description="number of images of other classes per image, at most as many as there are"
     )
     temperature: float = Field(default=0.07, gt=0.0)
-    momentum: float = Field(default=0.5, ge=0.0, lt=1.0, description="of the memory banks")
+    momentum: float = Field(default=0.5, ge=0.0, lt=1.0, description="momentum of the memory banks")
 
 
 class PKT(Settings):

@@ -1,4 +1,4 @@
-"""What ``--data SPEC`` names: told from its words and its folders, before any image is read. No tensors here."""
+"""Parses ``--data SPEC`` and checks its folders before any image is read. No tensors here."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import NamedTuple
 from rnascl_cli.core.errors import UserError, did_you_mean, expand_user, printable
 
 CROPPED_SIDE = 224
-"""What photographs are cropped to, pixels."""
+"""Side of the crops of photographs, pixels."""
 LARGEST_CIFAR_LIKE = 64
-"""Images up to this many pixels a side are cropped after padding; larger ones get random resized crops."""
-TRIES = 10  # files that are looked at for one that is an image
+"""Largest side, in pixels, of images that are padded and cropped; larger ones get random resized crops."""
+TRIES = 10  # files to try until one is an image
 
 
 class Images(NamedTuple):
-    """What a network must fit: how many classes there are, and height and width of an image in pixels."""
+    """Number of classes, and height and width of an image in pixels."""
 
     num_classes: int
     input_size: int
@@ -29,15 +29,15 @@ FIXED = {
     "imagenet100": Images(100, CROPPED_SIDE),
 }
 FOLDERS = {"folder": ("test", "val"), "imagenet": ("val", "test"), "imagenet100": ("val", "test")}
-"""The sets that are a folder, and what the one of the test images is called; ILSVRC's own test/ has no labels."""
+"""Data sets in a folder, and the names of their test split; ILSVRC's own test/ has no labels."""
 KNOWN = (*FIXED, "folder")
 
 
 def parse_spec(spec: str) -> tuple[str, str]:
-    """Return the set's name and its folder, empty where none is given.
+    """Return the data set's name and its folder, empty if none is given.
 
     Raises:
-        UserError: There is no such set, or it needs a folder, or takes none.
+        UserError: The data set is unknown, needs a folder, or takes none.
     """
     name, _, folder = spec.partition(":")
     if name not in KNOWN:
@@ -45,15 +45,17 @@ def parse_spec(spec: str) -> tuple[str, str]:
     if name in FOLDERS and not folder:
         raise UserError(f"--data {name}: a folder is needed; write --data {name}:DIR")
     if name == "digits" and folder:
-        raise UserError(f"--data digits:{folder}: digits come with rnascl and take no folder; write --data digits")
+        raise UserError(
+            f"--data digits:{folder}: digits are part of scikit-learn and take no folder; write --data digits"
+        )
     return name, folder
 
 
 def check_there(spec: str) -> None:
-    """Refuse a set to train on whose folder, or a split of it, is not there; what is downloaded need not be.
+    """Check that the folder of a training data set and its splits exist; downloaded data sets may be missing.
 
     Raises:
-        UserError: It is not, or :func:`parse_spec` refuses the words.
+        UserError: A folder is missing, or the spec is invalid.
     """
     name, folder = parse_spec(spec)
     if name in FOLDERS:
@@ -66,32 +68,32 @@ def check_there(spec: str) -> None:
 
 
 def no_training_images(spec: str) -> UserError:
-    """Return the refusal of a set that has test images only."""
-    return UserError(f"--data {spec}: has no train/ folder, only test images; nothing to train on")
+    """Return the error for a data set without training images."""
+    return UserError(f"--data {spec}: has no train/ folder; add one, or name another data set")
 
 
 def images_of(spec: str) -> Images | None:
-    """Return what a network for these images must fit; None where a folder would have to be read to know it.
+    """Return number of classes and image size of a data set; None if its folder cannot be read.
 
-    Of a folder, the names of its class folders and the size of one image are looked at.
+    Reads only the names of the class folders and the size of one image.
     """
     name, _, folder = spec.partition(":")
-    if name in FIXED:  # imagenet's folder may still be missing, as in the recipes, where only a plan is wanted
+    if name in FIXED:  # the recipes name imagenet without its folder
         return FIXED[name]
     parse_spec(spec)
     try:
         train, test, classes = folder_classes(expand_user(folder, option="--data"))
         side = _side((train or test) / classes[0])
-    except (UserError, OSError):  # told by whoever needs the folder
+    except (UserError, OSError):  # reported when the images are loaded
         return None
     return None if side is None else Images(len(classes), side)
 
 
 def folder_classes(root: Path) -> tuple[Path | None, Path, list[str]]:
-    """Return an image folder's split to train on, if it has one, that to test on, and its classes.
+    """Return the training split (None if missing), the test split and the classes of an image folder.
 
     Raises:
-        UserError: The folder, a split or its classes are missing, or the splits' classes differ.
+        UserError: The folder, the test split or its classes are missing, or the splits' classes differ.
     """
     train, test = split_folders(root)
     classes = class_names(train or test)
@@ -104,11 +106,11 @@ def folder_classes(root: Path) -> tuple[Path | None, Path, list[str]]:
 
 
 def split_folders(root: Path, *, tests: tuple[str, str] = FOLDERS["folder"]) -> tuple[Path | None, Path]:
-    """Return the folder of the training images, if there is one, and that of the test images.
+    """Return the folder of the training images (None if missing) and that of the test images.
 
     Args:
-        root: The folder they are in.
-        tests: What that of the test images may be called; the first that is there counts.
+        root: The folder of both.
+        tests: Names of the test folder, in order of preference.
 
     Raises:
         UserError: There is no such folder, or it has no test images.
@@ -118,38 +120,38 @@ def split_folders(root: Path, *, tests: tuple[str, str] = FOLDERS["folder"]) -> 
     found = [root / name for name in tests if (root / name).is_dir()]
     if not found:
         raise UserError(
-            f"--data: {root} has no {tests[0]}/ or {tests[1]}/ folder; put the test images there, one folder a class"
+            f"--data: {root} has no {tests[0]}/ or {tests[1]}/ folder; put the test images there, one folder per class"
         )
     train = root / "train"
     return (train if train.is_dir() else None), found[0]
 
 
 def class_names(split: Path) -> list[str]:
-    """Return the names of a split's class folders, sorted.
+    """Return the sorted names of a split's class folders.
 
     Raises:
-        UserError: There are none, or one has no printable name.
+        UserError: There are none, or a name is not printable.
     """
     names = sorted(entry.name for entry in split.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
-        raise UserError(f"{split}: has no class folders; make one folder a class")
+        raise UserError(f"{split}: has no class folders; make one folder per class")
     if odd := [name for name in names if printable(name) != name]:
-        raise UserError(f"{split}: the class folder '{odd[0]}' has no printable name; rename it")
+        raise UserError(f"{split}: the class folder '{odd[0]}' has a name that is not printable; rename it")
     return names
 
 
 def is_photograph(width: int, height: int) -> bool:
-    """Return whether an image is too large to be taken as it is, and is resized and cropped."""
+    """Return whether an image is so large that it is resized and cropped."""
     return max(width, height) > LARGEST_CIFAR_LIKE
 
 
 def few(names: list[str]) -> str:
-    """Return the first names of a list that may be long."""
+    """Return the first three names of a list."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _side(class_folder: Path) -> int | None:
-    """Return the side of what the images of a folder become, by its first one; None where that cannot be told."""
+    """Return the side of a folder's images after cropping, from its first image; None if there is none."""
     from PIL import Image
 
     files = sorted(path for path in class_folder.iterdir() if path.is_file() and not path.name.startswith("."))
@@ -157,7 +159,7 @@ def _side(class_folder: Path) -> int | None:
         try:
             with Image.open(path) as image:
                 width, height = image.size
-        except Exception:  # no image, or a bad one: whoever reads it will say so
+        except Exception:  # not an image, or a damaged one, which is reported when the images are loaded
             continue
         return CROPPED_SIDE if is_photograph(width, height) else width
     return None

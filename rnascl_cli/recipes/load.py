@@ -1,4 +1,4 @@
-"""Reading recipes: TOML files, single settings, and how they are laid over one another."""
+"""Reads recipes: TOML files, single settings, and the layers of both."""
 
 from __future__ import annotations
 
@@ -11,19 +11,17 @@ from pydantic import ValidationError
 
 from rnascl_cli.artifacts.reading import MAX_RECIPE_BYTES, read_bounded
 from rnascl_cli.core.errors import UserError, did_you_mean
+from rnascl_cli.recipes.base import DEEPEST_KEY, TAGS, Layer
 from rnascl_cli.recipes.errors import Option, explain
-from rnascl_cli.recipes.settings import Recipe
-
-DEEPEST_KEY = 16  # parts; the longest there is has four
+from rnascl_cli.recipes.old_keys import refuse_old_keys
+from rnascl_cli.recipes.settings import METHODS, Recipe
 
 STUDIES = "studies"
-"""The folder, under recipes/, whose files are studies and no recipes."""
-
-Layer = Mapping[str, Any]
+"""The folder of the studies, under recipes/."""
 
 
 def recipes_folder() -> Path:
-    """Return the folder of the recipes that come with rnascl: the package's copy, or a checkout's recipes/."""
+    """Return the folder of the built-in recipes: the package's copy, or recipes/ of a checkout."""
     package = Path(__file__).resolve().parent.parent
     packed = package / "_recipes"
     return packed if packed.is_dir() else package.parent / "recipes"
@@ -45,19 +43,29 @@ def find_recipe(name: str) -> Path:
 
 
 def read_recipe_file(path: Path) -> dict[str, Any]:
-    """Read a TOML recipe as a nested dictionary, unchecked.
+    """Read a TOML recipe as a nested dictionary, unchecked; see :func:`read_toml`."""
+    return read_toml(path, what="--recipe", page="docs/recipes.md")
+
+
+def read_toml(path: Path, *, what: str, page: str) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Args:
+        path: The file.
+        what: What it is, in messages.
+        page: The page of the docs that describes it.
 
     Raises:
-        UserError: The file cannot be read or is not TOML.
+        UserError: It cannot be read or is not TOML.
     """
     try:
-        return tomllib.loads(read_bounded(path, MAX_RECIPE_BYTES, what="recipe").decode())
+        return tomllib.loads(read_bounded(path, MAX_RECIPE_BYTES, what=what.removeprefix("--")).decode())
     except UserError:
         raise
     except OSError as error:
-        raise UserError(f"--recipe {path}: {error.strerror}") from None
+        raise UserError(f"{what} {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError, UnicodeDecodeError, or a number of 5,000 digits
-        raise UserError(f"--recipe {path}: not TOML ({error}); see docs/recipes.md") from None
+        raise UserError(f"{what} {path}: not TOML ({error}); see {page}") from None
 
 
 def parse_setting(text: str, stage: str | None) -> dict[str, Any]:
@@ -66,7 +74,7 @@ def parse_setting(text: str, stage: str | None) -> dict[str, Any]:
     Args:
         text: ``search.attention.gamma=10``; inside a stage also ``attention.gamma=10``. VALUE is TOML
             (numbers, true/false, lists), ``null``, or else a plain string.
-        stage: The stage that is running, whose table a key without one is looked up in first.
+        stage: The running stage, in whose table keys without a table are.
 
     Raises:
         UserError: There is no ``=``.
@@ -90,19 +98,19 @@ def parse_setting(text: str, stage: str | None) -> dict[str, Any]:
 
 
 def resolve(layers: Sequence[Layer], *, options: Mapping[str, Option] | None = None) -> Recipe:
-    """Lay settings over one another, later layers winning, and check the result.
+    """Merge layers of settings, of which later ones win, and validate the result.
 
     Args:
         layers: The settings.
-        options: For each key that the last layer sets by an option of the command line, that option; the error of
-            such a key names it instead of the key.
+        options: The command-line option of each key that one has set; errors name it instead of the key.
 
     Raises:
-        UserError: Unknown keys (all of them, each with the nearest known one) or values out of range.
+        UserError: Unknown keys (all of them, each with the nearest known key), old keys, or values out of range.
     """
     merged = Recipe().model_dump()
     for layer in layers:
         _merge(merged, layer)
+        refuse_old_keys(layer)
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:
@@ -115,13 +123,24 @@ def _merge(base: dict[str, Any], over: Layer, *, under: str = "") -> None:
     for key, value in over.items():
         inner = base.get(key)
         if isinstance(value, Mapping):
-            # Another optimiser, schedule or rival replaces the old one: its fields mean nothing to the new kind.
-            kinds = [value[tag] for tag in ("name", "kind") if tag in value]
-            if not isinstance(inner, dict) or (kinds and inner.get("name", inner.get("kind", kinds[0])) not in kinds):
-                inner = {}
-            base[key] = inner
+            base[key] = inner = _remaining(inner, value)
             _merge(inner, value, under=f"{under}{key}.")
-        elif isinstance(inner, dict) and value is not None:  # null takes back a table that may be left out
+        elif isinstance(inner, dict) and value is not None:  # null removes an optional table
             raise UserError(f"recipe key '{under}{key}': is a table; set its keys one by one, e.g. {key}.KEY=VALUE")
         else:
             base[key] = value
+
+
+def _remaining(table: Any, over: Layer) -> dict[str, Any]:
+    """Return the settings of a table that a layer over it leaves valid.
+
+    A layer that selects another optimizer, schedule or baseline starts from that one's defaults. Another adversarial
+    method keeps the settings that both have, such as eps.
+    """
+    if not isinstance(table, dict):
+        return {}
+    tag = next((tag for tag in TAGS if tag in over), None)
+    if tag is None or table.get(tag, over[tag]) == over[tag]:
+        return table
+    member = METHODS.get(over[tag]) if tag == "method" and isinstance(over[tag], str) else None
+    return {key: value for key, value in table.items() if member and key in member.model_fields}

@@ -1,17 +1,18 @@
-"""What the four paradigms, the methods and the rivals need, and what of them excludes what. No tensors here.
+"""Rules of paradigms, adversarial methods and distillation baselines. No tensors here.
 
-The stages ask as they begin; a study asks of all its steps before the first one.
+Stages check them at their start; a study checks them for all steps before the first one.
 """
 
 from __future__ import annotations
 
 from rnascl_cli.artifacts.documents import TUTORED, Paradigm
 from rnascl_cli.core.errors import UserError
-from rnascl_cli.recipes import TAUGHT_METHODS, BaselineSettings, KLSettings, RobustMethod, RobustSettings, TrainSettings
+from rnascl_cli.recipes.baselines import BaselineSettings
+from rnascl_cli.recipes.settings import TEACHER_LOGIT_METHODS, KLSettings, RobustMethod, RobustSettings, TrainSettings
 
 
 def uses_kl(paradigm: Paradigm, kl: KLSettings) -> bool:
-    """Return whether there is a KL term: the paradigm has it (section 4.3), and its weight is not zero."""
+    """Return whether the loss has a KL term: the paradigm has one (section 4.3), and its weight is not zero."""
     return paradigm in ("kl", "rnas-cl") and kl.weight > 0
 
 
@@ -21,45 +22,45 @@ def uses_tutors(paradigm: Paradigm) -> bool:
 
 
 def needs_teacher(settings: RobustSettings | None) -> RobustMethod | None:
-    """Return the method of a table if its targets are a teacher's logits."""
-    return settings.method if settings is not None and settings.method in TAUGHT_METHODS else None
+    """Return the adversarial method if its targets are a teacher's logits."""
+    return settings.method if settings is not None and settings.method in TEACHER_LOGIT_METHODS else None
 
 
 def trained_paradigm(settings: TrainSettings, *, searched: Paradigm) -> Paradigm:
-    """Return the paradigm of a training: beside a rival loss ``standard``, as the rival stands for all teacher terms.
+    """Return the paradigm of a training; with a baseline loss ``standard``, as it replaces all teacher terms.
 
     Args:
-        settings: Of the training.
-        searched: The paradigm of the search, which is the training's where the settings name none.
+        settings: Settings of the training.
+        searched: The paradigm of the search, which is the default.
 
     Raises:
-        UserError: A rival loss is asked for beside a paradigm with teacher terms, or on perturbed images.
+        UserError: A baseline loss is combined with a paradigm with teacher terms or with adversarial training.
     """
     if settings.distill is None:
         return settings.paradigm or searched
     if settings.method is not None:
         raise UserError(
-            f"--distill {settings.distill.name}: compares clean images, as it was published; leave out --method "
-            f"{settings.method} (recipe key train.method) and run adv-finetune after it"
+            f"--distill {settings.distill.name}: trains on clean images, as published; leave out --method "
+            f"{settings.method} (recipe key train.robust) and run adv-finetune after it"
         )
     if settings.paradigm not in (None, "standard"):
         raise UserError(
-            f"--distill {settings.distill.name}: takes the place of the paradigm's teacher terms; leave out either it "
+            f"--distill {settings.distill.name}: replaces the paradigm's teacher terms; leave out either it "
             f"(recipe key train.distill) or --paradigm {settings.paradigm} (recipe key train.paradigm)"
         )
     return "standard"
 
 
 def required_teacher(source: str | None, paradigm: Paradigm, *, method: RobustMethod | None = None) -> str | None:
-    """Return the teacher that is to be read; None where neither paradigm nor method has one.
+    """Return the teacher to load; None if neither the paradigm nor the method uses one.
 
     Args:
         source: The ``--teacher`` value.
-        paradigm: Which terms of eqs. (2) and (3) there are.
-        method: Of adversarial training, if its targets are the teacher's logits.
+        paradigm: Determines the terms of eqs. (2) and (3).
+        method: The adversarial method, if its targets are the teacher's logits.
 
     Raises:
-        UserError: One is needed, and none is named.
+        UserError: A teacher is needed, and none is named.
     """
     if paradigm == "standard" and method is None:
         return None
@@ -71,11 +72,11 @@ def required_teacher(source: str | None, paradigm: Paradigm, *, method: RobustMe
 
 
 def required_baseline_teacher(source: str | None, settings: BaselineSettings) -> str:
-    """Return the teacher of a rival loss.
+    """Return the teacher of a distillation baseline.
 
     Args:
         source: The ``--teacher`` value, or the teacher of the search.
-        settings: Of the loss.
+        settings: Settings of the baseline.
 
     Raises:
         UserError: There is none.
@@ -88,18 +89,20 @@ def required_baseline_teacher(source: str | None, settings: BaselineSettings) ->
 
 
 def no_tutors(paradigm: Paradigm, *, searched: Paradigm) -> UserError:
-    """Return the refusal of a paradigm with tutors for a network whose search had none."""
+    """Return the error for a paradigm with tutors and a network whose search had none."""
     return UserError(
         f"paradigm '{paradigm}' needs a tutor map, and this network was searched as '{searched}'; "
         "search with --paradigm rnas-cl or icc, or train with --paradigm kl or standard"
     )
 
 
-def other_tap(layers: str, tap: str) -> UserError:
-    """Return the refusal of layers (``tap`` says of which kind) that are not those of the tutor map."""
-    return UserError(f"{layers}: its {tap} layers are not those of the tutor map; set attention.tap as in the search")
+def other_source(layers: str, source: str) -> UserError:
+    """Return the error for layers of kind ``source`` that are not those of the tutor map."""
+    return UserError(
+        f"{layers}: its {source} layers are not those of the tutor map; set attention.source as in the search"
+    )
 
 
 def no_holdout(who: str) -> UserError:
-    """Return the refusal to choose an epoch where no image is held out; ``who`` would choose it."""
-    return UserError(f"data.holdout: {who} chooses its epoch on held-out training images; set it above 0")
+    """Return the error for model selection by ``who`` without held-out images."""
+    return UserError(f"data.holdout: {who} selects the epoch on held-out training images; set it above 0")

@@ -1,6 +1,4 @@
-"""Every setting of every stage, frozen and typed, with the paper's CIFAR-10 values as defaults
-(but for the 2 % held out).
-"""
+"""The settings of all stages; the defaults are the paper's CIFAR-10 values, except for the 2 % held out."""
 
 from __future__ import annotations
 
@@ -15,13 +13,13 @@ from rnascl_cli.recipes.baselines import BaselineSettings
 
 
 class DataSettings(Settings):
-    """Which images, and how they are augmented."""
+    """The data set and its augmentation."""
 
     spec: str = "cifar10"
     limit_train: Annotated[int, Field(ge=1)] | None = None
     limit_test: Annotated[int, Field(ge=1)] | None = None
     holdout: float = Field(
-        default=0.02, ge=0.0, le=0.5, description="share of the training images kept for choosing, never trained on"
+        default=0.02, ge=0.0, le=0.5, description="fraction of the training images held out for model selection"
     )
     augment: Literal["auto", "crop", "crop-flip", "flip", "resized-crop-flip", "none"] = Field(
         default="auto",
@@ -29,11 +27,11 @@ class DataSettings(Settings):
     )
     keep: Literal["auto", "memory", "stream"] = Field(
         default="auto",
-        description="image folders decoded once and kept, or decoded batch by batch; auto: kept up to 2 GiB a split",
+        description="decode image folders once into memory, or batch by batch; auto: memory up to 2 GiB per split",
     )
     workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
         default=None,
-        description="processes that decode streamed images; 0: none but this one. null: one a CPU but one, up to 16",
+        description="processes that decode streamed images; 0: this one. null: number of CPUs less one, at most 16",
     )
 
 
@@ -59,7 +57,7 @@ Optimiser = Annotated[SGD | Adam, Field(discriminator="name")]
 
 
 class StepSchedule(Settings):
-    """The learning rate times ``factor`` at each milestone, a share of the run: 75 and 90 of 100 epochs."""
+    """Multiplies the learning rate by ``factor`` at each milestone, a fraction of the run."""
 
     kind: Literal["step"] = "step"
     milestones: tuple[float, ...] = (0.75, 0.9)
@@ -67,7 +65,7 @@ class StepSchedule(Settings):
 
 
 class CosineSchedule(Settings):
-    """The learning rate to zero along half a cosine (ImageNet-100)."""
+    """Decays the learning rate to zero along half a cosine (ImageNet-100)."""
 
     kind: Literal["cosine"]
 
@@ -79,11 +77,11 @@ class GumbelSettings(Settings):
     """Gumbel-Softmax for widths and tutors alike (section 3.2)."""
 
     temperature: float = Field(default=5.0, gt=0.0, description="at the first epoch")
-    decay: float = Field(default=0.045, ge=0.0, description="the temperature falls by e^-decay each epoch ...")
+    decay: float = Field(default=0.045, ge=0.0, description="the temperature is multiplied by e^-decay per epoch ...")
     decay_epochs: int | None = Field(
         default=100,
         ge=1,
-        description="... of a search of this many epochs; other lengths walk the same curve. null: no scaling",
+        description="... of a search with this many epochs, and scaled for other lengths. null: not scaled",
     )
     noise: Literal["gumbel", "normal"] = "gumbel"
 
@@ -93,8 +91,8 @@ class AttentionSettings(Settings):
 
     gamma: float = Field(default=1.0, ge=0.0, description="gamma_s in the search, gamma_t in training")
     map_size: int = Field(default=8, ge=1, le=256, description="side of the common map, pixels")
-    tap: Literal["conv", "norm", "block"] = Field(
-        default="conv", description="maps of every conv's raw output, of every BatchNorm's, or of every block's"
+    source: Literal["conv", "norm", "block"] = Field(
+        default="conv", description="layers whose outputs give the maps: all convolutions, BatchNorms or blocks"
     )
     norm: Literal["image", "batch"] = Field(
         default="image", description="L2 norm of a map: per image, or over the batch"
@@ -115,74 +113,121 @@ class CostSettings(Settings):
     """n_f of eq. (2): scale * (the supernet's expected cost over that of its widest path)^exponent."""
 
     measure: Literal["macs", "params"] = Field(
-        default="macs", description="with a budget and no target, n_f is of what the budget limits"
+        default="macs", description="with a budget and no target, n_f measures what the budget limits"
     )
     exponent: float = Field(default=1.0, ge=0.0)
     scale: float = Field(default=1.0, gt=0.0)
     target: float | None = Field(
         default=None,
         gt=0.0,
-        description="MACs or params below which smaller is no better, e.g. 10e6; null: those of the budget, if any",
+        description="MACs or params below which the penalty is constant, e.g. 10e6; null: those of the budget, if any",
     )
 
 
-class PerturbationSettings(Settings):
-    """How training images are perturbed, L-inf, pixel units."""
+EPS = 8 / 255
 
-    eps: PixelSize = 8 / 255
+
+class Perturbation(Settings):
+    """Adversarial training on images perturbed within an L-inf ball, pixel units."""
+
+    eps: PixelSize = EPS
+
+
+class PGDPerturbation(Perturbation):
+    """Images perturbed by several gradient steps."""
+
     step_size: PixelSize = 2 / 255
     steps: int = Field(default=10, ge=1)
 
 
+class TRADES(PGDPerturbation):
+    """TRADES (Zhang et al. 2019)."""
+
+    method: Literal["trades"] = "trades"
+    beta: float = Field(default=6.0, ge=0.0, description="weight of KL(p(x), p(x'))")
+
+
+class MART(PGDPerturbation):
+    """MART (Wang et al. 2020)."""
+
+    method: Literal["mart"] = "mart"
+    kl_weight: float = Field(default=5.0, ge=0.0, description="lambda, the weight of KL(p(x), p(x')) (1 - p_y(x))")
+
+
+class PGDAT(PGDPerturbation):
+    """PGD adversarial training (Madry et al. 2018)."""
+
+    method: Literal["pgd-at"] = "pgd-at"
+
+
+class FastAT(Perturbation):
+    """Fast adversarial training: one step of 1.25 eps from a random start (Wong et al. 2020)."""
+
+    method: Literal["fast-at"] = "fast-at"
+
+
+class FGSMRS(Perturbation):
+    """Fast adversarial training, under the name that ``teacher train`` has for it."""
+
+    method: Literal["fgsm-rs"] = "fgsm-rs"
+
+
+class ARD(PGDPerturbation):
+    """Adversarially robust distillation (Goldblum et al. 2020)."""
+
+    method: Literal["ard"] = "ard"
+    alpha: float = Field(
+        default=1.0, ge=0.0, le=1.0, description="share of the distillation term; the rest is the cross-entropy's"
+    )
+    temperature: float = Field(default=30.0, gt=0.0, description="of teacher and student")
+
+
+class RSLAD(PGDPerturbation):
+    """Robust soft-label adversarial distillation (Zi et al. 2021)."""
+
+    method: Literal["rslad"] = "rslad"
+    adversarial_share: float = Field(
+        default=5 / 6,
+        ge=0.0,
+        le=1.0,
+        description="share of the adversarial term; the rest is the clean term's",
+    )
+
+
 RobustMethod = Literal["trades", "mart", "pgd-at", "fast-at", "ard", "rslad"]
-TAUGHT_METHODS: tuple[RobustMethod, ...] = ("ard", "rslad")
-"""The methods whose targets are a teacher's logits, whatever the paradigm."""
-
-
-class RobustSettings(Settings):
-    """Training on perturbed images: each method's published weights (docs/method.md)."""
-
-    method: RobustMethod | None = None
-    beta: float = Field(default=6.0, ge=0.0, description="TRADES: weight of the KL to the perturbed images")
-    mart_lambda: float = Field(default=5.0, ge=0.0, description="MART: weight of the KL by 1 - p_y")
-    ard_alpha: float = Field(
-        default=1.0, ge=0.0, le=1.0, description="ARD: share of the teacher's term; the rest is the cross-entropy's"
-    )
-    ard_temperature: float = Field(default=30.0, gt=0.0, description="ARD: of teacher and student")
-    rslad_share: float = Field(
-        default=5 / 6, ge=0.0, le=1.0, description="RSLAD: share of the perturbed images; the rest is the clean ones'"
-    )
-    perturbation: PerturbationSettings = Field(default_factory=PerturbationSettings)
-
-
-class SearchRobustSettings(RobustSettings):
-    """The images perturbed against the supernet while it searches (the paper's future work)."""
-
-    method: Literal["trades", "fast-at", "rslad"]
+TEACHER_LOGIT_METHODS: tuple[RobustMethod, ...] = ("ard", "rslad")
+"""Methods whose targets are a teacher's logits."""
+RobustSettings = TRADES | MART | PGDAT | FastAT | ARD | RSLAD
+METHODS: dict[str, type[Perturbation]] = {
+    member.model_fields["method"].default: member for member in (TRADES, MART, PGDAT, FastAT, FGSMRS, ARD, RSLAD)
+}
 
 
 class EMA(Settings):
-    """Exponential moving average of the weights, a step at a time; the first steps are forgotten sooner."""
+    """Exponential moving average of the weights, per step; the decay is smaller in the first steps."""
 
     kind: Literal["ema"] = "ema"
     decay: float = Field(default=0.999, ge=0.0, lt=1.0)
 
 
 class SWA(Settings):
-    """The mean of the weights that the last epochs ended with (Izmailov et al. 2018)."""
+    """Stochastic weight averaging: the mean of the weights after each of the last epochs (Izmailov et al. 2018)."""
 
     kind: Literal["swa"]
-    start: float = Field(default=0.75, ge=0.0, lt=1.0, description="share of the run behind which epochs count")
+    start: float = Field(
+        default=0.75, ge=0.0, lt=1.0, description="fraction of the run after which epochs are averaged"
+    )
 
 
 class SelectSettings(Settings):
-    """The best epoch's weights are kept, chosen on held-out training images."""
+    """The weights of the best epoch on held-out training images are kept."""
 
-    on: Literal["robust", "clean"] = "robust"
+    metric: Literal["robust", "clean"] = "robust"
     patience: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="epochs without a higher accuracy after which the run ends; null: it goes to its end"
+        default=None, description="stop after so many epochs without improvement; null: never"
     )
-    steps: int = Field(default=10, ge=1, description="of the PGD that the held-out images are attacked with")
+    steps: int = Field(default=10, ge=1, description="PGD steps on the held-out images")
+    eps: PixelSize | None = Field(default=None, description="of that PGD; null: that of the training, or 8/255")
 
 
 class SearchSettings(Settings):
@@ -195,34 +240,35 @@ class SearchSettings(Settings):
         default=0.8,
         gt=0.0,
         lt=1.0,
-        description="share of each batch for the weights; the rest is for Gumbel parameters",
+        description="fraction of each batch for the weights; the rest is for the Gumbel parameters",
     )
     optimiser: Optimiser = Field(default_factory=SGD)
     schedule: Schedule = Field(default_factory=StepSchedule)
     gumbel_optimiser: Optimiser = Field(
-        default=SGD(weight_decay=0.0), description="for width and tutor logits; decay would only pull choices together"
+        default=SGD(weight_decay=0.0), description="for width and tutor logits, which weight decay would pull together"
     )
     gumbel: GumbelSettings = Field(default_factory=GumbelSettings)
     attention: AttentionSettings = Field(default_factory=AttentionSettings)
     kl: KLSettings = Field(default_factory=KLSettings)
     cost: CostSettings = Field(default_factory=CostSettings)
-    robust: SearchRobustSettings | None = Field(
-        default=None, description="train on images perturbed against the supernet; null: on clean ones"
+    robust: TRADES | FastAT | RSLAD | None = Field(
+        default=None, discriminator="method", description="adversarial training of the supernet; null: clean images"
     )
     max_macs: Count | None = Field(
         default=None,
-        description="the derived network has at most so many MACs, and n_f aims there: 8e6 or '8M'; null: no limit",
+        description="upper limit of the derived network's MACs, and target of n_f: 8e6 or '8M'; null: no limit",
     )
     max_params: Count | None = Field(
-        default=None, description="the derived network has at most so many params: 0.2e6 or '0.2M'; null: no limit"
+        default=None, description="upper limit of the derived network's params: 0.2e6 or '0.2M'; null: no limit"
     )
     pareto: Annotated[int, Field(ge=2, le=MOST_POINTS)] | None = Field(
-        default=None, description="derive so many networks over the range of MACs from one search; null: one network"
+        default=None,
+        description="number of networks over the range of MACs to derive from one search; null: one network",
     )
 
 
-class StudentSettings(RobustSettings):
-    """What training and fine-tuning a student have alike: eq. (3), how it is descended, and which weights are kept."""
+class StudentSettings(Settings):
+    """Settings that training and fine-tuning of a student share: eq. (3), its optimization and model selection."""
 
     epochs: int = Field(default=100, ge=1)
     batch_size: int = Field(default=128, ge=1)
@@ -230,23 +276,40 @@ class StudentSettings(RobustSettings):
     schedule: Schedule = Field(default_factory=StepSchedule)
     attention: AttentionSettings = Field(default_factory=AttentionSettings)
     kl: KLSettings = Field(default_factory=KLSettings)
-    average: EMA | SWA | None = Field(default=None, discriminator="kind", description="null: the weights themselves")
-    stop: SelectSettings | None = Field(default=None, description="null: the last epoch's weights")
+    robust: RobustSettings | None = Field(
+        default=None,
+        discriminator="method",
+        description="adversarial training, whose terms replace the cross-entropy; null: clean images",
+    )
+    average: EMA | SWA | None = Field(default=None, discriminator="kind", description="weight averaging; null: none")
+    select: SelectSettings | None = Field(default=None, description="model selection; null: the last epoch's weights")
+
+    @property
+    def method(self) -> RobustMethod | None:
+        """The method of adversarial training; None on clean images."""
+        return None if self.robust is None else self.robust.method
+
+    @property
+    def selection_eps(self) -> float:
+        """Size of the PGD attack on the held-out images, L-inf, pixel units."""
+        if self.select is not None and self.select.eps is not None:
+            return self.select.eps
+        return EPS if self.robust is None else self.robust.eps
 
 
 class TrainSettings(StudentSettings):
-    """The training phase (section 3.4, eq. 3); with a method, its term replaces the cross-entropy."""
+    """The training phase (section 3.4, eq. 3)."""
 
     paradigm: Paradigm | None = Field(default=None, description="null: the paradigm of the search")
     distill: BaselineSettings | None = Field(
-        default=None, discriminator="name", description="a rival loss in place of the paradigm's teacher terms"
+        default=None, discriminator="name", description="baseline loss that replaces the paradigm's teacher terms"
     )
 
 
 class AdvFinetuneSettings(StudentSettings):
-    """Adversarial fine-tuning (section 4.2): the method's term replaces the cross-entropy of eq. (3)."""
+    """Adversarial fine-tuning (section 4.2)."""
 
-    method: RobustMethod = "trades"
+    robust: RobustSettings = Field(default_factory=TRADES, discriminator="method")
     paradigm: Paradigm | None = Field(default=None, description="null: the paradigm of the training")
     epochs: int = Field(default=20, ge=1)
 
@@ -277,55 +340,46 @@ class AttackSettings(Settings):
     cw_steps: int = Field(default=20, ge=1)
     cw_kappa: float = Field(default=0.0, ge=0.0)
     paper_code_clamp: bool = Field(
-        default=False, description="paper-code only: clamp normalised values to [0, 1], as the authors' code does"
+        default=False, description="paper-code only: clamp normalized values to [0, 1], as in the authors' code"
     )
     stop_early: bool = Field(
         default=False,
-        description="PGD and CW leave out an image once an iterate fools the model; false: the last iterate is judged",
+        description="PGD and CW stop at the first iterate that fools the model; false: the last iterate counts",
     )
     batch_size: Annotated[int, Field(ge=1)] | None = Field(default=None, description="null: 250 on a GPU, 50 on a CPU")
-    fold: bool = Field(
-        default=True,
-        description="attack a copy whose BatchNorms are folded into the convolutions; verdicts are the model's own",
-    )
-    capture: Literal["auto", "on", "off"] = Field(
-        default="auto", description="on a GPU, replay captured graphs; auto: for networks of up to 5 M params"
-    )
-    audit_images: int = Field(default=100, ge=1, description="how many of the images --audit works on")
+    audit_images: int = Field(default=100, ge=1, description="number of images of --audit")
 
 
 SELF_TEST_IMAGES = 256  # of ``teacher import``: accuracies are then known to about three points
 
 
 class TeacherTrainSettings(Settings):
-    """``teacher train``: a network made robust by adversarial training."""
+    """Adversarial training of a teacher (``teacher train``)."""
 
     architecture: str | None = Field(default=None, description="null: that of start_from, or r18")
     start_from: str | None = Field(
-        default=None, description="a teacher's name or file, or timm:NAME, to go on from; null: from scratch"
+        default=None, description="initial teacher: a name, a file or timm:NAME; null: random weights"
     )
-    method: Literal["pgd-at", "trades", "fgsm-rs"] = "fgsm-rs"
+    robust: PGDAT | TRADES | FGSMRS = Field(default_factory=FGSMRS, discriminator="method")
     epochs: int = Field(default=30, ge=1)
     batch_size: int = Field(default=128, ge=1)
-    beta: float = Field(default=6.0, ge=0.0, description="TRADES: weight of the KL to the perturbed images")
-    perturbation: PerturbationSettings = Field(default_factory=PerturbationSettings)
     optimiser: Optimiser = SGD(weight_decay=5e-4)
     schedule: Schedule = Field(default_factory=StepSchedule)
-    average: EMA | SWA | None = Field(default=None, discriminator="kind", description="null: the weights themselves")
+    average: EMA | SWA | None = Field(default=None, discriminator="kind", description="weight averaging; null: none")
 
 
 class TeacherCacheSettings(Settings):
-    """Keeping the teacher's outputs for every view of the training images (docs/performance.md)."""
+    """Cache of the teacher's outputs for the augmented training images (docs/performance.md)."""
 
     mode: Literal["auto", "on", "off"] = Field(
         default="auto",
-        description="auto: where all of them fit; on: as many as fit, and an error where they cannot be kept at all",
+        description="auto: if all of them fit; on: as many as fit, and an error where none can be cached",
     )
-    limit_gb: float = Field(default=24.0, gt=0.0, description="what all kept outputs together may take on the disk")
-    where: Literal["auto", "disk", "device", "both"] = Field(
+    limit_gb: float = Field(default=24.0, gt=0.0, description="limit of all cached outputs on the disk")
+    where: Literal["auto", "disk", "device"] = Field(
         default="auto",
-        description="disk: in files; device: in the device's memory while the run lasts; both: in that memory, and at "
-        "each epoch's end in the files; auto: both on a GPU, where half of its free memory is enough, else disk",
+        description="disk: files; device: device memory during the run; auto: files, and also device memory on a GPU "
+        "where half of its free memory suffices",
     )
 
 
@@ -339,25 +393,23 @@ class Recipe(Settings):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     deterministic: bool = Field(
         default=False,
-        description="on a GPU: only operators that give the same bits every time, slower; see --deterministic",
+        description="on a GPU: only deterministic operators, slower",
     )
     capture_steps: bool | None = Field(
         default=None,
-        description="record the step of search, train and adv-finetune as a CUDA graph and replay it, which spares "
-        "thousands of launches a step and needs about twice a step's memory; null: on a GPU that one process has, "
-        "unless deterministic",
+        description="run the steps of search, train and adv-finetune from CUDA graphs: fewer kernel launches, about "
+        "twice the memory of a step; null: in a single process on a GPU, unless deterministic",
     )
     compile_steps: bool = Field(
         default=False,
-        description="fuse the operators of the step of search, train and adv-finetune by torch.compile, which takes a "
-        "minute or two at first, and some minutes on a CPU: for long runs on a GPU, together with capture_steps, or on "
-        "a CPU with bf16 and a C++ compiler. It rounds in other places than a run without. Not for a robust search, "
-        "rival losses, or several processes",
+        description="compile the steps of search, train and adv-finetune by torch.compile, which takes minutes: for "
+        "long runs on a GPU, with capture_steps, or on a CPU with bf16 and a C++ compiler. Rounding differs. Not for "
+        "a robust search, baseline losses or several processes",
     )
     checkpoint_minutes: float | None = Field(
         default=10.0,
         gt=0.0,
-        description="a checkpoint inside an epoch that lasts longer than this; null: only at its end",
+        description="time between checkpoints within an epoch; null: only at its end",
     )
     data: DataSettings = Field(default_factory=DataSettings)
     search: SearchSettings = Field(default_factory=SearchSettings)

@@ -86,7 +86,7 @@ PLAIN: dict[str, tuple[tuple[object, ...], str]] = {
     "train: weights": (("train", "r8.safetensors", "--out", "new"), "r8.safetensors: not a JSON document"),
     "derive: another kind": (("derive", "runs/train/train.json"), "it is a 'train' document"),
     "derive: existing file": (("derive", "runs/search", "--out", "r8.safetensors"), "r8.safetensors: already exists"),
-    "adv-finetune: a search": (("adv-finetune", "runs/search", "--out", "new"), "holds no student.safetensors"),
+    "adv-finetune: a search": (("adv-finetune", "runs/search", "--out", "new"), "has no student.safetensors"),
     "adv-finetune: existing run": (
         ("adv-finetune", "runs/train", "--out", "runs/search"),
         "--out runs/search: already exists",
@@ -97,7 +97,7 @@ PLAIN: dict[str, tuple[tuple[object, ...], str]] = {
     ),
     "attack: nothing there": (("attack", "nowhere", "--data", "digits"), "nowhere"),
     "attack: a search": (("attack", "runs/search"), "holds no student.safetensors"),
-    "attack: no data": (("attack", "r8.safetensors"), "name them with --data"),
+    "attack: no data": (("attack", "r8.safetensors"), "pass --data, e.g. --data cifar10"),
     "attack: name": (("attack", "runs/train", "--attack", "pdg20"), "pdg20"),
     "attack: eps": (("attack", "runs/train", "--eps", "8"), "did you mean 8/255?"),
     "attack: protocol": (
@@ -110,7 +110,7 @@ PLAIN: dict[str, tuple[tuple[object, ...], str]] = {
 
 
 @pytest.mark.parametrize("case", PLAIN)
-def test_one_line_and_nothing_touched(world: Path, case: str) -> None:
+def test_one_error_line_and_no_file_changed(world: Path, case: str) -> None:
     arguments, message = PLAIN[case]
     assert message in untouched(world, *arguments)
 
@@ -129,14 +129,14 @@ def test_an_empty_folder(world: Path, empty: str) -> None:
     assert f"images/{empty}: " in untouched(world, *SEARCH, "--data", "folder:images")
 
 
-def test_an_absent_class(world: Path) -> None:
+def test_missing_class_folder(world: Path) -> None:
     shutil.rmtree(world / "images" / "test" / "bee")
     line = untouched(world, *SEARCH, "--data", "folder:images")
     assert "test/ and train/ have different class folders (bee)" in line
 
 
 @pytest.mark.parametrize("kind", ["cut short", "text", "empty"])
-def test_an_image_that_does_not_decode_is_named(world: Path, kind: str) -> None:
+def test_undecodable_image_is_named(world: Path, kind: str) -> None:
     bad = world / "images" / "train" / "bee" / "3.png"
     data = bad.read_bytes()
     bad.write_bytes({"cut short": data[:-200], "text": b"no image", "empty": b""}[kind])
@@ -145,7 +145,7 @@ def test_an_image_that_does_not_decode_is_named(world: Path, kind: str) -> None:
     assert "replace or remove it" in line
 
 
-def test_an_image_of_another_size_is_named(world: Path) -> None:
+def test_image_of_another_size_is_named(world: Path) -> None:
     Image.new("RGB", (30, 30)).save(world / "images" / "train" / "bee" / "3.png")
     assert "bee/3.png: is 30x30" in untouched(world, *SEARCH, "--data", "folder:images")
 
@@ -172,9 +172,7 @@ def test_truncated_safetensors(world: Path, share: float) -> None:
     ],
 )
 @pytest.mark.parametrize("piped", [False, True], ids=["file", "stdin"])
-def test_a_document_that_is_not_a_derived_one(
-    world: Path, change: dict[str, object], message: str, piped: bool
-) -> None:
+def test_document_of_another_kind(world: Path, change: dict[str, object], message: str, piped: bool) -> None:
     text = json.dumps(json.loads((world / "runs" / "train" / "derived.json").read_text()) | change)
     (world / "d.json").write_text(text)
     line = untouched(world, "train", "-" if piped else "d.json", "--out", "new", stdin=text)
@@ -183,7 +181,7 @@ def test_a_document_that_is_not_a_derived_one(
 
 
 @pytest.mark.parametrize("piped", ["", " \n", "[", "rnascl: error", "\0"])
-def test_stdin_that_is_no_document(world: Path, piped: str) -> None:
+def test_stdin_without_a_document(world: Path, piped: str) -> None:
     assert "stdin" in untouched(world, "train", "-", "--out", "new", stdin=piped)
 
 
@@ -197,7 +195,7 @@ def test_stdin_that_is_no_document(world: Path, piped: str) -> None:
         ({"num_classes": 3}, "but its widths give"),
     ],
 )
-def test_an_architecture_that_cannot_be_built(world: Path, change: dict[str, object], message: str) -> None:
+def test_architecture_that_cannot_be_built(world: Path, change: dict[str, object], message: str) -> None:
     raw = json.loads((world / "runs" / "train" / "derived.json").read_text())
     raw["architecture"] |= change
     (world / "d.json").write_text(json.dumps(raw))

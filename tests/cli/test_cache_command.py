@@ -1,4 +1,4 @@
-"""``rnascl cache``: shows what is kept, and clears only what can be made anew unless told."""
+"""``rnascl cache``: lists the cache, and clears only what can be recomputed by default."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_teacher: Path, s
     return root
 
 
-def test_the_kinds_are_the_folders_in_use() -> None:
+def test_kinds_are_the_folders_in_use() -> None:
     assert FOLDERS["outputs"] == outputs_dir().name
 
 
@@ -43,25 +43,25 @@ def test_show(cache: Path) -> None:
     assert str(cache) in shown.err.replace("\n", "")
 
 
-def test_show_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_show_of_an_empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RNASCL_CACHE", str(tmp_path / "none"))
     assert json.loads(rnascl("cache", "show", "--json").out) == []
     assert rnascl("cache", "clear").code == 0
 
 
-def test_damaged_outputs_are_said_to_be(cache: Path) -> None:
+def test_damaged_outputs_are_reported(cache: Path) -> None:
     for about in (cache / FOLDERS["outputs"]).glob("*/about.json"):
         about.write_text("{")
     assert "damaged" in rnascl("cache", "show", "--json").out
 
 
-def test_clear_spares_what_cannot_be_made_anew(cache: Path) -> None:
+def test_clear_keeps_what_cannot_be_recomputed(cache: Path) -> None:
     assert rnascl("cache", "clear").code == 0
     assert {path.name for path in cache.iterdir()} == {"data", "teachers"}
     assert rnascl("cache", "clear", "teachers").code == 0
     assert {path.name for path in cache.iterdir()} == {"data"}
 
 
-def test_an_unknown_kind_is_refused(cache: Path) -> None:
+def test_unknown_kind_is_refused(cache: Path) -> None:
     assert "teachers" in refused("cache", "clear", "teacher")
     assert (cache / "teachers" / "kept").exists()

@@ -1,4 +1,4 @@
-"""0, 1, 2 and 130; one line on stderr; the traceback only when asked for."""
+"""Exit codes 0, 1, 2 and 130, and errors as one line on stderr."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rnascl_cli.cli import app
+from rnascl_cli.cli.run import EXIT_INTERRUPTED
 from rnascl_cli.core.errors import RunError, UserError
 from tests.command import done, files, rnascl, soon
 from tests.conftest import FAST
@@ -38,7 +39,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_codes_and_lines(monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, line: str) -> None:
+def test_exit_codes_and_error_lines(monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, line: str) -> None:
     raising(monkeypatch, error)
     outcome = rnascl("derive", "x")
     assert (outcome.code, outcome.out) == (code, "")
@@ -51,12 +52,12 @@ def test_codes_and_lines(monkeypatch: pytest.MonkeyPatch, error: Exception, code
 def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     raising(monkeypatch, KeyboardInterrupt())
     outcome = rnascl("derive", "x")
-    assert (outcome.code, outcome.out) == (app.EXIT_INTERRUPTED, "") == (130, "")
+    assert (outcome.code, outcome.out) == (EXIT_INTERRUPTED, "") == (130, "")
     assert "Traceback" not in outcome.err
 
 
 @pytest.mark.unit
-def test_the_traceback_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debug_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     raising(monkeypatch, ZeroDivisionError("by zero"))
     monkeypatch.setenv("RNASCL_DEBUG", "1")
     outcome = rnascl("derive", "x")
@@ -66,7 +67,7 @@ def test_the_traceback_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.pipeline
-def test_a_loss_that_explodes_is_exit_1(tmp_path: Path, searched: dict[str, Path]) -> None:
+def test_diverging_loss_is_exit_1(tmp_path: Path, searched: dict[str, Path]) -> None:
     arguments = ["train", searched["standard"], "--epochs", 2, *FAST, "--out", tmp_path / "run"]
     outcome = rnascl(*arguments, "--set", "optimiser.lr=1e30")
     assert (outcome.code, outcome.out) == (1, "")
@@ -93,7 +94,7 @@ def started(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.pipeline
-def test_a_reader_that_has_gone(searched: dict[str, Path], tmp_path: Path) -> None:
+def test_closed_stdout(searched: dict[str, Path], tmp_path: Path) -> None:
     with started("derive", searched["rnas-cl"], cwd=tmp_path) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -1,4 +1,4 @@
-"""Every command helps, with an example that parses; the version; and what happens without a command."""
+"""Help pages, whose examples parse, and the version."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_help_has_an_example(path: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
-def test_the_example_parses(path: tuple[str, ...]) -> None:
+def test_help_example_parses(path: tuple[str, ...]) -> None:
     example = COMMANDS[path].epilog.removeprefix("Example: ")
     for part in re.split(r"\s(?:\||&&)\s", example):
         words = shlex.split(part)
@@ -51,7 +51,7 @@ def test_the_example_parses(path: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("path", [path for path in COMMANDS if path], ids=" ".join)
-def test_every_option_says_what_it_does(path: tuple[str, ...]) -> None:
+def test_every_option_has_help(path: tuple[str, ...]) -> None:
     for parameter in COMMANDS[path].params:
         assert parameter.help, f"{' '.join(path)} {parameter.name}"
 

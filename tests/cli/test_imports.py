@@ -110,7 +110,7 @@ def test_imports_run_one_way() -> None:
 
 
 @pytest.mark.unit
-def test_no_file_imports_itself_through_others() -> None:
+def test_no_import_cycles() -> None:
     files = {item.importer for item in IMPORTS}
     edges = {
         file: {
@@ -139,7 +139,7 @@ FORBIDDEN = [
 
 @pytest.mark.unit
 @pytest.mark.parametrize(("who", "what"), FORBIDDEN, ids=[who for who, _ in FORBIDDEN])
-def test_who_knows_whom(who: str, what: set[str]) -> None:
+def test_forbidden_imports(who: str, what: set[str]) -> None:
     found = [item for item in OWN if part(item.importer) == who and part(item.imported) in what]
     assert shown([item for item in found if not item.imported.startswith(PLAIN_NUMBERS)]) == []
 
@@ -195,7 +195,7 @@ def test_derive_reads_nothing_heavy(searched: dict[str, Path]) -> None:
 
 @pytest.mark.pipeline
 @pytest.mark.parametrize("package", ["rich", "pydantic"])
-def test_help_does_without(package: str) -> None:
+def test_help_does_not_import(package: str) -> None:
     """Either takes as long to read as the rest together."""
     code = f"from rnascl_cli.cli.app import run; import sys; run(['--help']); assert {package!r} not in sys.modules"
     assert in_a_fresh_python(code) == []

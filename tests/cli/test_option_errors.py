@@ -1,4 +1,4 @@
-"""A wrong value is named by what was typed: the option, or the key of ``--set`` and of a recipe file."""
+"""Errors name the option that was given, or the key of ``--set`` and recipe files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from rnascl_cli.cli import adv_finetune, attack, options, quickstart, search, teacher, train
-from rnascl_cli.cli.options import NAMES, build_recipe
+from rnascl_cli.cli import adv_finetune, attack, quickstart, search, teacher, train
+from rnascl_cli.cli.options import StudentOptions, build_recipe
 from rnascl_cli.core.errors import UserError
-from rnascl_cli.recipes import Option
+from rnascl_cli.recipes.errors import Option
 from tests.cli.test_help_pages import COMMANDS
 from tests.command import refused
 from tests.reporting.factories import write_search
@@ -59,9 +59,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("command", "given", "line"), CASES, ids=[f"{' '.join(case[0][:2])} {' '.join(case[1])[:30]}" for case in CASES]
 )
-def test_an_option_is_named_with_its_value_and_what_it_may_be(
-    command: tuple[str, ...], given: tuple[str, str], line: str
-) -> None:
+def test_error_names_option_value_and_choices(command: tuple[str, ...], given: tuple[str, str], line: str) -> None:
     assert refused(*command, *given) == f"rnascl: {line}"
 
 
@@ -73,22 +71,22 @@ def test_an_option_is_named_with_its_value_and_what_it_may_be(
         (TRAIN, ("--patience", "-1")),
     ],
 )
-def test_an_option_that_is_no_such_number_is_named(command: tuple[str, ...], given: tuple[str, str]) -> None:
+def test_error_names_option_with_an_invalid_number(command: tuple[str, ...], given: tuple[str, str]) -> None:
     assert f"'{given[0]}'" in refused(*command, *given)
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("stop.on=foo", "recipe key 'train.stop.on': Input should be 'robust' or 'clean'"),
-        ("train.method=foo", "recipe key 'train.method': Input should be 'trades', 'mart', "),
+        ("select.metric=foo", "recipe key 'train.select.metric': Input should be 'robust' or 'clean'"),
+        ("robust.method=foo", "recipe key 'train.robust': Input tag 'foo'"),
         ("average.kind=foo", "recipe key 'train.average': Input tag 'foo'"),
         ("distill.name=foo", "recipe key 'train.distill': Input tag 'foo'"),
         ("device=foo", "recipe key 'device': Input should be "),
-        ("train.select=foo", "unknown recipe key 'train.select'"),
+        ("train.selekt=foo", "unknown recipe key 'train.selekt'"),
     ],
 )
-def test_a_setting_and_a_recipe_file_are_named_by_their_key(setting: str, message: str, world: Path) -> None:
+def test_error_names_the_key_of_set_and_recipe_files(setting: str, message: str, world: Path) -> None:
     key, _, value = setting.partition("=")
     whole = key if key == "device" or key.startswith("train.") else f"train.{key}"
     (world / "mine.toml").write_text(f"{whole} = '{value}'\n", encoding="utf-8")
@@ -100,7 +98,7 @@ def test_a_setting_and_a_recipe_file_are_named_by_their_key(setting: str, messag
         assert line == refused(*TRAIN, *given, "--epochs", "1", "--patience", "2")
 
 
-def test_each_mistake_is_named_by_where_it_was_made() -> None:
+def test_all_errors_are_reported_by_their_origin() -> None:
     line = refused(*TRAIN, "--select", "foo", "--average", "bar", "--set", "epochs=0", "--set", "data.holdout=2")
     for words in (
         "--select foo: one of last, robust, clean",
@@ -112,31 +110,28 @@ def test_each_mistake_is_named_by_where_it_was_made() -> None:
     assert line.count("; ") == 3
 
 
-def test_an_option_wins_over_a_wrong_setting() -> None:
-    wrong = ["method=foo", "stop.on=foo", "average.kind=foo"]
-    own = {"method": "mart", "stop": options.choice("clean", None), "average": options.kind("swa")}
-    found = build_recipe("train", recipe=None, settings=wrong, own=own).train
-    assert (found.method, found.stop and found.stop.on, found.average and found.average.kind) == (
-        "mart",
-        "clean",
-        "swa",
-    )
+def test_option_overrides_an_invalid_setting() -> None:
+    wrong = StudentOptions(settings=["robust.method=foo", "select.metric=foo", "average.kind=foo"])
+    found = build_recipe("train", wrong, method="mart", select="clean", average="swa").train
+    assert found.select is not None
+    assert found.average is not None
+    assert (found.method, found.select.metric, found.average.kind) == ("mart", "clean", "swa")
 
 
-def test_what_select_and_patience_mean() -> None:
-    def stop(select: str | None, patience: int | None, *settings: str) -> Any:
-        own = {"stop": options.choice(select, patience)}
-        found = build_recipe("train", recipe=None, settings=settings, own=own).train.stop
-        return found and (found.on, found.patience, found.steps)
+def test_select_and_patience() -> None:
+    def selection(select: str | None, patience: int | None, *settings: str) -> Any:
+        options = StudentOptions(settings=list(settings), select=select, patience=patience)
+        found = build_recipe("train", options).train.select
+        return found and (found.metric, found.patience, found.steps)
 
-    assert stop(None, None) is None
-    assert stop(None, 3) == ("robust", 3, 10)
-    assert stop("clean", None) == ("clean", None, 10)
-    assert stop("clean", 3, "stop.steps=5") == ("clean", 3, 5)
-    assert stop(None, None, "stop.patience=4") == ("robust", 4, 10)
-    assert stop("last", None, "stop.patience=4") is None
-    with pytest.raises(UserError, match="--patience: with --select last"):
-        options.choice("last", 3)
+    assert selection(None, None) is None
+    assert selection(None, 3) == ("robust", 3, 10)
+    assert selection("clean", None) == ("clean", None, 10)
+    assert selection("clean", 3, "select.steps=5") == ("clean", 3, 5)
+    assert selection(None, None, "select.patience=4") == ("robust", 4, 10)
+    assert selection("last", None, "select.patience=4") is None
+    with pytest.raises(UserError, match="--patience: needs a selection metric"):
+        selection("last", 3)
 
 
 class Laid(Exception):  # noqa: N818
@@ -167,7 +162,7 @@ def laid(path: str) -> tuple[Mapping[str, Option], dict[str, str]]:
     typed = {item.name: item.opts[0] for item in parameters if item.param_type_name == "option"}
     given: dict[str, Any] = {name: name for name in typed if name not in NOT_OF_THE_RECIPE and name != "help"}
     given |= {item.name: [item.name] for item in parameters if item.param_type_name == "argument"}
-    given |= {"out": Path("new"), "recipe": "smoke/tiny"} if path == "quickstart" else {}
+    given |= {"out": Path("new"), "recipe": "smoke/tiny", "context": None} if path == "quickstart" else {}
     expected = set(inspect.signature(FUNCTIONS[path]).parameters)
     with pytest.raises(Laid) as stop:
         FUNCTIONS[path](**{name: value for name, value in given.items() if name in expected})
@@ -182,8 +177,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> None:
         raise Laid(options)
 
     bare = SimpleNamespace(provenance=None)
-    monkeypatch.setattr("rnascl_cli.recipes.resolve", stop)
-    monkeypatch.setattr(options, "count", lambda text, _: text)
+    monkeypatch.setattr("rnascl_cli.recipes.load.resolve", stop)
     monkeypatch.setattr(train, "_read", lambda _: bare)
     monkeypatch.setattr("rnascl_cli.stages.training.adv_finetune.source_run", lambda _: (bare, None))
     monkeypatch.setattr("rnascl_cli.stages.attack.target.find_target", lambda _: bare)
@@ -191,19 +185,8 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("stopped")
 @pytest.mark.parametrize("path", FUNCTIONS)
-def test_each_key_is_called_like_the_option_that_set_it(path: str) -> None:
+def test_keys_are_reported_as_the_options_that_set_them(path: str) -> None:
     named, typed = laid(path)
     assert {"seed", "device"} <= set(named)
     for key, option in named.items():
         assert option.name == typed[str(option.value)], key
-
-
-@pytest.mark.usefixtures("stopped")
-def test_every_name_is_of_an_option() -> None:
-    found = {
-        key.removeprefix(f"{stage}."): option.name
-        for path in FUNCTIONS
-        for stage in [path.replace("-", "_").replace(" ", "_").replace("teacher_measure", "attack")]
-        for key, option in laid(path)[0].items()
-    }
-    assert NAMES.items() <= found.items()

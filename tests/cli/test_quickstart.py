@@ -1,4 +1,4 @@
-"""``rnascl quickstart``: the chain by its own commands."""
+"""``rnascl quickstart``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.command import done, files, refused
 
 @pytest.mark.pipeline
 @pytest.mark.slow
-def test_it_runs_the_chain_and_ends_in_a_report(tmp_path: Path) -> None:
+def test_chain_ends_in_a_report(tmp_path: Path) -> None:
     out = tmp_path / "quick"
     outcome = done("quickstart", "--recipe", "smoke/tiny", "--seed", 3, "--out", out)
     assert outcome.out.strip() == str(out / "report" / "report.html")
@@ -31,7 +31,7 @@ def test_it_runs_the_chain_and_ends_in_a_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.unit
-def test_options_reach_the_commands_they_belong_to(tmp_path: Path) -> None:
+def test_options_reach_their_commands(tmp_path: Path) -> None:
     commands = chain(tmp_path, "smoke/tiny", seed=5, device="cpu", force=True)
     assert [words[0] for words in commands] == [
         *("teacher", "search", "derive", "train", "adv-finetune", "attack", "attack", "report")
@@ -42,7 +42,7 @@ def test_options_reach_the_commands_they_belong_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.unit
-def test_a_file_in_the_way(tmp_path: Path) -> None:
+def test_out_is_a_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("mine")
     assert "is a file; name a folder" in refused("quickstart", "--out", path)
@@ -50,7 +50,7 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
 
 
 @pytest.mark.unit
-def test_bad_options_are_refused_before_the_first_step(tmp_path: Path) -> None:
+def test_invalid_options_are_refused_before_the_first_step(tmp_path: Path) -> None:
     assert "no recipe of that name" in refused("quickstart", "--recipe", "nope", "--out", tmp_path / "q")
     assert "--device gpu: one of auto, cpu, cuda" in refused("quickstart", "--device", "gpu", "--out", tmp_path / "q")
     assert not (tmp_path / "q").exists()

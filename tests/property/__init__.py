@@ -1,1 +1,1 @@
-"""What holds for any recipe, any artifact and any option, by hypothesis."""
+"""Property-based tests of recipes, artifacts and options."""

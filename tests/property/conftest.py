@@ -1,4 +1,4 @@
-"""Runs to try options on."""
+"""Runs for the tests of options."""
 
 from __future__ import annotations
 

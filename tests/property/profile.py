@@ -1,4 +1,4 @@
-"""What the properties share: a fixed few hundred examples, without a clock; and how a refusal is looked at."""
+"""Profile of the property-based tests: a fixed number of examples, no deadline."""
 
 from __future__ import annotations
 

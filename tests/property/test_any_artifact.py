@@ -1,4 +1,4 @@
-"""Artifacts of any content go through the disk unchanged, and what else is there is refused in a line."""
+"""Any artifact survives writing and reading; other files are refused with one line."""
 
 from __future__ import annotations
 

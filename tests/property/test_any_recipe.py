@@ -1,4 +1,4 @@
-"""Any value under any key gives a recipe or a line that says why not; a recipe goes through JSON unchanged."""
+"""Any value of any key gives a recipe or one error line; recipes survive JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rnascl_cli.core.units import parse_epsilon
-from rnascl_cli.recipes import Recipe, parse_setting, read_recipe_file, resolve
+from rnascl_cli.recipes.load import parse_setting, read_recipe_file, resolve
+from rnascl_cli.recipes.settings import Recipe
 from tests.property.profile import attempt, quick
 
 pytestmark = pytest.mark.unit
@@ -42,7 +43,7 @@ values = st.recursive(
     scalars,
     lambda inner: st.one_of(
         st.lists(inner, max_size=3),
-        st.dictionaries(st.sampled_from(["name", "kind", "lr", "betas", "x", ""]), inner, max_size=3),
+        st.dictionaries(st.sampled_from(["name", "kind", "method", "lr", "betas", "x", ""]), inner, max_size=3),
     ),
     max_leaves=5,
 )

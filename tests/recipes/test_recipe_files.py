@@ -1,4 +1,4 @@
-"""Every recipe that comes with rnascl: it is read, says what the paper says, and takes two steps of all its stages."""
+"""Built-in recipes: they are valid, have the settings of the paper, and run two steps of every stage."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any, get_args
 import pytest
 
 from rnascl_cli.artifacts.documents import Baseline
-from rnascl_cli.attacks.registry import Options, build_attacks
+from rnascl_cli.attacks.registry import AttackOptions, build_attacks
 from rnascl_cli.distill.gumbel import temperature_at
 from rnascl_cli.engine.optimizer import learning_rate
 from rnascl_cli.engine.run_directory import RunDirectory
-from rnascl_cli.recipes import SGD, CosineSchedule, Recipe, StepSchedule, find_recipe, read_recipe_file, resolve
-from rnascl_cli.recipes import recipes_folder as folder
-from rnascl_cli.recipes.load import STUDIES
+from rnascl_cli.recipes.load import STUDIES, find_recipe, read_recipe_file, resolve
+from rnascl_cli.recipes.load import recipes_folder as folder
+from rnascl_cli.recipes.settings import SGD, TRADES, CosineSchedule, FastAT, Recipe, StepSchedule
 from rnascl_cli.reporting.published import TABLES, PublishedRow, PublishedTable
 from rnascl_cli.spaces import SPACES
 from rnascl_cli.stages.attack.attack import attack
@@ -77,7 +77,7 @@ def keys(table: dict[str, Any], under: str = "") -> Iterator[tuple[str, Any]]:
 
 
 @pytest.mark.unit
-def test_all_recipes_are_there() -> None:
+def test_recipe_list() -> None:
     assert sorted(NAMES) == sorted([*TABLE_1, *TABLE_2, *TABLE_3, *TABLE_5, *FIGURE_11, *OTHERS])
     assert len(NAMES) == 10 + 9 + 6 + 2 + 7 + 8
 
@@ -102,7 +102,7 @@ OWN_ROWS = [
 @pytest.mark.parametrize(
     ("table", "row"), OWN_ROWS, ids=[f"table-{table.number}-{recipe_of(table, row)}" for table, row in OWN_ROWS]
 )
-def test_every_row_of_the_paper_s_own_has_a_recipe_that_names_it(table: PublishedTable, row: PublishedRow) -> None:
+def test_every_row_of_rnas_cl_in_the_paper_has_a_recipe(table: PublishedTable, row: PublishedRow) -> None:
     name = recipe_of(table, row)
     assert name in NAMES
     text = find_recipe(name).read_text(encoding="utf-8")
@@ -120,7 +120,7 @@ def test_every_row_of_the_paper_s_own_has_a_recipe_that_names_it(table: Publishe
 
 
 @pytest.mark.unit
-def test_there_are_thirty_such_rows_in_the_four_tables() -> None:
+def test_four_tables_have_thirty_such_rows() -> None:
     assert len([table for table, _ in OWN_ROWS if table.number in (1, 2, 3, 5)]) == 10 + 12 + 6 + 2
     named = {recipe_of(table, row) for table, row in OWN_ROWS}
     assert named == {*TABLE_1, *TABLE_2, *TABLE_3, *TABLE_5}
@@ -128,7 +128,7 @@ def test_there_are_thirty_such_rows_in_the_four_tables() -> None:
 
 @pytest.mark.unit
 @pytest.mark.parametrize("name", [*TABLE_1, *TABLE_2, *TABLE_3, *TABLE_5])
-def test_its_teacher_is_one_that_can_be_fetched(name: str) -> None:
+def test_teacher_can_be_fetched(name: str) -> None:
     recipe, standard = recipe_named(name), "/standard-" in name
     assert (recipe.teacher is None) == standard
     if recipe.teacher is not None:
@@ -139,7 +139,7 @@ def test_its_teacher_is_one_that_can_be_fetched(name: str) -> None:
 
 @pytest.mark.unit
 @pytest.mark.parametrize("name", NAMES)
-def test_it_is_valid_and_says_what_it_is_for(name: str) -> None:
+def test_recipe_is_valid_and_documented(name: str) -> None:
     recipe = recipe_named(name)
     assert recipe.space in SPACES
     text = find_recipe(name).read_text(encoding="utf-8")
@@ -157,7 +157,7 @@ def test_it_is_valid_and_says_what_it_is_for(name: str) -> None:
 
 @pytest.mark.unit
 @pytest.mark.parametrize("name", [*TABLE_1, *TABLE_2])
-def test_cifar_has_section_4_1s_settings(name: str) -> None:
+def test_cifar_recipes_have_the_settings_of_section_4_1(name: str) -> None:
     recipe = recipe_named(name)
     words = name.removeprefix("cifar10/").removeprefix("rnas-cl-").removeprefix("standard-").split("-")
     assert recipe.space == words[0].upper()
@@ -177,15 +177,14 @@ def test_cifar_has_section_4_1s_settings(name: str) -> None:
     assert recipe.search.weight_share == 0.8
     if name.endswith("-trades"):
         fine = recipe.adv_finetune
-        assert (fine.method, fine.epochs, fine.beta, fine.perturbation.steps) == ("trades", 20, 6.0, 10)
-        assert (fine.perturbation.eps, fine.perturbation.step_size) == (8 / 255, 2 / 255)
+        assert (fine.epochs, fine.robust) == (20, TRADES(beta=6.0, eps=8 / 255, step_size=2 / 255, steps=10))
     assert "pgd20" in recipe.attack.attacks
     assert (recipe.attack.eps, recipe.attack.protocol) == (("8/255",), "pixel")
 
 
 @pytest.mark.unit
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("imagenet")])
-def test_imagenet_has_section_4_1s_settings(name: str) -> None:
+def test_imagenet_recipes_have_the_settings_of_section_4_1(name: str) -> None:
     recipe = recipe_named(name)
     dataset, _, words = name.partition("/")
     assert recipe.space == words.removeprefix("rnas-cl-").removeprefix("standard-").split("-")[0].upper()
@@ -199,15 +198,14 @@ def test_imagenet_has_section_4_1s_settings(name: str) -> None:
 
 @pytest.mark.unit
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("imagenet")])
-def test_imagenet_is_fine_tuned_as_its_table_says(name: str) -> None:
+def test_imagenet_recipes_are_fine_tuned_as_in_their_table(name: str) -> None:
     recipe, tables = recipe_named(name), tomllib.loads(find_recipe(name).read_text(encoding="utf-8"))
     fine = recipe.adv_finetune
     if name in TABLE_5:
-        assert (fine.method, fine.perturbation.eps) == ("fast-at", 4 / 255)
+        assert fine.robust == FastAT(eps=4 / 255)
         assert (recipe.attack.attacks, recipe.attack.eps) == (("pgd10",), ("4/255",))
     elif name.endswith("-trades"):
-        assert (fine.method, fine.epochs, fine.beta) == ("trades", 20, 6.0)
-        assert (fine.perturbation.eps, fine.perturbation.steps) == (8 / 255, 10)
+        assert (fine.epochs, fine.robust) == (20, TRADES(beta=6.0, eps=8 / 255, steps=10))
     else:
         assert "adv_finetune" not in tables
     if "adv_finetune" in tables:
@@ -215,7 +213,7 @@ def test_imagenet_is_fine_tuned_as_its_table_says(name: str) -> None:
 
 
 @pytest.mark.unit
-def test_paper_code_differs_where_the_notes_say() -> None:
+def test_paper_code_recipe() -> None:
     recipe = recipe_named("cifar10/paper-code")
     assert recipe.search.gumbel_optimiser.name == "adam"
     assert (recipe.search.gumbel_optimiser.lr, recipe.search.gumbel_optimiser.weight_decay) == (0.1, 1e-4)
@@ -230,14 +228,14 @@ def test_paper_code_differs_where_the_notes_say() -> None:
 
 @pytest.mark.unit
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("-trades")])
-def test_adversarial_rows_search_and_train_as_the_others(name: str) -> None:
+def test_adversarial_recipes_search_and_train_like_the_others(name: str) -> None:
     with_trades, without = recipe_named(name), recipe_named(name.removesuffix("-trades"))
     assert (with_trades.search, with_trades.train) == (without.search, without.train)
 
 
 @pytest.mark.unit
 @pytest.mark.parametrize("name", FIGURE_11)
-def test_rivals_train_the_network_of_table_1_with_the_published_settings(name: str) -> None:
+def test_baseline_recipes_train_the_network_of_table_1_with_published_settings(name: str) -> None:
     recipe, ours = recipe_named(name), recipe_named("cifar10/rnas-cl-s3-wrt34")
     rival = name.removeprefix("cifar10/distill/").partition("-")[0]
     assert recipe.train.distill == resolve([{"train": {"distill": {"name": rival}}}]).train.distill
@@ -279,7 +277,7 @@ def two_steps(name: str, *, teacher: Path, squares: Path) -> Recipe:
 @pytest.mark.parametrize("name", NAMES)
 def test_two_steps_of_every_stage(name: str, tmp_path: Path, tiny_teacher: Path, squares: Path) -> None:
     recipe = two_steps(name, teacher=tiny_teacher, squares=squares)
-    build_attacks(recipe_named(name).attack.attacks, options=Options(), norm="Linf")
+    build_attacks(recipe_named(name).attack.attacks, AttackOptions(), norm="Linf")
     searched = search(recipe, RunDirectory.open(tmp_path / "search"))
     assert searched.space == recipe_named(name).space
     assert any(logit != 0 for block in searched.width_logits for logit in block)

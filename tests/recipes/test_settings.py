@@ -1,4 +1,4 @@
-"""How settings lie over one another, and how a wrong one is named."""
+"""Merging of settings, and the errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -9,19 +9,11 @@ import pytest
 from pydantic import ValidationError
 
 from rnascl_cli.artifacts.documents import Provenance
-from rnascl_cli.cli.options import build_recipe
+from rnascl_cli.cli.options import RecipeOptions, build_recipe
 from rnascl_cli.core.errors import UserError, did_you_mean
-from rnascl_cli.recipes import (
-    SGD,
-    Adam,
-    CosineSchedule,
-    Recipe,
-    StepSchedule,
-    find_recipe,
-    parse_setting,
-    read_recipe_file,
-    resolve,
-)
+from rnascl_cli.recipes.load import find_recipe, parse_setting, read_recipe_file, resolve
+from rnascl_cli.recipes.old_keys import upgraded
+from rnascl_cli.recipes.settings import ARD, MART, SGD, TRADES, Adam, CosineSchedule, FastAT, Recipe, StepSchedule
 
 pytestmark = pytest.mark.unit
 
@@ -52,11 +44,10 @@ def test_defaults_are_the_papers() -> None:
     assert (gumbel.temperature, gumbel.decay, gumbel.decay_epochs, gumbel.noise) == (5.0, 0.045, 100, "gumbel")
     assert recipe.search.cost.exponent == 1.0
     fine = recipe.adv_finetune
-    assert (fine.method, fine.epochs, fine.beta) == ("trades", 20, 6.0)
-    assert (fine.perturbation.eps, fine.perturbation.step_size, fine.perturbation.steps) == (8 / 255, 2 / 255, 10)
+    assert (fine.epochs, fine.robust) == (20, TRADES(beta=6.0, eps=8 / 255, step_size=2 / 255, steps=10))
 
 
-def test_later_layers_win_field_by_field() -> None:
+def test_later_layers_override_single_fields() -> None:
     recipe = resolve([{"search": {"epochs": 3, "batch_size": 9}}, {"search": {"epochs": 4}, "seed": 5}])
     assert (recipe.search.epochs, recipe.search.batch_size, recipe.seed) == (4, 9, 5)
     assert recipe.train.epochs == 100
@@ -82,7 +73,7 @@ def test_settings_are_frozen() -> None:
         (" search.attention.gamma =10.0 ", 10.0),
     ],
 )
-def test_set_with_a_whole_key(text: str, value: float) -> None:
+def test_set_with_a_full_key(text: str, value: float) -> None:
     for stage in (None, "search", "train"):
         assert set_(text, stage=stage).search.attention.gamma == value
 
@@ -103,14 +94,14 @@ def test_set_of_each_type() -> None:
         "search.paradigm=icc",
         "search.schedule.milestones=[0.5]",
         "attack.paper_code_clamp=true",
-        "adv-finetune.perturbation.eps=4/255",
-        "adv_finetune.perturbation.step-size=0.01",
+        "adv-finetune.robust.eps=4/255",
+        "adv_finetune.robust.step-size=0.01",
     )
     assert (recipe.seed, recipe.space, recipe.teacher) == (7, "S3", "r18")
     assert (recipe.data.limit_train, recipe.data.spec) == (40, "folder:/a b")
     assert (recipe.search.paradigm, recipe.attack.paper_code_clamp) == ("icc", True)
     assert recipe.search.schedule == StepSchedule(milestones=(0.5,))
-    assert (recipe.adv_finetune.perturbation.eps, recipe.adv_finetune.perturbation.step_size) == (4 / 255, 0.01)
+    assert recipe.adv_finetune.robust == TRADES(eps=4 / 255, step_size=0.01)
 
 
 def test_set_to_null(provenance: Provenance) -> None:
@@ -118,7 +109,7 @@ def test_set_to_null(provenance: Provenance) -> None:
     assert recipe.search.gumbel.decay_epochs is None
     assert (recipe.data.limit_train, recipe.teacher) == (None, None)
     # So an inherited limit can be taken off again.
-    whole = build_recipe("train", recipe=None, settings=["data.limit_train=null"], inherited=provenance)
+    whole = build_recipe("train", RecipeOptions(settings=["data.limit_train=null"]), inherited=provenance)
     assert (whole.data.limit_train, whole.data.limit_test) == (None, 20)
     assert "recipe key 'search.epochs'" in refusal(parse_setting("search.epochs=null", None))
 
@@ -130,12 +121,12 @@ def test_set_without_key_or_equals(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["a.=3", ".a=3", "search..epochs=3", "x=" + "[" * 5000])
-def test_odd_settings_are_refused_too(text: str) -> None:
+def test_malformed_keys_are_refused(text: str) -> None:
     with pytest.raises(UserError):
         set_(text)
 
 
-def test_all_unknown_keys_at_once_with_the_nearest() -> None:
+def test_all_unknown_keys_are_reported_with_the_nearest_known_key() -> None:
     message = refusal({"sead": 1, "search": {"epoch": 3, "attention": {"gama": 1}, "zzzzzz": 1}})
     parts = message.split("; unknown recipe key ")
     assert len(parts) == 4
@@ -144,7 +135,7 @@ def test_all_unknown_keys_at_once_with_the_nearest() -> None:
     assert "'search.zzzzzz' (known: attention, batch_size, " in message
 
 
-def test_an_unknown_key_of_an_optimiser_is_named_as_it_was_written() -> None:
+def test_unknown_key_of_an_optimizer_is_reported_by_its_full_key() -> None:
     assert "unknown recipe key 'search.optimiser.lrr'; did you mean 'lr'?" in refusal(
         {"search": {"optimiser": {"lrr": 0.2}}}
     )
@@ -153,7 +144,7 @@ def test_an_unknown_key_of_an_optimiser_is_named_as_it_was_written() -> None:
     )
 
 
-def test_unknown_and_wrong_values_together() -> None:
+def test_unknown_keys_and_wrong_values_are_reported_together() -> None:
     message = refusal({"search": {"epochs": 0}, "data": {"holdout": 0.9}, "xyz": 1})
     assert "recipe key 'search.epochs': Input should be greater than or equal to 1" in message
     assert "recipe key 'data.holdout'" in message
@@ -175,8 +166,8 @@ def test_unknown_and_wrong_values_together() -> None:
         {"search": 3},
         {"search": [1]},
         {"seed": {"a": 1}},
-        {"adv_finetune": {"perturbation": {"eps": "8"}}},
-        {"adv_finetune": {"perturbation": {"eps": "x"}}},
+        {"adv_finetune": {"robust": {"eps": "8"}}},
+        {"adv_finetune": {"robust": {"eps": "x"}}},
     ],
     ids=str,
 )
@@ -184,16 +175,16 @@ def test_values_out_of_range(layer: dict[str, Any]) -> None:
     assert "recipe key '" in refusal(layer)
 
 
-def test_a_stage_that_is_no_table_is_refused_even_under_an_option() -> None:
+def test_stage_that_is_not_a_table_is_refused() -> None:
     assert "search" in refusal({"search": 3}, {"search": {"epochs": 2}})
 
 
 def test_eps_without_its_denominator() -> None:
-    message = refusal({"adv_finetune": {"perturbation": {"eps": "8"}}})
+    message = refusal({"adv_finetune": {"robust": {"eps": "8"}}})
     assert "8 is above 1, and pixels lie in [0, 1]; did you mean 8/255?" in message
 
 
-def test_another_optimiser_replaces_the_old_fields() -> None:
+def test_another_optimizer_resets_the_table() -> None:
     recipe = set_("search.optimiser.name=adam", "search.optimiser.lr=0.01")
     assert recipe.search.optimiser == Adam(name="adam", lr=0.01)
     recipe = set_("search.optimiser.lr=0.01")
@@ -204,38 +195,98 @@ def test_another_optimiser_replaces_the_old_fields() -> None:
     assert back.search.optimiser == SGD(momentum=0.5)
 
 
-def test_layers_of_the_command_line(tmp_path: Path, provenance: Provenance) -> None:
+def test_another_method_keeps_shared_settings() -> None:
+    recipe = set_("robust.beta=3", "robust.steps=5", "robust.method=mart", stage="adv_finetune")
+    assert recipe.adv_finetune.robust == MART(steps=5)
+    recipe = set_("robust.eps=4/255", "robust.steps=5", "robust.method=fast-at", stage="adv_finetune")
+    assert recipe.adv_finetune.robust == FastAT(eps=4 / 255)
+    assert set_("robust.method=ard", "robust.alpha=0.5", stage="train").train.robust == ARD(alpha=0.5)
+    assert set_("robust.method=ard", "robust=null", stage="train").train.robust is None
+
+
+def test_method_option_applies_before_set(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text("[train.robust]\nmethod = 'trades'\nbeta = 3.0\nsteps = 5\n")
+
+    def robust(method: str, *settings: str) -> Any:
+        return build_recipe(
+            "train", RecipeOptions(recipe=str(path), settings=list(settings)), method=method
+        ).train.robust
+
+    assert robust("trades") == TRADES(beta=3.0, steps=5)
+    assert robust("mart", "robust.kl_weight=2") == MART(kl_weight=2.0, steps=5)
+    assert robust("fast-at") == FastAT()
+    with pytest.raises(UserError, match=r"^unknown recipe key 'train.robust.beta' \(known: eps, kl_weight, "):
+        robust("mart", "robust.beta=2")
+    with pytest.raises(UserError, match=r"^unknown recipe key 'train.robust.steps'.* \(known: eps, method\)$"):
+        robust("fast-at", "robust.steps=2")
+
+
+def test_keys_of_another_method_are_refused() -> None:
+    message = refusal({"search": {"robust": {"method": "trades", "mart_lambda": 2.0}}})
+    assert message == "unknown recipe key 'search.robust.mart_lambda' (known: beta, eps, method, step_size, steps)"
+
+
+@pytest.mark.parametrize(
+    ("text", "new"),
+    [
+        ("stop.on=clean", "train.select.metric"),
+        ("stop.patience=3", "train.select.patience"),
+        ("stop=null", "train.select"),
+        ("attention.tap=norm", "train.attention.source"),
+        ("method=trades", "train.robust.method"),
+        ("perturbation.eps=4/255", "train.robust.eps"),
+        ("rslad_share=0.5", "train.robust.adversarial_share"),
+        ("teacher_train.method=trades", "teacher_train.robust.method"),
+        ("search.robust.perturbation.steps=2", "search.robust.steps"),
+    ],
+)
+def test_renamed_key_is_refused_with_its_new_name(text: str, new: str) -> None:
+    with pytest.raises(UserError, match=rf"^recipe key '\S+' was renamed; use '{new}'$"):
+        set_(text, stage="train")
+
+
+def test_removed_key_is_refused() -> None:
+    assert refusal({"attack": {"fold": True}}).startswith("recipe key 'attack.fold' was removed: ")
+
+
+@pytest.mark.parametrize("recorded", [{"train": 3}, {"train": {"robust": 3, "perturbation": {"eps": 1}}}, {"": {}}])
+def test_malformed_recorded_recipes_are_upgraded_without_errors(recorded: dict[str, Any]) -> None:
+    upgraded(recorded)
+
+
+def test_precedence_of_command_line_layers(tmp_path: Path, provenance: Provenance) -> None:
     # defaults < the input artifact < --recipe < --set < the command's own options
     path = tmp_path / "r.toml"
     path.write_text("seed = 11\n[data]\nlimit_test = 5\n[train]\nepochs = 30\nbatch_size = 30\nparadigm = 'icc'\n")
-    common: dict[str, Any] = {"recipe": str(path), "settings": ["epochs=40", "batch_size=40"], "inherited": provenance}
-    plain = build_recipe("train", recipe=None, settings=None, inherited=provenance)
+    common = RecipeOptions(recipe=str(path), settings=["epochs=40", "batch_size=40"])
+    plain = build_recipe("train", inherited=provenance)
     assert (plain.seed, plain.teacher, plain.train.epochs) == (3, "/t/r8.safetensors", 100)
     assert (plain.data.spec, plain.data.limit_train, plain.data.limit_test) == ("digits", 40, 20)
-    found = build_recipe("train", **common, top={"seed": None, "device": "cpu"}, own={"epochs": 50, "paradigm": None})
+    found = build_recipe("train", common, inherited=provenance, device="cpu", epochs=50, paradigm=None)
     assert (found.seed, found.device, found.teacher) == (11, "cpu", "/t/r8.safetensors")
     assert (found.data.limit_train, found.data.limit_test) == (40, 5)
     assert (found.train.epochs, found.train.batch_size, found.train.paradigm) == (50, 40, "icc")
-    given = build_recipe("train", **common, top={"seed": 12, "teacher": "r18"}, data={"spec": "cifar10"})
+    given = build_recipe("train", common, inherited=provenance, seed=12, teacher="r18", data="cifar10")
     assert (given.seed, given.teacher, given.data.spec) == (12, "r18", "cifar10")
     assert given.train.epochs == 40
 
 
-def test_a_recipe_that_is_not_there() -> None:
+def test_missing_recipe() -> None:
     with pytest.raises(
         UserError, match=r"no file 'smoke/tini' and no recipe of that name; did you mean 'smoke/tiny'\?"
     ):
         find_recipe("smoke/tini")
 
 
-def test_a_recipe_by_path_or_name(tmp_path: Path) -> None:
+def test_recipe_by_path_or_name(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("seed = 1")
     assert find_recipe(str(tmp_path / "mine.toml")) == tmp_path / "mine.toml"
     assert find_recipe("smoke/tiny") == find_recipe("smoke/tiny.toml")
 
 
 @pytest.mark.parametrize("data", [b"seed = ", b"\xff\xfe", b"x = " + b"[" * 100_000, b"seed = 1\nseed = 2"])
-def test_a_recipe_that_is_not_toml(tmp_path: Path, data: bytes) -> None:
+def test_recipe_that_is_not_toml(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "mine.toml"
     path.write_bytes(data)
     with pytest.raises(UserError, match="not TOML") as error:
@@ -243,7 +294,7 @@ def test_a_recipe_that_is_not_toml(tmp_path: Path, data: bytes) -> None:
     assert str(path) in str(error.value)
 
 
-def test_a_recipe_that_is_a_folder(tmp_path: Path) -> None:
+def test_recipe_that_is_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Is a directory"):
         read_recipe_file(tmp_path)
 

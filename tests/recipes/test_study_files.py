@@ -1,4 +1,4 @@
-"""Studies as files: those that come with rnascl are sound, and what is wrong with one is said before anything runs."""
+"""Study files: the built-in ones are valid, and errors are reported before any step runs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from rnascl_cli.core.errors import UserError
-from rnascl_cli.recipes import recipes_folder
-from rnascl_cli.recipes.load import STUDIES
-from rnascl_cli.recipes.study import find_study, flat, read_study
+from rnascl_cli.recipes.base import leaves
+from rnascl_cli.recipes.load import STUDIES, recipes_folder
+from rnascl_cli.recipes.study import find_study, read_study
 from rnascl_cli.stages.study.plan import plan_study
 
 pytestmark = pytest.mark.unit
@@ -38,14 +38,14 @@ def study_file(folder: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_study_that_comes_along_can_be_planned(name: str) -> None:
+def test_built_in_studies_can_be_planned(name: str) -> None:
     study = read_study(find_study(name))
     plan = plan_study(study)
     assert {place.arm for place in plan.students} == {arm.name for arm in study.arm}
     assert {place.stage for place in plan.students} == {"train", *(item.name for item in study.finetuning)}
 
 
-def test_the_real_study_has_what_it_compares() -> None:
+def test_main_study_has_all_compared_arms() -> None:
     arms = {arm.name: arm for arm in read_study(find_study("cifar10-cpu")).arm}
     assert {arms[name].search.get("paradigm", "rnas-cl") for name in ("standard", "kl", "icc", "rnas-cl")} == {
         "standard",
@@ -70,7 +70,7 @@ def test_the_real_study_has_what_it_compares() -> None:
         ('title = "t"', "title = ", "not TOML"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, old: str, new: str, said: str) -> None:
+def test_invalid_study_files_are_refused(tmp_path: Path, old: str, new: str, said: str) -> None:
     assert old in SOUND
     with pytest.raises(UserError, match=said):
         read_study(study_file(tmp_path, SOUND.replace(old, new, 1)))
@@ -85,17 +85,17 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, old: str, new: str, s
         ('name = "trades"', 'name = "trades"\nsettings = {method = "nothing"}', "finetuning 'trades'"),
     ],
 )
-def test_settings_are_checked_before_anything_runs(tmp_path: Path, old: str, new: str, said: str) -> None:
+def test_settings_are_checked_before_any_step(tmp_path: Path, old: str, new: str, said: str) -> None:
     study = read_study(study_file(tmp_path, SOUND.replace(old, new, 1)))
     with pytest.raises(UserError, match=said):
         plan_study(study)
 
 
-def test_no_study_of_that_name() -> None:
+def test_missing_study() -> None:
     with pytest.raises(UserError, match="did you mean 'smoke'"):
         find_study("smoek")
 
 
-def test_settings_are_flattened_with_the_kind_of_a_choice_first() -> None:
+def test_leaves_yield_tags_first() -> None:
     table = {"optimiser": {"lr": 0.1, "name": "adam"}, "epochs": 3}
-    assert list(flat(table)) == [("optimiser.name", "adam"), ("optimiser.lr", 0.1), ("epochs", 3)]
+    assert list(leaves(table)) == [("optimiser.name", "adam"), ("optimiser.lr", 0.1), ("epochs", 3)]

@@ -1,4 +1,4 @@
-"""Perturbation sizes and counts as people write them."""
+"""Notations of perturbation sizes and counts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rnascl_cli.core.errors import UserError
 from rnascl_cli.core.units import Epsilon, parse_count, parse_epsilon, parse_epsilons
-from rnascl_cli.recipes import parse_setting, resolve
+from rnascl_cli.recipes.load import parse_setting, resolve
 
 pytestmark = pytest.mark.unit
 
@@ -45,7 +45,7 @@ def test_sizes(text: str, value: float) -> None:
         ("8,255", "'8,255' is not a number"),
     ],
 )
-def test_what_is_no_size(text: str, message: str) -> None:
+def test_invalid_sizes(text: str, message: str) -> None:
     with pytest.raises(UserError) as error:
         parse_epsilon(text, option="--eps")
     assert str(error.value).startswith("--eps: ")
@@ -61,7 +61,7 @@ def test_lists() -> None:
 
 
 @given(numerator=st.integers(0, 255))
-def test_every_step_of_a_byte(numerator: int) -> None:
+def test_all_multiples_of_1_255(numerator: int) -> None:
     assert parse_epsilon(f"{numerator}/255").value == numerator / 255
 
 
@@ -87,7 +87,7 @@ def test_counts(text: str, value: int) -> None:
 
 
 @pytest.mark.parametrize("value", [8e6, 8_000_000, "8M"])
-def test_a_recipe_may_write_a_count_in_any_way(value: object) -> None:
+def test_notations_of_counts_in_recipes(value: object) -> None:
     assert resolve([{"search": {"max_macs": value}}]).search.max_macs == 8_000_000
 
 
@@ -108,7 +108,7 @@ def test_a_recipe_may_write_a_count_in_any_way(value: object) -> None:
         ("1e99", "1e99 is not between 1 and 1e18"),
     ],
 )
-def test_what_is_no_count(text: str, message: str) -> None:
+def test_invalid_counts(text: str, message: str) -> None:
     with pytest.raises(UserError) as error:
         parse_count(text, option="--max-macs")
     assert str(error.value).startswith("--max-macs: ")

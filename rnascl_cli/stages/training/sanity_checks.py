@@ -1,6 +1,6 @@
-"""Faults that leave every number finite and yet train nothing: looked for in the first batch of each epoch.
+"""Checks for faults that leave all numbers finite but train nothing, on the first batch of each epoch.
 
-Once an epoch, because the answer must be fetched from the device.
+Only once per epoch, because the result must be copied from the device. Also checks on the data of earlier stages.
 
 Shape suffixes: B images, K classes, L layers, P pixels of a map.
 """
@@ -16,32 +16,25 @@ from rnascl_cli.core.console import warning
 from rnascl_cli.core.errors import RunError, UserError
 from rnascl_cli.data import Data
 from rnascl_cli.engine.training_loop import at_current_step
-from rnascl_cli.recipes import PerturbationSettings, Recipe, RobustMethod, RobustSettings
+from rnascl_cli.recipes.settings import Perturbation, Recipe
 from rnascl_cli.teachers.forward import TeacherOutput
 
-OWN_SETTINGS: dict[RobustMethod, tuple[str, ...]] = {
-    "trades": ("beta",),
-    "mart": ("mart_lambda",),
-    "ard": ("ard_alpha", "ard_temperature"),
-    "rslad": ("rslad_share",),
-}
-"""What only one method of adversarial training reads."""
 SAME = 1e-6  # of the largest logit: a spread over the batch below this is rounding
 
 
 class SanityCheck:
-    """Looks at a batch when asked to, and says each finding once.
+    """Checks one batch per epoch and reports each finding once.
 
     Attributes:
-        due: Whether the epoch has not had its look.
+        pending: Whether this epoch has not been checked yet.
     """
 
     def __init__(self) -> None:
         self.pending = True
-        self._said: set[tuple[str, str]] = set()
+        self._reported: set[tuple[str, str]] = set()
 
     def start_epoch(self) -> None:
-        """Look at the next batch."""
+        """Check the next batch."""
         self.pending = True
 
     def run(
@@ -54,27 +47,26 @@ class SanityCheck:
         student_BLP: Tensor | None,
         method: str | None = None,
     ) -> None:
-        """Look at what teacher and student say about a batch, unless the epoch has had its look.
+        """Check the outputs of teacher and student for a batch, unless this epoch was checked already.
 
         Args:
             teacher_output: The teacher's logits and maps.
             kl: Whether the loss has the KL term.
-            teacher_layers: Names of the teacher_output's maps.
-            student_layers: Names of the student's maps.
-            student_BLP: The student's maps; None where the loss has no attention term.
-            method: Of adversarial training, if its targets are the teacher's logits.
+            teacher_layers: Layer names of the teacher's maps.
+            student_layers: Layer names of the student's maps.
+            student_BLP: The student's maps; None without the attention term.
+            method: The adversarial method, if its targets are the teacher's logits.
 
         Raises:
-            RunError: A term compares logits, and the teacher gives the same ones for every image.
+            RunError: A term compares logits, and the teacher's logits are the same for every image.
         """
         if not self.pending:
             return
         self.pending = False
         if (kl or method) and constant(teacher_output.logits_BK):
-            mend = f"use another method than {method}" if method else "leave the term out with --paradigm"
+            remedy = f"use another method than {method}" if method else "leave the term out with --paradigm"
             what = (
-                "the teacher gives the same logits for every image of the batch and can teach nothing; name another "
-                f"--teacher, or {mend}"
+                f"the teacher gives the same logits for every image of the batch; name another --teacher, or {remedy}"
             )
             raise RunError(at_current_step("adversarial" if method else "kl", what))
         if student_BLP is None or teacher_output.maps_BTP is None:
@@ -83,19 +75,19 @@ class SanityCheck:
             ("teacher", teacher_layers, teacher_output.maps_BTP),
             ("student", student_layers, student_BLP),
         ):
-            self._report(who, [name for name in zero_layers(maps_BLP, layers) if (who, name) not in self._said])
+            self._report(who, [name for name in zero_layers(maps_BLP, layers) if (who, name) not in self._reported])
 
     def _report(self, who: str, layers: Sequence[str]) -> None:
         if not layers:
             return
-        self._said.update((who, name) for name in layers)
+        self._reported.update((who, name) for name in layers)
         more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
         shown = f"{', '.join(layers[:3])}{more}"
         warning(at_current_step("attention", f"all-zero maps on every image of the batch: layers {shown} of the {who}"))
 
 
 def constant(logits_BK: Tensor) -> bool:
-    """Return whether two or more images have all the same logits, up to rounding."""
+    """Return whether all images of a batch of two or more have the same logits, up to rounding."""
     if len(logits_BK) < 2:
         return False
     spread = (logits_BK.amax(dim=0) - logits_BK.amin(dim=0)).max()
@@ -108,23 +100,14 @@ def zero_layers(maps_BLP: Tensor, layers: Sequence[str]) -> list[str]:
     return [name for name, zero in zip(layers, zero_L.tolist(), strict=True) if zero]
 
 
-def warn_without_perturbation(stage: str, perturbation: PerturbationSettings, *, term: str) -> None:
-    """Say when the settings leave the training images as they are."""
-    if perturbation.eps == 0:
-        warning(f"{stage}: perturbation.eps is 0, so no image is perturbed; '{term}' is a loss on clean images")
-
-
-def warn_of_idle_settings(stage: str, settings: RobustSettings) -> None:
-    """Say which settings are not the default's, and have no effect as they are another method's."""
-    for method, names in OWN_SETTINGS.items():
-        for name in names:
-            if method != settings.method and getattr(settings, name) != type(settings).model_fields[name].default:
-                instead = f"--method is {settings.method}" if settings.method else "there is no --method"
-                warning(f"{stage}: {name} is a setting of {method}, and {instead}; it has no effect")
+def warn_without_perturbation(stage: str, robust: Perturbation | None, *, term: str) -> None:
+    """Warn when the settings leave the training images as they are."""
+    if robust is not None and robust.eps == 0:
+        warning(f"{stage}: robust.eps is 0, so no image is perturbed; '{term}' is a loss on clean images")
 
 
 def warn_of_changed_images(recipe: Recipe, data: Data, *, before: Provenance) -> None:
-    """Say so where the same images were asked for as when the artifact was made, and others came."""
+    """Warn if the same data settings give other images than when the artifact was made."""
     was, now = before.data, data.reference()
     if was is None or drawn_otherwise(recipe, before):
         return
@@ -135,18 +118,18 @@ def warn_of_changed_images(recipe: Recipe, data: Data, *, before: Provenance) ->
 def may_have_seen_held_out(
     recipe: Recipe, data: Data, *, before: TrainDocument | AdvFinetuneDocument, chooses: str | None
 ) -> bool:
-    """Return whether images are held out that a student may have been trained on; say so where they are.
+    """Return whether the student may have been trained on images that are now held out, and warn if so.
 
-    Images of the same classes are taken for the same set, as one folder has many names.
+    Data with the same classes count as the same data set, because one folder can have several paths.
 
     Args:
-        recipe: Of the run that goes on with the student.
+        recipe: Recipe of the new run.
         data: Its images.
-        before: What the run left that trained the student.
-        chooses: What chooses an epoch on the held-out images, e.g. ``"--select robust"``; None if nothing does.
+        before: Document of the run that trained the student.
+        chooses: What selects an epoch on the held-out images, e.g. ``"--select robust"``; None if nothing does.
 
     Raises:
-        UserError: They are, and the choice would be by them.
+        UserError: It may, and an epoch would be selected on these images.
     """
     was = before.provenance.data
     if was is None or was.classes != data.classes or not len(data.holdout):
@@ -158,15 +141,17 @@ def may_have_seen_held_out(
     else:
         return False
     if chooses:
-        raise UserError(f"{chooses}: {cause}, so that it may have been trained on them; draw them as the training did")
+        raise UserError(
+            f"{chooses}: {cause}, so that it may have been trained on them; use the settings of the training"
+        )
     warning(
-        f"data.holdout: {cause}, so that it may have been trained on them: holdout_accuracy is none on unseen images"
+        f"data.holdout: {cause}, so that it may have been trained on them: holdout_accuracy is not on unseen images"
     )
     return True
 
 
 def drawn_otherwise(recipe: Recipe, before: Provenance) -> list[str]:
-    """Return what is set otherwise than before, of all that decides which images are held out: words for a message."""
+    """Return the changed settings among those that determine which images are held out, for a message."""
     holdout = before.recipe.get("data", {}).get("holdout", recipe.data.holdout)
     limit = recipe.data.limit_train if before.data is None else before.data.limit_train
     changes = {
@@ -174,8 +159,8 @@ def drawn_otherwise(recipe: Recipe, before: Provenance) -> list[str]:
         "data.limit_train": (limit, recipe.data.limit_train),
         "data.holdout": (holdout, recipe.data.holdout),
     }
-    return [f"{key} {_said(now)} ({_said(was)} before)" for key, (was, now) in changes.items() if was != now]
+    return [f"{key} {_shown(now)} ({_shown(was)} before)" for key, (was, now) in changes.items() if was != now]
 
 
-def _said(value: object) -> str:
+def _shown(value: object) -> str:
     return "unlimited" if value is None else str(value)
