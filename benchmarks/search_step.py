@@ -115,8 +115,8 @@ def _steps(side: int, rounds: int) -> list[Measurement]:
 
 def teacher_convolutions(task: SearchStep, work: Workload, compute: DeviceConfig) -> Callable[[], object]:
     """Return a call that does the convolutions of the teacher's pass over a batch, and nothing else of it."""
-    assert task._teacher is not None
-    module = task._teacher._teacher.module
+    assert task.teacher is not None
+    module = task.teacher._teacher.module
     convolutions: list[tuple[nn.Module, Tensor]] = []
     with contextlib.ExitStack() as hooks:
         for layer in module.modules():
@@ -125,7 +125,7 @@ def teacher_convolutions(task: SearchStep, work: Workload, compute: DeviceConfig
                     lambda layer, given: convolutions.append((layer, given[0].clone()))
                 )
                 hooks.callback(note.remove)
-        task._teacher.forward(first_batch(work))
+        task.teacher(first_batch(work))
 
     @torch.no_grad()
     def run() -> None:
@@ -220,7 +220,7 @@ def memory(work: Workload) -> list[Measurement]:
     plain = plain_search(work)
     plain_saved, plain_tensors = saved_by(_planned(plain, batch), list(plain.supernet.parameters()))
     with our_search(work, compute=BFLOAT16) as task:
-        our_saved, our_tensors = saved_by(lambda: task.step(batch), list(task._supernet.parameters()))
+        our_saved, our_tensors = saved_by(lambda: task.step(batch), list(task.supernet.parameters()))
     setting = f"batch {work.batch_size}, maps {work.side}x{work.side}"
     return [
         Measurement(

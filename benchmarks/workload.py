@@ -16,18 +16,15 @@ import torch
 from benchmarks.reference import PlainSearch, pil_loader
 from rnascl_cli.artifacts.documents import Paradigm
 from rnascl_cli.data import Batch, Data, ImageSet, batches
-from rnascl_cli.data.augment import Crop
-from rnascl_cli.distill.architecture_parameters import ArchitectureParameters
+from rnascl_cli.data.augment import Crop, augmentation
 from rnascl_cli.engine.device import DeviceConfig
-from rnascl_cli.models.attention_maps import attention_layers, record_attention_maps
 from rnascl_cli.models.supernet import Supernet
-from rnascl_cli.recipes import Recipe
 from rnascl_cli.recipes.paradigms import uses_tutors
-from rnascl_cli.recipes.settings import AttentionSettings, SearchSettings
+from rnascl_cli.recipes.settings import AttentionSettings, DataSettings, SearchSettings, TeacherCacheSettings
 from rnascl_cli.spaces import SearchSpace, space_named
+from rnascl_cli.stages.search.setup import search_step
 from rnascl_cli.stages.search.step import SearchStep
 from rnascl_cli.teachers.architectures import build_teacher
-from rnascl_cli.teachers.forward import frozen_teacher
 from rnascl_cli.teachers.load import Teacher, read_teacher, write_teacher
 from rnascl_cli.teachers.output_cache import open_output_cache
 
@@ -95,29 +92,21 @@ def our_search(
     """
     settings = SearchSettings(paradigm=paradigm, attention=AttentionSettings(map_size=work.side))
     teacher, tutoring = work.teacher(), uses_tutors(paradigm)
-    torch.manual_seed(0)
-    supernet = Supernet(work.space, num_classes=CLASSES, mean=work.data.mean, std=work.data.std)
-    layers = list(attention_layers(teacher.module)) if tutoring else []
-    choices = ArchitectureParameters(
-        work.space.block_choices,
-        student_layers=len(attention_layers(supernet)) if tutoring else 0,
-        teacher_layers=len(layers),
-    )
     kept = None
     if keep:
-        recipe = Recipe()
-        recipe = recipe.model_copy(update={"teacher_cache": recipe.teacher_cache.model_copy(update={"mode": "on"})})
         kept = open_output_cache(
-            recipe, teacher, data=work.data, attention=settings.attention, maps=tutoring, compute=compute
+            TeacherCacheSettings(mode="on"),
+            teacher,
+            images=work.data.train,
+            augment=augmentation(DataSettings(), work.data.input_size),
+            attention=settings.attention,
+            maps=tutoring,
+            compute=compute,
         )
-    with contextlib.ExitStack() as stack:
-        duty = stack.enter_context(
-            frozen_teacher(teacher, attention=settings.attention, compute=compute, layers=layers, cache=kept)
-        )
-        recorder = stack.enter_context(record_attention_maps(supernet, side=work.side)) if tutoring else None
-        task = SearchStep(settings, supernet, choices, data=work.data, teacher=duty, recorder=recorder, compute=compute)
-        task.start_epoch(0, torch.Generator().manual_seed(1))
-        yield task
+    torch.manual_seed(0)
+    with search_step(settings, work.space, data=work.data, teacher=teacher, compute=compute, cache=kept) as step:
+        step.start_epoch(0, torch.Generator().manual_seed(1))
+        yield step
 
 
 def plain_search(work: Workload, *, hoisted: bool = False) -> PlainSearch:

@@ -1,4 +1,4 @@
-"""Attention maps of a network's layers, reduced as they are made: full activations are never kept.
+"""Attention maps of a network's layers, computed in forward hooks: full activations are never stored.
 
 F(A)_hw = sum_c A_chw^2 (section 3.1, Zagoruyko and Komodakis 2017), brought to a common side.
 
@@ -21,27 +21,27 @@ from rnascl_cli.models.attention_energy import attention_energy, is_expanding_1x
 MapSource = Literal["conv", "norm", "block"]
 
 
-def attention_layers(model: nn.Module, tap: MapSource = "conv") -> dict[str, nn.Module]:
+def attention_layers(model: nn.Module, source: MapSource = "conv") -> dict[str, nn.Module]:
     """Return the layers of a model that give attention maps, by name, in the order of definition.
 
     Args:
         model: Any network.
-        tap: ``"conv"``: every Conv2d (its raw output); ``"norm"``: every BatchNorm2d; ``"block"``: every
+        source: ``"conv"``: every Conv2d (its raw output); ``"norm"``: every BatchNorm2d; ``"block"``: every
             residual block.
     """
 
-    def wanted(module: nn.Module) -> bool:
-        if tap == "conv":
+    def selected(module: nn.Module) -> bool:
+        if source == "conv":
             return isinstance(module, nn.Conv2d)
-        if tap == "norm":
+        if source == "norm":
             return isinstance(module, nn.BatchNorm2d)
         return bool(getattr(module, "is_block", False))
 
-    return {name: module for name, module in model.named_modules() if wanted(module)}
+    return {name: module for name, module in model.named_modules() if selected(module)}
 
 
 class MapRecorder:
-    """Holds the maps of the last forward pass, one a layer; see :func:`record_attention_maps`."""
+    """The maps of the last forward pass, one per layer; see :func:`record_attention_maps`."""
 
     def __init__(self, layers: Sequence[str], *, side: int) -> None:
         self.layers, self.side = list(layers), side
@@ -50,7 +50,7 @@ class MapRecorder:
 
     @contextlib.contextmanager
     def without_recording(self) -> Iterator[None]:
-        """Take no maps for the while: forward passes cost what they cost without taps."""
+        """Record no maps in this context: forward passes cost what they cost without hooks."""
         self.paused = True
         try:
             yield
@@ -58,23 +58,23 @@ class MapRecorder:
             self.paused = False
 
     def put(self, layer: str, map_B1HW: Tensor) -> None:
-        """Keep the map of ``layer``, at the layer's own size."""
+        """Store the map of ``layer``, at the layer's own size."""
         self._maps[layer] = map_B1HW
 
     def pop(self) -> Tensor:
-        """Return the maps as (B, L, P) in the order of ``layers`` and forget them.
+        """Return the maps as (B, L, P) in the order of ``layers`` and clear them.
 
         Raises:
-            ValueError: A layer did not run since the last call.
+            ValueError: A layer has not run since the last call.
         """
         return self.pop_unresized().resized()
 
     def pop_unresized(self) -> LayerMaps:
-        """As :meth:`take`, with maps smaller than the common side still at their own size."""
+        """Like :meth:`pop`, with maps smaller than the common side at their own size."""
         missing = [layer for layer in self.layers if layer not in self._maps]
         if missing:
             raise ValueError(f"no forward pass reached {', '.join(missing[:3])}")
-        groups: list[list[Tensor]] = []  # neighbours of one size go together
+        groups: list[list[Tensor]] = []  # consecutive layers of one size
         for layer in self.layers:
             map_B1HW = self._maps[layer]
             if not groups or groups[-1][0].shape != map_B1HW.shape:
@@ -87,34 +87,34 @@ class MapRecorder:
 
 @contextlib.contextmanager
 def record_attention_maps(
-    model: nn.Module, *, side: int, tap: MapSource = "conv", layers: Sequence[str] | None = None
+    model: nn.Module, *, side: int, source: MapSource = "conv", layers: Sequence[str] | None = None
 ) -> Iterator[MapRecorder]:
     """Record the attention maps of each forward pass while the context is open.
 
     Args:
         model: The network; its outputs are not changed.
         side: Height and width of the common map.
-        tap: Which layers (see :func:`attention_layers`).
+        source: Which layers (see :func:`attention_layers`).
         layers: Only these, in this order; all of them by default.
 
     Yields:
-        The recorder, whose :meth:`MapRecorder.take` gives unnormalised maps (B, L, P) after a forward pass.
+        The recorder, whose :meth:`MapRecorder.pop` gives unnormalised maps (B, L, P) after a forward pass.
 
     Raises:
         ValueError: One of ``layers`` is not in the model.
     """
-    found = attention_layers(model, tap)
+    found = attention_layers(model, source)
     names = list(found) if layers is None else list(layers)
     unknown = [name for name in names if name not in found]
     if unknown:
-        raise ValueError(f"no layer '{unknown[0]}' among the {len(found)} {tap} layers of the model")
+        raise ValueError(f"no layer '{unknown[0]}' among the {len(found)} {source} layers of the model")
     recorder = MapRecorder(names, side=side)
 
     def hook_for(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], masks: dict[str, Any], output: Tensor) -> None:
             if recorder.paused:
                 return
-            mask_C11 = getattr(module, "channel_mask", None)
+            mask_C11 = masks.get("channel_mask")
             if isinstance(module, nn.Conv2d) and is_expanding_1x1(module):
                 recorder.put(name, pointwise_attention_energy(inputs[0], module.weight, mask_C11))
             else:
@@ -122,7 +122,7 @@ def record_attention_maps(
 
         return hook
 
-    handles = [found[name].register_forward_hook(hook_for(name)) for name in names]
+    handles = [found[name].register_forward_hook(hook_for(name), with_kwargs=True) for name in names]
     try:
         yield recorder
     finally:
@@ -166,23 +166,23 @@ class _WithoutEnlarging(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, map_BLHW: Tensor, other_BTHW: Tensor) -> tuple[Tensor, Tensor]:
-        there_and_back_BLHW = map_BLHW  # U^T U m
+        gram_map_BLHW = map_BLHW  # U^T U m
         if map_BLHW.shape[-2:] != other_BTHW.shape[-2:]:
             rows, columns = _resizings(map_BLHW, other_BTHW.shape[-1])
-            there_and_back_BLHW = rows.gram @ (map_BLHW @ columns.gram)
+            gram_map_BLHW = rows.gram @ (map_BLHW @ columns.gram)
             other_BTHW = rows.transposed @ (other_BTHW @ columns.matrix)
         other_BTQ = other_BTHW.flatten(2)
-        ctx.save_for_backward(there_and_back_BLHW, other_BTQ)
+        ctx.save_for_backward(gram_map_BLHW, other_BTQ)
         products_BLT = torch.bmm(map_BLHW.flatten(2), other_BTQ.transpose(1, 2))
-        return products_BLT, (map_BLHW * there_and_back_BLHW).sum(dim=(2, 3))
+        return products_BLT, (map_BLHW * gram_map_BLHW).sum(dim=(2, 3))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope_BLT: Tensor, slope_BL: Tensor) -> tuple[Tensor, None]:
-        there_and_back_BLHW, other_BTQ = ctx.saved_tensors
-        slope_BLQ = torch.bmm(slope_BLT, other_BTQ)
-        slope_BLQ = slope_BLQ.addcmul_(there_and_back_BLHW.flatten(2), slope_BL.unsqueeze(2), value=2)
-        return slope_BLQ.view_as(there_and_back_BLHW), None
+    def backward(ctx: Any, grad_BLT: Tensor, grad_BL: Tensor) -> tuple[Tensor, None]:
+        gram_map_BLHW, other_BTQ = ctx.saved_tensors
+        grad_BLQ = torch.bmm(grad_BLT, other_BTQ)
+        grad_BLQ = grad_BLQ.addcmul_(gram_map_BLHW.flatten(2), grad_BL.unsqueeze(2), value=2)
+        return grad_BLQ.view_as(gram_map_BLHW), None
 
 
 def to_common_side(map_BLHW: Tensor, side: int) -> Tensor:
@@ -213,7 +213,7 @@ class _Resizing(NamedTuple):
 
 
 _RESIZINGS: dict[tuple[int, int, bool, str], _Resizing] = {}
-"""Made so far. A dictionary, as torch.compile looks things up in one, and would make those of an lru_cache anew."""
+"""Cache. A dictionary, because torch.compile can read one but would rebuild the entries of an lru_cache."""
 
 
 def _resizing(size: int, side: int, bilinear: bool, device: torch.device) -> _Resizing:

@@ -21,24 +21,28 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     A global batch therefore gives the same step on one process and on many. Unlike ``nn.SyncBatchNorm`` it
     runs on CPUs too.
-
-    Attributes:
-        affine_mask: In a supernet, multiplies weight and bias, and so the output, channel by channel:
-            m (w x + b) = (m w) x + (m b).
     """
 
-    affine_mask: Tensor | None = None
+    def forward(
+        self, input: Tensor, *, affine_mask: Tensor | None = None, channel_mask: Tensor | None = None
+    ) -> Tensor:
+        """Normalise (B, C, H, W).
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise (B, C, H, W); the affine step carries the mask."""
+        Args:
+            input: Activations.
+            affine_mask: (C,), in a supernet: multiplies weight and bias, and so the output, channel by channel:
+                m (w x + b) = (m w) x + (m b).
+            channel_mask: (C, 1, 1), read by forward hooks only, as in
+                :meth:`rnascl_cli.models.blocks.MaskableConv2d.forward`.
+        """
         if self.momentum is None:
             plain: Tensor = super().forward(input)
             return plain
         shared = self.training and distributed.share_batches()
         weight: Tensor = self.weight
         bias: Tensor = self.bias
-        if self.affine_mask is not None:
-            weight, bias = weight * self.affine_mask, bias * self.affine_mask
+        if affine_mask is not None:
+            weight, bias = weight * affine_mask, bias * affine_mask
         # Steps are not counted, as only a momentum of None would read it: an operator a layer, of nearly fifty.
         track = self.training and self.track_running_stats
         running = (self.running_mean, self.running_var) if track or not self.training else (None, None)

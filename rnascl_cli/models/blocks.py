@@ -50,33 +50,24 @@ class InvertedResidual(nn.Module):
 
 
 class MaskableConv2d(Conv2d):
-    """A convolution of the supernet.
+    """A convolution of the supernet, whose masks are arguments of the forward pass."""
 
-    Attributes:
-        column_mask: (C, 1, 1), multiplies the weights' input columns: sum_h W_oh (m_h a_h) = sum_h (W_oh m_h) a_h,
-            so the input is masked at the price of the (smaller) weight.
-        channel_mask: Not used here: the mask under which the attention map of the output is taken
-            (:mod:`rnascl_cli.models.attention_maps`).
-    """
+    def forward(
+        self, input: Tensor, *, column_mask: Tensor | None = None, channel_mask: Tensor | None = None
+    ) -> Tensor:
+        """Convolve with the masked weights.
 
-    column_mask: Tensor | None = None
-    channel_mask: Tensor | None = None
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolve with the masked weights."""
-        weight = self.weight if self.column_mask is None else self.weight * self.column_mask
+        Args:
+            input: (B, C, H, W).
+            column_mask: (C, 1, 1), multiplies the weights' input columns: sum_h W_oh (m_h a_h) = sum_h (W_oh m_h) a_h,
+                so masking the smaller weight masks the input.
+            channel_mask: (O, 1, 1), the mask of the output channels. Not applied here: the next mask in the block
+                removes these channels. Forward hooks that record the attention map of the output read it
+                (:mod:`rnascl_cli.models.attention_maps`).
+        """
+        weight = self.weight if column_mask is None else self.weight * column_mask
         convolved: Tensor = self._conv_forward(input, weight, self.bias)
         return convolved
-
-
-class MaskableBatchNorm2d(BatchNorm2d):
-    """A BatchNorm of the supernet.
-
-    Attributes:
-        channel_mask: As in :class:`MaskableConv2d`.
-    """
-
-    channel_mask: Tensor | None = None
 
 
 class MaskableConvBN(nn.Module):
@@ -85,11 +76,19 @@ class MaskableConvBN(nn.Module):
     def __init__(self, c_in: int, c_out: int, *, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
         self.conv = MaskableConv2d(c_in, c_out, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
-        self.bn = MaskableBatchNorm2d(c_out)
+        self.bn = BatchNorm2d(c_out)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Return the normalised convolution, without activation."""
-        normalised: Tensor = self.bn(self.conv(x_BCHW))
+    def forward(
+        self,
+        x_BCHW: Tensor,
+        *,
+        column_mask: Tensor | None = None,
+        channel_mask: Tensor | None = None,
+        affine_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Return the normalised convolution, without activation; see the two layers for the masks."""
+        convolved = self.conv(x_BCHW, column_mask=column_mask, channel_mask=channel_mask)
+        normalised: Tensor = self.bn(convolved, affine_mask=affine_mask, channel_mask=channel_mask)
         return normalised
 
 
@@ -109,20 +108,16 @@ class MaskedInvertedResidual(nn.Module):
         """Run the block.
 
         Args:
-            x_BCHW: Input, already masked (the mask rode on the block before).
+            x_BCHW: Input, already masked by the previous block.
             hidden_mask: Mask of the hidden channels (EXPANSION * c_in, 1, 1), each input channel's EXPANSION times;
-                None after the stem, which has no choice.
+                None after the stem, whose width is fixed.
             mask: Mask of the output channels (c_out, 1, 1).
             skip: Weight of the skip connection in [0, 1], a scalar; None where there can be none.
         """
-        for layer in (self.expand, self.depthwise):
-            layer.conv.channel_mask = layer.bn.channel_mask = hidden_mask
-        self.project.conv.column_mask = hidden_mask
-        self.project.conv.channel_mask = mask
-        self.project.bn.affine_mask = mask.flatten()
-        hidden = F.hardswish(self.expand(x_BCHW))
-        hidden = F.hardswish(self.depthwise(hidden))
-        out: Tensor = self.project(hidden)
+        hidden = F.hardswish(self.expand(x_BCHW, channel_mask=hidden_mask))
+        hidden = F.hardswish(self.depthwise(hidden, channel_mask=hidden_mask))
+        # The hidden mask goes into the columns of the projection, the output mask into its BatchNorm's affine step.
+        out: Tensor = self.project(hidden, column_mask=hidden_mask, channel_mask=mask, affine_mask=mask.flatten())
         return out if skip is None else torch.addcmul(out, x_BCHW, skip.to(out.dtype))
 
 

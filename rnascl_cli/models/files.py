@@ -1,4 +1,4 @@
-"""Model files: a student or teacher in, a ready module out."""
+"""Build, save and load students."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ from rnascl_cli.spaces import network_cost, space_named
 
 
 def checked_architecture(architecture: Architecture, *, where: str) -> Architecture:
-    """Return ``architecture`` if it is one that rnascl can build.
+    """Return ``architecture`` if rnascl can build it.
+
+    Args:
+        architecture: As read from a document or a file's header.
+        where: What to call that document or file in an error.
 
     Raises:
-        UserError: Its space is unknown, its widths do not fit the space, or its params and MACs are not those
-            of its widths.
+        UserError: Its space is unknown, its widths are not in the space, or its params and MACs do not match its
+            widths.
     """
     space = space_named(architecture.space, where=where)
     choices = space.block_choices
@@ -45,20 +49,19 @@ def checked_architecture(architecture: Architecture, *, where: str) -> Architect
 def build_student(
     architecture: Architecture, *, mean: tuple[float, ...] = (0.0, 0.0, 0.0), std: tuple[float, ...] = (1.0, 1.0, 1.0)
 ) -> Student:
-    """Build the physically slim network of a derived architecture, with fresh weights."""
+    """Build the physically pruned network of a derived architecture, with fresh weights."""
     space = space_named(architecture.space)
     return Student(space, architecture.widths, num_classes=architecture.num_classes, mean=mean, std=std)
 
 
 def save_student(path: Path, student: Student, architecture: Architecture) -> str:
-    """Write a student as safetensors with its architecture and normalisation in the header; return its sha256.
+    """Write a student file: safetensors with architecture and normalisation in the header; return its sha256.
 
     Raises:
         RunError: A weight is NaN or infinite; nothing is written.
     """
-    bad = [name for name, tensor in student.state_dict().items() if not bool(tensor.isfinite().all())]
-    if bad:
-        raise RunError(f"{path}: not written, because {bad[0]} holds NaN or infinity")
+    if (bad := _first_non_finite(student)) is not None:
+        raise RunError(f"{path}: not written, because {bad} holds NaN or infinity")
     header: dict[str, Any] = {
         "kind": "student",
         "architecture": architecture.model_dump(),
@@ -71,10 +74,10 @@ def load_student(path: Path) -> tuple[Student, Architecture]:
     """Read a student file.
 
     Returns:
-        The network in eval mode, and its architecture.
+        The student in eval mode, and its architecture.
 
     Raises:
-        UserError: The file is damaged, holds something else, or its tensors do not fit its architecture.
+        UserError: The file is damaged, is no student file, or its tensors do not fit its architecture.
     """
     tensors, header, _ = read_weights(path)
     if header is None or header.get("kind") != "student":
@@ -93,10 +96,13 @@ def load_student(path: Path) -> tuple[Student, Architecture]:
     except RuntimeError as error:
         first_line = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: tensors do not fit the architecture in the header ({first_line})") from None
-    bad = [name for name, tensor in student.state_dict().items() if not bool(tensor.isfinite().all())]
-    if bad:
-        raise UserError(f"{path}: {bad[0]} holds NaN or infinity; the file is broken: copy or make it again")
+    if (bad := _first_non_finite(student)) is not None:
+        raise UserError(f"{path}: {bad} holds NaN or infinity; copy the file again, or train the student again")
     return student.eval(), architecture
+
+
+def _first_non_finite(student: Student) -> str | None:
+    return next((name for name, tensor in student.state_dict().items() if not bool(tensor.isfinite().all())), None)
 
 
 def _constants(header: dict[str, Any], name: str, path: Path) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Whether a network takes images of a given size: told by showing it one."""
+"""Check that a network takes images of a given size."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from rnascl_cli.core.errors import UserError
 
 
 def check_input_size(module: nn.Module, what: str, *, input_size: int) -> None:
-    """Run a network on one grey image of the size that is meant, before anything long is begun.
+    """Run a network on one grey image, before any long computation.
 
     Args:
-        module: In eval mode; images in [0, 1] to logits.
+        module: In eval mode; maps images in [0, 1] to logits.
         what: What to call it in an error.
-        input_size: Height and width, pixels.
+        input_size: Height and width of the image, pixels.
 
     Raises:
-        UserError: It does not take such images: a transformer takes one size only, and some networks need more
-            pixels than they are given.
+        UserError: The forward pass fails: a transformer takes one size only, and some networks need larger images.
     """
     device = next(module.parameters()).device
     try:

@@ -115,3 +115,16 @@ class Supernet(nn.Module):
         hidden_masks = torch.split(hidden, [EXPANSION * width for width in widths])
         skips = [weight if skip else None for weight, skip in zip(agreed_D, self._skips, strict=True)]
         return torch.split(masks, list(widths)), [None, *hidden_masks[:-1]], skips
+
+
+class SupernetAtWidths(nn.Module):
+    """The supernet under fixed width weights, as a module of images alone."""
+
+    def __init__(self, supernet: Supernet, g_DN: Tensor) -> None:
+        super().__init__()
+        self.supernet, self.g_DN = supernet, g_DN
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Map images in [0, 1] to logits (B, num_classes)."""
+        logits: Tensor = self.supernet(x_BCHW, self.g_DN)
+        return logits

@@ -77,11 +77,11 @@ class WeightGradients(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def test_the_gumbel_step_computes_weight_gradients_only_on_the_way_to_masks(work: Workload) -> None:
     batch = first_batch(work)
     with our_search(work, compute=FLOAT32) as task:
-        assert task._teacher is not None
-        teacher_output = task._teacher.forward(batch)
-        with frozen(task._supernet.parameters()), fixed_statistics(task._supernet):
+        assert task.teacher is not None
+        teacher_output = task.teacher(batch)
+        with frozen(task.supernet.parameters()), fixed_statistics(task.supernet):
             part = drawn_part(task, batch.x_BCHW, batch.y_B, teacher_output)
-            found = task._objective(part, task._sample(part))
+            found = task.loss(part, task.sample(part))
             with WeightGradients() as computed:
                 found.loss.backward()  # type: ignore[no-untyped-call]
     # 14 blocks have an input that is masked: by the columns of their projections, and in the maps of what widens.

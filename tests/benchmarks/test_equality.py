@@ -34,7 +34,7 @@ def test_one_step_has_the_same_loss_and_moves_the_same_numbers(work: Workload, h
     plain = plain_search(work, hoisted=hoisted)
     with our_search(work, compute=FLOAT32) as task:
         task.start_epoch(0, torch.Generator().manual_seed(5))
-        replay_noise(plain, task._architecture, 5)
+        replay_noise(plain, task.architecture, 5)
         ours = task.step(batch)
         theirs = plain.step(batch.x_BCHW.contiguous(), batch.y_B)
         assert ours["loss"].item() == pytest.approx(theirs[0], rel=1e-6)
@@ -42,13 +42,13 @@ def test_one_step_has_the_same_loss_and_moves_the_same_numbers(work: Workload, h
         assert ours["gumbel_loss"].item() == pytest.approx(theirs[1], rel=1e-5)
         assert ours["attention"].item() > 0
         started = dict(plain_search(work).supernet.named_parameters())
-        moved = torch.cat([(each - started[name]).flatten() for name, each in task._supernet.named_parameters()])
+        moved = torch.cat([(each - started[name]).flatten() for name, each in task.supernet.named_parameters()])
         theirs_moved = torch.cat([(each - started[name]).flatten() for name, each in plain.supernet.named_parameters()])
         assert (moved - theirs_moved).norm() < 1e-2 * moved.norm()
-        assert task._architecture.tutor_logits is not None
+        assert task.architecture.tutor_logits is not None
         for mine, other in (
-            (torch.cat(task._architecture.rows(task._architecture.width_logits)), torch.cat(list(plain.width_logits))),
-            (task._architecture.tutor_logits, plain.tutor_logits),
+            (torch.cat(task.architecture.rows(task.architecture.width_logits)), torch.cat(list(plain.width_logits))),
+            (task.architecture.tutor_logits, plain.tutor_logits),
         ):
             assert other.any()
             assert (mine - other).norm() < 1e-2 * other.norm()
@@ -59,6 +59,6 @@ def test_the_loss_would_tell_another_noise(work: Workload) -> None:
     plain = plain_search(work, hoisted=True)
     with our_search(work, compute=FLOAT32) as task:
         task.start_epoch(0, torch.Generator().manual_seed(5))
-        replay_noise(plain, task._architecture, 6)
+        replay_noise(plain, task.architecture, 6)
         loss = task.step(batch)["loss"].item()
         assert abs(loss / plain.step(batch.x_BCHW.contiguous(), batch.y_B)[0] - 1) > 1e-4

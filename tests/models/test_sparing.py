@@ -51,7 +51,7 @@ def test_teachers_give_the_same_logits_and_maps_with_and_without_gradient(archit
             nn.init.normal_(module.bias)
     x_BCHW = torch.rand(2, 3, 16, 16)
     before_BCHW = x_BCHW.clone()
-    with record_attention_maps(model, side=4, tap=tap) as recorder:  # type: ignore[arg-type]
+    with record_attention_maps(model, side=4, source=tap) as recorder:  # type: ignore[arg-type]
         with_BK = model(x_BCHW)
         maps_BLP = recorder.pop()
         with torch.no_grad():

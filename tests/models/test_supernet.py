@@ -30,9 +30,9 @@ def test_one_hot_is_the_slim_network(case: str, training: bool, tap: MapSource) 
     student.train(training)
     x_BCHW = images(space)
     assert list(attention_layers(supernet, tap)) == list(attention_layers(student, tap))
-    with torch.no_grad(), record_attention_maps(supernet, side=8, tap=tap) as wide:
+    with torch.no_grad(), record_attention_maps(supernet, side=8, source=tap) as wide:
         wide_logits = supernet(x_BCHW, one_hot(space, widths))
-    with torch.no_grad(), record_attention_maps(student, side=8, tap=tap) as slim:
+    with torch.no_grad(), record_attention_maps(student, side=8, source=tap) as slim:
         slim_logits = student(x_BCHW)
     torch.testing.assert_close(wide_logits, slim_logits, rtol=2e-4, atol=2e-4)
     wide_maps, slim_maps = wide.pop(), slim.pop()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,17 +12,19 @@ import torch
 from rnascl_cli import load
 from rnascl_cli.artifacts.documents import AdvFinetuneDocument
 from rnascl_cli.artifacts.store import read_document, sha256_file
-from rnascl_cli.data import Batch, load_data
-from rnascl_cli.recipes import DataSettings
-from rnascl_cli.stages.training import adv_finetune as stage
+from rnascl_cli.data import load_data
+from rnascl_cli.recipes.settings import DataSettings
+from rnascl_cli.stages.training.step import StudentStep
 from tests.command import done, files, refused, rnascl
 from tests.conftest import FAST
+from tests.stages.interruptions import interrupted
 from tests.stages.test_search_chain import TERMS, numbers
 
 pytestmark = pytest.mark.pipeline
 
 METHODS = ("trades", "pgd-at", "fast-at")
-SHORT = ("--epochs", 1, *FAST, "--set", "perturbation.steps=2")
+SHORT = ("--epochs", 1, *FAST)
+STEPS = ("--set", "robust.steps=2")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,8 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, trained: dict[str, Path]) ->
     """One epoch of each method from the rnas-cl student, by method."""
     root = tmp_path_factory.mktemp("tuned")
     for method in METHODS:
-        done("adv-finetune", trained["rnas-cl"], "--method", method, *SHORT, "--out", root / method)
+        steps = () if method == "fast-at" else STEPS
+        done("adv-finetune", trained["rnas-cl"], "--method", method, *SHORT, *steps, "--out", root / method)
     return {method: root / method for method in METHODS}
 
 
@@ -78,25 +80,17 @@ def test_the_paradigm_of_the_training_stays(trained: dict[str, Path], tmp_path: 
 
 
 def test_beta_is_the_weight(trained: dict[str, Path], tmp_path: Path) -> None:
-    done("adv-finetune", trained["standard"], *SHORT, "--set", "beta=0.5", "--out", tmp_path / "run")
+    done("adv-finetune", trained["standard"], *SHORT, *STEPS, "--set", "robust.beta=0.5", "--out", tmp_path / "run")
     (entry,) = read_document(tmp_path / "run" / "adv-finetune.json", AdvFinetuneDocument).history
     assert entry["loss"] == pytest.approx(entry["ce"] + 0.5 * entry["adversarial"], rel=1e-5)
 
 
 def test_the_same_seed_gives_the_same_bytes_and_may_be_resumed(
-    tuned: dict[str, Path], trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tuned: dict[str, Path], trained: dict[str, Path], tmp_path: Path
 ) -> None:
-    arguments: list[object] = ["adv-finetune", trained["rnas-cl"], *SHORT, "--epochs", 2]
+    arguments: list[object] = ["adv-finetune", trained["rnas-cl"], *SHORT, *STEPS, "--epochs", 2]
     done(*arguments, "--out", tmp_path / "whole")
-    step, steps = stage.AdvFinetuneStep.step, iter(range(1000))
-
-    def interrupted(self: stage.AdvFinetuneStep, batch: Batch) -> Any:
-        if next(steps) == 3:
-            raise KeyboardInterrupt
-        return step(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stage.AdvFinetuneStep, "step", interrupted)
+    with interrupted(StudentStep, before_call=3):  # in the middle of the second epoch
         assert rnascl(*arguments, "--out", tmp_path / "run").code == 130
     done(*arguments, "--out", tmp_path / "run", "--resume")
     one, two = (read_document(tmp_path / name / "adv-finetune.json", AdvFinetuneDocument) for name in ("whole", "run"))
@@ -105,7 +99,7 @@ def test_the_same_seed_gives_the_same_bytes_and_may_be_resumed(
 
 
 def test_fine_tuning_twice(tuned: dict[str, Path], tmp_path: Path) -> None:
-    done("adv-finetune", tuned["fast-at"], "--method", "pgd-at", *SHORT, "--out", tmp_path / "run")
+    done("adv-finetune", tuned["fast-at"], "--method", "pgd-at", *SHORT, *STEPS, "--out", tmp_path / "run")
     document = read_document(tmp_path / "run" / "adv-finetune.json", AdvFinetuneDocument)
     assert set(document.provenance.inputs) == {"student.safetensors", "adv-finetune.json", "derived.json"}
 
@@ -121,7 +115,7 @@ def test_a_run_that_lacks_something(trained: dict[str, Path], tmp_path: Path, ab
     shutil.copytree(trained["standard"], tmp_path / "source")
     (tmp_path / "source" / absent).unlink()
     line = refused("adv-finetune", tmp_path / "source", "--out", tmp_path / "run")
-    assert f"holds no {absent}" in line
+    assert f"has no {absent}" in line
     assert not (tmp_path / "run").exists()
 
 

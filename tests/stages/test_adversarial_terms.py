@@ -1,4 +1,4 @@
-"""Adversarial fine-tuning by hand: where the perturbed images lie, and which terms they enter.
+"""Adversarial images and loss terms, computed by hand.
 
 Shape suffixes: B images, C channels, H height, W width, K classes.
 """
@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnascl_cli.artifacts.documents import Architecture, DerivedDocument, Provenance
-from rnascl_cli.data import Batch
 from rnascl_cli.engine.modes import fixed_statistics
 from rnascl_cli.models.files import build_student
-from rnascl_cli.recipes import SGD, AdvFinetuneSettings, AttentionSettings, KLSettings, PerturbationSettings
+from rnascl_cli.recipes.settings import METHODS as MEMBERS
+from rnascl_cli.recipes.settings import SGD, AdvFinetuneSettings, AttentionSettings, KLSettings, RobustSettings
 from rnascl_cli.spaces import SPACES, network_cost
 from rnascl_cli.stages.training import adversarial
-from rnascl_cli.stages.training.adv_finetune import AdvFinetuneStep
 from rnascl_cli.stages.training.adversarial import FAST_STEP, perturb, starting_offset
-from rnascl_cli.stages.training.distillation import StudentOutput, distilling
+from rnascl_cli.stages.training.distillation import distilling
+from rnascl_cli.stages.training.step import StudentStep
+from rnascl_cli.teachers.forward import TeacherOutput
 from tests.batches import as_batch
 from tests.engine.toy import CPU, image_set
 from tests.models.slimming import shaken
@@ -31,6 +32,12 @@ from tests.models.slimming import shaken
 pytestmark = pytest.mark.unit
 
 METHODS = ("trades", "pgd-at", "fast-at")
+
+
+def robust_settings(method: str, **settings: Any) -> Any:
+    """The settings of a method, without those that it does not have."""
+    member = MEMBERS[method]
+    return member(**{key: value for key, value in settings.items() if key in member.model_fields})
 
 
 class Tiny(nn.Module):
@@ -56,16 +63,14 @@ def tiny() -> Tiny:
     return model
 
 
-def offset(x_BCHW: Tensor, settings: AdvFinetuneSettings, seed: int) -> Tensor:
+def offset(x_BCHW: Tensor, settings: RobustSettings, seed: int) -> Tensor:
     return starting_offset(x_BCHW, settings, noise=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("eps", [2 / 255, 8 / 255, 0.5])
-def test_perturbed_images_lie_in_the_ball_and_in_range(tiny: Tiny, method: Any, eps: float) -> None:
-    settings = AdvFinetuneSettings(
-        method=method, perturbation=PerturbationSettings(eps=eps, step_size=eps / 2, steps=4)
-    )
+def test_adversarial_images_lie_in_the_ball_and_in_range(tiny: Tiny, method: Any, eps: float) -> None:
+    settings = robust_settings(method, eps=eps, step_size=eps / 2, steps=4)
     x_BCHW, y_B = torch.rand(16, 3, 8, 8), torch.arange(16) % 3
     x_BCHW[0], x_BCHW[1] = 0.0, 1.0
     found = perturb(tiny, x_BCHW, y_B, settings, offset_BCHW=offset(x_BCHW, settings, 0))
@@ -87,8 +92,8 @@ def test_perturbed_images_lie_in_the_ball_and_in_range(tiny: Tiny, method: Any, 
         assert climbed(found) > climbed(random)
 
 
-def test_fast_at_is_one_step_of_five_quarters_eps(tiny: Tiny) -> None:
-    settings = AdvFinetuneSettings(method="fast-at", perturbation=PerturbationSettings(eps=0.1, step_size=0.3, steps=7))
+def test_fast_at_is_one_step_of_1_25_eps(tiny: Tiny) -> None:
+    settings = robust_settings("fast-at", eps=0.1)
     x_BCHW, y_B = torch.rand(4, 3, 8, 8) * 0.4 + 0.3, torch.tensor([0, 1, 2, 0])
     found = perturb(tiny, x_BCHW, y_B, settings, offset_BCHW=offset(x_BCHW, settings, 5))
     start = x_BCHW + (2 * torch.rand(x_BCHW.shape, generator=torch.Generator().manual_seed(5)) - 1) * 0.1
@@ -100,7 +105,7 @@ def test_fast_at_is_one_step_of_five_quarters_eps(tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize("method", [*METHODS, "mart"])
-def test_where_each_method_starts(tiny: Tiny, method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_starting_points(tiny: Tiny, method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     starts: list[Tensor] = []
 
     def noted(_model: nn.Module, x_BCHW: Tensor, *, start_BCHW: Tensor, **_rest: Any) -> Tensor:
@@ -108,7 +113,7 @@ def test_where_each_method_starts(tiny: Tiny, method: Any, monkeypatch: pytest.M
         return x_BCHW
 
     monkeypatch.setattr(adversarial, "projected_gradient", noted)
-    settings = AdvFinetuneSettings(method=method, perturbation=PerturbationSettings(eps=0.1))
+    settings = robust_settings(method, eps=0.1)
     for seed in (0, 0, 1):
         x_BCHW, y_B = torch.full((16, 3, 16, 16), 0.5), torch.zeros(16, dtype=torch.int64)
         perturb(tiny, x_BCHW, y_B, settings, offset_BCHW=offset(x_BCHW, settings, seed))
@@ -120,10 +125,10 @@ def test_where_each_method_starts(tiny: Tiny, method: Any, monkeypatch: pytest.M
     assert starts[0].mean().item() == pytest.approx(0.0, abs=expected / 20)
 
 
-def test_the_student_is_attacked_in_eval_mode_and_left_as_it_was(
+def test_student_is_attacked_in_eval_mode_and_unchanged(
     tiny: Tiny, provenance: Provenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task, student, x_BCHW, y_B = fine_tuning("pgd-at", provenance)
+    step, student, x_BCHW, y_B = fine_tuning("pgd-at", provenance)
     seen: list[tuple[bool, bool]] = []
 
     def noted(model: Any, x_BCHW: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -132,13 +137,13 @@ def test_the_student_is_attacked_in_eval_mode_and_left_as_it_was(
         return x_BCHW
 
     monkeypatch.setattr(adversarial, "perturb", noted)
-    task.step(as_batch(x_BCHW, y_B))
+    step.step(as_batch(x_BCHW, y_B))
     assert seen == [(False, False)]
     assert student.training
     assert all(parameter.requires_grad for parameter in student.parameters())
 
 
-def fine_tuning(method: Any, provenance: Provenance) -> tuple[AdvFinetuneStep, nn.Module, Tensor, Tensor]:
+def fine_tuning(method: Any, provenance: Provenance) -> tuple[StudentStep, nn.Module, Tensor, Tensor]:
     """A step without a teacher, its student, and a batch."""
     space = SPACES["S3"]
     cost = network_cost(space, space.smallest, num_classes=3)
@@ -149,45 +154,43 @@ def fine_tuning(method: Any, provenance: Provenance) -> tuple[AdvFinetuneStep, n
     student = build_student(architecture)
     nn.init.normal_(student.classifier.weight, std=0.1)
     shaken(student, 2)
-    settings = AdvFinetuneSettings(method=method, optimiser=SGD(lr=1e-9))
+    settings = AdvFinetuneSettings(robust=robust_settings(method), optimiser=SGD(lr=1e-9))
     with distilling(
         student, None, derived, paradigm="standard", attention=AttentionSettings(), kl=KLSettings(), compute=CPU
     ) as distillation:
-        task = AdvFinetuneStep(settings, distillation, holdout=image_set(0), compute=CPU, seed=0)
-    return task, student, torch.rand(6, 3, 16, 16), torch.arange(6) % 3
+        step = StudentStep("adv-finetune", settings, distillation, holdout=image_set(0), compute=CPU, seed=0)
+    return step, student, torch.rand(6, 3, 16, 16), torch.arange(6) % 3
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_teachers_terms_are_on_the_clean_images(
+def test_teacher_terms_are_on_clean_images(
     method: Any, provenance: Provenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task, student, x_BCHW, y_B = fine_tuning(method, provenance)
+    step, student, x_BCHW, y_B = fine_tuning(method, provenance)
     monkeypatch.setattr(adversarial, "perturb", lambda *_, **__: 1 - x_BCHW)
     student.train()
     with torch.no_grad(), fixed_statistics(student):
         clean_BK = student(x_BCHW)
 
-    def terms(seen: Batch, answer: StudentOutput, _lesson: object) -> dict[str, Tensor]:
-        assert torch.equal(seen.x_BCHW, x_BCHW)
-        torch.testing.assert_close(answer.logits_BK, clean_BK)
-        return {"kl": answer.logits_BK.square().mean(), "attention": torch.tensor(0.25)}
-
-    without = task.step(as_batch(x_BCHW, y_B))["loss"]
-    monkeypatch.setattr(task._distillation, "teacher_terms", terms)
-    found = task.step(as_batch(x_BCHW, y_B))
-    stay = clean_BK.square().mean() + 0.25
-    torch.testing.assert_close(found["loss"], without + stay, rtol=1e-4, atol=1e-4)
+    teacher = TeacherOutput(torch.randn(6, 3), None)
+    batch = as_batch(x_BCHW, y_B)
+    monkeypatch.setattr(step.model, "kl", KLSettings(weight=0.5))
+    output = step.loss(batch, teacher, 1 - x_BCHW)
+    kl = F.kl_div(teacher.logits_BK.log_softmax(1), clean_BK.log_softmax(1), reduction="batchmean", log_target=True)
+    torch.testing.assert_close(output.terms["kl"], kl, rtol=1e-4, atol=1e-4)
+    without = step.loss(batch, None, 1 - x_BCHW)
+    torch.testing.assert_close(output.loss, without.loss + 0.5 * kl, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_terms_by_hand(method: Any, provenance: Provenance, monkeypatch: pytest.MonkeyPatch) -> None:
-    task, student, x_BCHW, y_B = fine_tuning(method, provenance)
+    step, student, x_BCHW, y_B = fine_tuning(method, provenance)
     perturbed_BCHW = 1 - x_BCHW
     student.train()
     with torch.no_grad(), fixed_statistics(student):
         p_BK, r_BK = (student(x).double().softmax(1) for x in (x_BCHW, perturbed_BCHW))
     monkeypatch.setattr(adversarial, "perturb", lambda *_, **__: perturbed_BCHW)
-    found = {name: value.item() for name, value in task.step(as_batch(x_BCHW, y_B)).items()}
+    found = {name: value.item() for name, value in step.step(as_batch(x_BCHW, y_B)).items()}
     clean_ce, perturbed_ce = (-sum(math.log(q[b, y_B[b]].item()) for b in range(6)) / 6 for q in (p_BK, r_BK))
     assert abs(clean_ce - perturbed_ce) > 0.01
     if method == "trades":
@@ -203,18 +206,18 @@ def test_the_terms_by_hand(method: Any, provenance: Provenance, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_running_statistics_are_of_the_images_that_have_a_term(
+def test_running_statistics_come_from_images_with_a_loss_term(
     method: Any, provenance: Provenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under PGD-AT and Fast-AT without a teacher those of the perturbed images alone; under TRADES of both."""
-    task, student, x_BCHW, y_B = fine_tuning(method, provenance)
+    step, student, x_BCHW, y_B = fine_tuning(method, provenance)
     other = copy.deepcopy(student).train()
     with torch.no_grad():
         for images_BCHW in (x_BCHW, 1 - x_BCHW) if method == "trades" else (1 - x_BCHW,):
             other(images_BCHW)
     monkeypatch.setattr(adversarial, "perturb", lambda *_, **__: 1 - x_BCHW)
     before = {name: tensor.clone() for name, tensor in student.named_buffers()}
-    task.step(as_batch(x_BCHW, y_B))
+    step.step(as_batch(x_BCHW, y_B))
     expected = dict(other.named_buffers())
     for name, tensor in student.named_buffers():
         torch.testing.assert_close(tensor, expected[name])

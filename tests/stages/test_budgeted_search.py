@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from rnascl_cli.artifacts.documents import BudgetRecord, DerivedDocument, SearchDocument, TrainDocument
 from rnascl_cli.artifacts.store import parse_document, read_document, sha256_file
-from rnascl_cli.cli import app
-from rnascl_cli.recipes import CostSettings, SearchSettings
+from rnascl_cli.cli.run import EXIT_INTERRUPTED
+from rnascl_cli.recipes.settings import CostSettings, SearchSettings
 from rnascl_cli.spaces import SPACES, Budget, NetworkSpace
 from rnascl_cli.stages.search.budget import search_cost
 from rnascl_cli.stages.search.derive import derive
 from rnascl_cli.stages.search.step import SearchStep
 from tests.command import Outcome, done, files, refused, rnascl
 from tests.conftest import FAST
+from tests.stages.interruptions import interrupted
 
 pytestmark = pytest.mark.pipeline
 
@@ -174,22 +174,11 @@ def test_stopped_inside_an_epoch_and_resumed_it_is_the_same(
     tmp_path: Path,
     tiny_teacher: Path,
     small: list[object],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out, whole = tmp_path / "run", front[0]
     arguments = [*front_options(tiny_teacher, small, out), "--set", "checkpoint_minutes=1e-9"]  # after each step
-    gumbel_step, steps = SearchStep._gumbel_step, 0
-
-    def interrupted(self: SearchStep, *given: Any) -> torch.Tensor:
-        nonlocal steps
-        steps += 1
-        if steps == 2:
-            raise KeyboardInterrupt
-        return gumbel_step(self, *given)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SearchStep, "_gumbel_step", interrupted)
-        assert rnascl(*arguments).code == app.EXIT_INTERRUPTED
+    with interrupted(SearchStep, method="architecture_step", before_call=1):
+        assert rnascl(*arguments).code == EXIT_INTERRUPTED
     assert set(files(out)) == {"checkpoint.pt"}  # of the first step, inside the first epoch
     done(*arguments, "--resume")
     one, two = (read_document(run / "search.json", SearchDocument) for run in (whole, out))

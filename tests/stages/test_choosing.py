@@ -1,4 +1,4 @@
-"""Which weights a training keeps: the last, a mean, or those of the epoch that is best on held-out images.
+"""Model selection and weight averaging.
 
 Shape suffixes: N images, C channels, H height, W width.
 """
@@ -20,7 +20,7 @@ from rnascl_cli.artifacts.store import read_document
 from rnascl_cli.data import ImageSet, load_data
 from rnascl_cli.engine.training_loop import fit
 from rnascl_cli.engine.weight_averaging import averaging
-from rnascl_cli.recipes import EMA, SWA, DataSettings, SelectSettings
+from rnascl_cli.recipes.settings import EMA, SWA, DataSettings, SelectSettings
 from rnascl_cli.stages.training import model_selection
 from rnascl_cli.stages.training.model_selection import BestCheckpoint, ModelSelection
 from rnascl_cli.stages.training.step import StudentStep
@@ -91,15 +91,15 @@ def test_patience_counts_epochs_without_a_higher_accuracy(monkeypatch: pytest.Mo
     ],
     ids=str,
 )
-def test_it_is_a_mean_only_where_the_weights_kept_are_one(
+def test_average_is_recorded_only_if_the_saved_weights_are_one(
     monkeypatch: pytest.MonkeyPatch, settings: EMA | SWA | None, best: int | None, expected: str | None
 ) -> None:
     module = nn.Linear(1, 1)
     scripted(monkeypatch, [(0.9 if epoch == best else 0.1, 0.5) for epoch in range(4)])
     average = averaging(module, settings, epochs=4)
-    stop = None if best is None else SelectSettings()
+    select = None if best is None else SelectSettings()
     common: dict[str, Any] = {"eps": 0.1, "compute": CPU, "seed": 0, "stage": "toy", "average": average}
-    watch = ModelSelection(module, image_set(4), stop, **common)
+    watch = ModelSelection(module, image_set(4), select, **common)
     for epoch in range(4):
         nn.init.constant_(module.weight, epoch)
         if average is not None:
@@ -148,7 +148,7 @@ def states_of(monkeypatch: pytest.MonkeyPatch, name: str) -> list[dict[str, Tens
 
     def noted(self: StudentStep, *arguments: Any) -> Any:
         found = method(self, *arguments)
-        student = self._distillation.student
+        student = self.model.student
         seen.append({name: tensor.clone() for name, tensor in student.state_dict().items()})
         return found
 
@@ -164,11 +164,11 @@ def states_of(monkeypatch: pytest.MonkeyPatch, name: str) -> list[dict[str, Tens
         (["--select", "clean"], 5, 4),
         (["--select", "robust", "--patience", 2], 4, 2),
         (["--patience", 1], 3, 2),
-        (["--select", "last", "--set", "stop.patience=1"], 5, None),
+        (["--select", "last", "--set", "select.patience=1"], 5, None),
     ],
     ids=str,
 )
-def test_the_epoch_is_chosen_on_held_out_images(
+def test_epoch_is_selected_on_held_out_images(
     searched: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -196,7 +196,7 @@ def test_the_epoch_is_chosen_on_held_out_images(
 
 @pytest.mark.pipeline
 @pytest.mark.parametrize("stage", ["train", "adv-finetune"])
-def test_the_test_images_are_looked_at_once_after_the_choice(
+def test_test_set_is_used_once_after_model_selection(
     searched: dict[str, Path], held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     source = searched["standard"] if stage == "train" else held_out
@@ -228,7 +228,7 @@ def test_the_test_images_are_looked_at_once_after_the_choice(
 
 @pytest.mark.pipeline
 @pytest.mark.parametrize("stage", ["train", "adv-finetune"])
-def test_the_moving_average_is_what_is_saved(
+def test_moving_average_is_saved(
     searched: dict[str, Path], trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     source = (searched if stage == "train" else trained)["standard"]
@@ -250,7 +250,7 @@ def test_the_moving_average_is_what_is_saved(
 
 
 @pytest.mark.pipeline
-def test_a_run_that_ended_early_is_left_as_it_is(
+def test_resuming_an_early_stopped_run_changes_nothing(
     searched: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["train", searched["standard"], *FAST, *HELD_OUT, "--epochs", 5, "--patience", 1]
@@ -263,15 +263,15 @@ def test_a_run_that_ended_early_is_left_as_it_is(
 
 
 @pytest.mark.pipeline
-def test_what_cannot_be_chosen(searched: dict[str, Path], trained: dict[str, Path], tmp_path: Path) -> None:
+def test_invalid_selection_is_refused(searched: dict[str, Path], trained: dict[str, Path], tmp_path: Path) -> None:
     for command, source in (("train", searched["standard"]), ("adv-finetune", trained["standard"])):
         line = refused(
             command, source, *FAST, "--set", "data.holdout=0", "--select", "robust", "--out", tmp_path / "run"
         )
-        expected = "data.holdout: --select robust chooses its epoch on held-out training images; set it above 0"
+        expected = "data.holdout: --select robust selects the epoch on held-out training images; set it above 0"
         assert expected in line
         line = refused(command, source, *FAST, "--select", "last", "--patience", 3, "--out", tmp_path / "run")
-        assert "--patience: with --select last no epoch is better than another; use --select robust" in line
+        assert "--patience: needs a selection metric; use --select robust or --select clean" in line
         for option, words in (("--select", "last, robust, clean"), ("--average", "ema, swa")):
             line = refused(command, source, *FAST, option, "best", "--out", tmp_path / "run")
             assert f"{option} best: one of {words}" in line
@@ -288,7 +288,7 @@ def test_what_cannot_be_chosen(searched: dict[str, Path], trained: dict[str, Pat
     ],
     ids=["seed", "holdout", "limit"],
 )
-def test_no_epoch_is_chosen_by_images_that_the_student_was_trained_on(
+def test_no_selection_on_images_of_the_training(
     held_out: Path, tmp_path: Path, options: tuple[object, ...], cause: str
 ) -> None:
     arguments = ["adv-finetune", held_out, "--method", "fast-at", "--epochs", 1, *FAST, *options]
@@ -306,7 +306,7 @@ def test_no_epoch_is_chosen_by_images_that_the_student_was_trained_on(
 
 
 @pytest.mark.pipeline
-def test_a_folder_by_another_name_holds_the_same_images(tiny_folder: Path, tmp_path: Path) -> None:
+def test_same_images_under_another_path(tiny_folder: Path, tmp_path: Path) -> None:
     def folder(path: object) -> list[object]:
         return ["--data", f"folder:{path}", "--batch-size", 12, "--device", "cpu", "--precision", "fp32"]
 

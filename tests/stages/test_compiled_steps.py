@@ -33,45 +33,45 @@ FEW, MORE = ("--limit-train", 105), ("--limit-train", 125)
 
 
 @pytest.fixture
-def compiles(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What was followed, a list of operators each, under every stage that asks for it."""
-    followed: list[Any] = []
+def compiled_graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The operators of each graph that is compiled, in every stage with ``compile_steps``."""
+    graphs: list[Any] = []
 
     def backend(module: torch.fx.GraphModule, _: Any, **__: Any) -> Any:
-        followed.append([node.name for node in module.graph.nodes])
+        graphs.append([node.name for node in module.graph.nodes])
         return module.forward
 
-    def compute(*_: Any, compiles: bool, **__: Any) -> DeviceConfig:
-        return replace(CPU, compile_enabled=compiles)
+    def compute(*_: Any, compile_enabled: bool, **__: Any) -> DeviceConfig:
+        return replace(CPU, compile_enabled=compile_enabled)
 
     torch.compiler.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     monkeypatch.setattr(setup, "resolve_device", compute)
-    return followed
+    return graphs
 
 
 def close(one: Any, other: Any) -> None:
     torch.testing.assert_close(torch.tensor(one), torch.tensor(other), rtol=2e-3, atol=2e-6)
 
 
-def test_a_compiled_search_is_the_search(compiles: list[Any], tiny_teacher: Path, tmp_path: Path) -> None:
+def test_a_compiled_search_is_the_search(compiled_graphs: list[Any], tiny_teacher: Path, tmp_path: Path) -> None:
     common = ["search", "--space", "S3", "--teacher", tiny_teacher, *SMALL, *FEW, "--epochs", 1, "--seed", 3]
     common += ["--set", "teacher_cache.mode=off"]
     found = []
     for keys in ("compile_steps=false", "compile_steps=true"):
         done(*common, "--set", keys, "--out", tmp_path / keys)
         found.append(read_document(tmp_path / keys / "search.json", SearchDocument))
-    assert len(compiles) == 3  # the teacher's pass, and both steps' objective
-    assert not any("_Energy" in name for names in compiles for name in names)
+    assert len(compiled_graphs) == 3  # the teacher's pass, and both steps' objective
+    assert not any("_Energy" in name for names in compiled_graphs for name in names)
     plain, compiled = found
     assert_same_search(plain, compiled, close)
 
 
 @pytest.mark.parametrize("method", [None, "trades", "pgd-at"])
 def test_a_compiled_training_is_the_training(
-    method: str | None, compiles: list[Any], searched: dict[str, Path], tmp_path: Path
+    method: str | None, compiled_graphs: list[Any], searched: dict[str, Path], tmp_path: Path
 ) -> None:
-    own: tuple[str, ...] = () if method is None else ("--method", method, "--set", "train.perturbation.steps=2")
+    own: tuple[str, ...] = () if method is None else ("--method", method, "--set", "train.robust.steps=2")
     if method == "pgd-at":
         own += ("--paradigm", "standard")
     found = []
@@ -80,7 +80,7 @@ def test_a_compiled_training_is_the_training(
         done("train", searched["rnas-cl"], *SMALL, *FEW, *own, "--epochs", 1, "--set", keys, "--out", out)
         found.append(load_file(out / "student.safetensors"))
     # Not the teacher's pass, as its outputs are kept: the objective, and the passes that perturb images.
-    assert len(compiles) == {None: 1, "pgd-at": 2, "trades": 3}[method]
+    assert len(compiled_graphs) == {None: 1, "pgd-at": 2, "trades": 3}[method]
     plain, compiled = found
     for name, weight in plain.items():
         # PGD looks at signs: where a slope is all but 0, a pixel goes the other way.
@@ -105,7 +105,8 @@ def test_a_resumed_run_compiles_the_same_steps(
         return told_apart
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    monkeypatch.setattr(setup, "resolve_device", lambda *_, compiles, **__: replace(CPU, compile_enabled=compiles))
+    compiled = replace(CPU, compile_enabled=True)
+    monkeypatch.setattr(setup, "resolve_device", lambda *_, **__: compiled)
     command = ["train", searched["rnas-cl"], *SMALL, *MORE, "--epochs", 2, "--set", "compile_steps=true"]
     torch.compiler.reset()
     assert rnascl(*command, "--out", tmp_path / "stopped").code == 128 + signal.SIGTERM

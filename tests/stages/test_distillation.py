@@ -16,15 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnascl_cli.artifacts.documents import Architecture, DerivedDocument, Paradigm, Provenance, TutorMap
-from rnascl_cli.data import ImageSet
 from rnascl_cli.engine.modes import fixed_statistics
 from rnascl_cli.models.attention_maps import attention_layers
 from rnascl_cli.models.files import build_student
 from rnascl_cli.models.student import Student
-from rnascl_cli.recipes import SGD, AttentionSettings, KLSettings, TrainSettings
+from rnascl_cli.recipes.settings import SGD, AttentionSettings, KLSettings, TrainSettings
 from rnascl_cli.spaces import SPACES, network_cost
 from rnascl_cli.stages.training.distillation import DistillationModel, distilling, distinct_tutors
-from rnascl_cli.stages.training.train import TrainFromScratchStep
+from rnascl_cli.stages.training.step import StudentStep
 from rnascl_cli.teachers.load import Teacher, read_teacher
 from tests.batches import as_batch
 from tests.engine.toy import CPU, image_set
@@ -82,8 +81,8 @@ def distillation(
 ) -> Iterator[DistillationModel]:
     """The student under its teacher; the paradigm may be given as a parameter."""
     paradigm: Paradigm = getattr(request, "param", "rnas-cl")
-    with distilling(student, teacher, derived, paradigm=paradigm, attention=ATTENTION, kl=KL, compute=CPU) as found:
-        yield found
+    with distilling(student, teacher, derived, paradigm=paradigm, attention=ATTENTION, kl=KL, compute=CPU) as model:
+        yield model
 
 
 def unit_maps_by_hand(model: nn.Module, side: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -126,44 +125,63 @@ def by_hand(student: Student, teacher: Teacher, derived: DerivedDocument) -> dic
     }
 
 
-def test_passes_without_an_attention_term_take_no_maps(distillation: DistillationModel) -> None:
-    """The logits are the same, and the recorder stays empty."""
-    assert distillation._recorder is not None
+def step_for(model: DistillationModel) -> StudentStep:
+    """A training step that leaves the weights almost as they are."""
+    settings = TrainSettings(optimiser=SGD(lr=1e-9), attention=ATTENTION, kl=KL)
+    return StudentStep("train", settings, model, holdout=image_set(0), compute=CPU, seed=0)
+
+
+def terms_of(model: DistillationModel) -> dict[str, Tensor]:
+    """The terms of eq. (3) for the images."""
+    batch = as_batch(X_BCHW, Y_B)
+    return step_for(model).loss(batch, model.teacher_output(batch), None).terms
+
+
+def hooks(*models: nn.Module) -> int:
+    return sum(len(module._forward_hooks) for model in models for module in model.modules())
+
+
+def test_forward_records_no_maps(distillation: DistillationModel) -> None:
+    """The logits are those of ``forward_with_maps``, and the next maps are of the next images alone."""
     with torch.no_grad(), fixed_statistics(distillation.student.train()):
-        answer = distillation.forward_with_maps(X_BCHW)
-        assert torch.equal(distillation.logits(X_BCHW), answer.logits_BK)
-    assert not distillation._recorder._maps
+        output = distillation.forward_with_maps(X_BCHW)
+        assert torch.equal(distillation.forward(X_BCHW), output.logits_BK)
+        again = distillation.forward_with_maps(X_BCHW)
+    assert output.maps_BSP is not None
+    assert again.maps_BSP is not None
+    assert torch.equal(again.maps_BSP, output.maps_BSP)
 
 
 @pytest.mark.parametrize(
-    ("paradigm", "kl_weight", "taught"),
-    [("rnas-cl", 1.0, True), ("icc", 0.0, True), ("kl", 1.0, True), ("kl", 0.0, False), ("standard", 1.0, False)],
+    ("paradigm", "kl_weight", "expected"),
+    [
+        ("rnas-cl", 1.0, {"kl", "attention"}),
+        ("icc", 0.0, {"attention"}),
+        ("kl", 1.0, {"kl"}),
+        ("kl", 0.0, set()),
+        ("standard", 1.0, set()),
+    ],
 )
-def test_whether_there_are_terms_of_the_teacher(
-    student: Student, teacher: Teacher, derived: DerivedDocument, paradigm: Any, kl_weight: float, taught: bool
+def test_teacher_terms_of_each_paradigm(
+    student: Student, teacher: Teacher, derived: DerivedDocument, paradigm: Any, kl_weight: float, expected: set[str]
 ) -> None:
-    kl = KLSettings(weight=kl_weight)
-    with distilling(student, teacher, derived, paradigm=paradigm, attention=ATTENTION, kl=kl, compute=CPU) as found:
-        with torch.no_grad():
-            terms = found.teacher_terms(as_batch(X_BCHW), found.forward_with_maps(X_BCHW))
-        assert found.has_teacher_terms == bool(terms) == taught
+    kl, given = KLSettings(weight=kl_weight), None if paradigm == "standard" else teacher
+    with distilling(student, given, derived, paradigm=paradigm, attention=ATTENTION, kl=kl, compute=CPU) as model:
+        assert set(terms_of(model)) == {"ce", *expected}
+        assert model.has_teacher_terms == bool(expected)
 
 
 def test_equation_3_by_hand(
     distillation: DistillationModel, student: Student, teacher: Teacher, derived: DerivedDocument
 ) -> None:
     expected = by_hand(student, teacher, derived)
-    settings = TrainSettings(optimiser=SGD(lr=1e-9), attention=ATTENTION, kl=KL)
-    holdout: ImageSet = image_set(0)
-    found = TrainFromScratchStep(settings, distillation, holdout=holdout, compute=CPU, seed=0).step(
-        as_batch(X_BCHW, Y_B)
-    )
+    found = step_for(distillation).step(as_batch(X_BCHW, Y_B))
     assert {name: found[name].item() for name in expected} == pytest.approx(expected, rel=1e-4)
     total = expected["ce"] + 0.5 * expected["kl"] + 5.0 * expected["attention"]
     assert found["loss"].item() == pytest.approx(total, rel=1e-4)
 
 
-def test_a_swapped_tutor_changes_the_attention_term(
+def test_another_tutor_map_changes_the_attention_term(
     student: Student, teacher: Teacher, derived: DerivedDocument
 ) -> None:
     assert derived.tutors is not None
@@ -172,57 +190,40 @@ def test_a_swapped_tutor_changes_the_attention_term(
         tutor = [(index + shift) % len(derived.tutors.teacher_layers) for index in derived.tutors.tutor]
         document = derived.model_copy(update={"tutors": derived.tutors.model_copy(update={"tutor": tutor})})
         with (
-            distilling(
-                student, teacher, document, paradigm="icc", attention=ATTENTION, kl=KL, compute=CPU
-            ) as distillation,
+            distilling(student, teacher, document, paradigm="icc", attention=ATTENTION, kl=KL, compute=CPU) as model,
             fixed_statistics(student),
         ):
-            found.append(
-                distillation.teacher_terms(as_batch(X_BCHW), distillation.forward_with_maps(X_BCHW))["attention"].item()
-            )
+            found.append(terms_of(model)["attention"].item())
     assert abs(found[0] - found[1]) > 1e-4
 
 
 @pytest.mark.parametrize("paradigm", ["rnas-cl", "icc", "kl"])
-def test_terms_have_gradients_for_the_student_only(
+def test_teacher_terms_have_gradients_for_the_student_only(
     paradigm: Paradigm, student: Student, teacher: Teacher, derived: DerivedDocument
 ) -> None:
-    with distilling(
-        student, teacher, derived, paradigm=paradigm, attention=ATTENTION, kl=KL, compute=CPU
-    ) as distillation:
-        terms = distillation.teacher_terms(as_batch(X_BCHW), distillation.forward_with_maps(X_BCHW))
-    assert set(terms) == {"rnas-cl": {"kl", "attention"}, "icc": {"attention"}, "kl": {"kl"}}[paradigm]
-    torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+    with distilling(student, teacher, derived, paradigm=paradigm, attention=ATTENTION, kl=KL, compute=CPU) as model:
+        terms = terms_of(model)
+    torch.stack([term for name, term in terms.items() if name != "ce"]).sum().backward()  # type: ignore[no-untyped-call]
     assert student.stem.conv.weight.grad is not None
     assert student.stem.conv.weight.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in teacher.module.parameters())
     assert not teacher.module.training
 
 
-def test_without_a_teacher_there_are_no_terms(student: Student, derived: DerivedDocument) -> None:
-    with distilling(
-        student, None, derived, paradigm="standard", attention=ATTENTION, kl=KL, compute=CPU
-    ) as distillation:
-        answer = distillation.forward_with_maps(X_BCHW)
-        assert answer.maps_BSP is None
-        assert distillation.teacher_terms(as_batch(X_BCHW), answer) == {}
+def test_without_a_teacher_no_maps_are_recorded(student: Student, derived: DerivedDocument) -> None:
+    with distilling(student, None, derived, paradigm="standard", attention=ATTENTION, kl=KL, compute=CPU) as model:
+        assert model.forward_with_maps(X_BCHW).maps_BSP is None
+        assert hooks(student) == 0
 
 
-def test_taps_are_gone_afterwards(distillation: DistillationModel, student: Student, teacher: Teacher) -> None:
-    hooked = [len(module._forward_hooks) for model in (student, teacher.module) for module in model.modules()]
-    assert sum(hooked) > 0
-
-
-def test_only_the_distinct_tutors_are_tapped(derived: DerivedDocument, teacher: Teacher, student: Student) -> None:
+def test_only_distinct_tutors_have_hooks(derived: DerivedDocument, teacher: Teacher, student: Student) -> None:
     assert derived.tutors is not None
     distinct = distinct_tutors(derived.tutors)
     names = derived.tutors.teacher_layers
     assert distinct == [name for index, name in enumerate(names) if index in set(derived.tutors.tutor)]
     assert len(distinct) < len(names)
 
-    def tapped() -> int:
-        return sum(len(module._forward_hooks) for module in teacher.module.modules())
-
     with distilling(student, teacher, derived, paradigm="icc", attention=ATTENTION, kl=KL, compute=CPU):
-        assert tapped() == len(distinct)
-    assert tapped() == 0
+        assert hooks(teacher.module) == len(distinct)
+        assert hooks(student) == len(derived.tutors.student_layers)
+    assert hooks(teacher.module, student) == 0

@@ -1,8 +1,9 @@
-"""``train --distill``: every rival through the command line, its state through an interruption, and what is refused."""
+"""``train --distill``: every baseline on the command line, interrupted and resumed, and its user errors."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,37 +15,41 @@ from rnascl_cli.artifacts.documents import AdvFinetuneDocument, Baseline, Teache
 from rnascl_cli.artifacts.store import document_json, read_document
 from rnascl_cli.core import distributed
 from rnascl_cli.core.errors import UserError
-from rnascl_cli.data import Batch, Data, batches, load_data
+from rnascl_cli.data import Data, batches, load_data
 from rnascl_cli.data.augment import Unchanged
 from rnascl_cli.distill.baselines.crd import ContrastiveLoss
+from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.models.files import build_student
-from rnascl_cli.recipes import BaselineSettings, DataSettings, Recipe, resolve
+from rnascl_cli.recipes.baselines import BaselineSettings
+from rnascl_cli.recipes.load import resolve
+from rnascl_cli.recipes.settings import DataSettings, Recipe
 from rnascl_cli.reporting.data.collect import collect
 from rnascl_cli.reporting.data.lineage import models
 from rnascl_cli.stages.search.derive import derive
-from rnascl_cli.stages.training import distillation_baselines as room
-from rnascl_cli.stages.training import train as stage
+from rnascl_cli.stages.training import distillation_baselines as stage
 from rnascl_cli.stages.training.distillation import distilling
 from rnascl_cli.stages.training.distillation_baselines import COMPARES, baseline_loss, find_baseline_teacher
-from rnascl_cli.stages.training.setup import check_can_be_shared
+from rnascl_cli.stages.training.setup import TrainingRun, check_can_be_shared
+from rnascl_cli.stages.training.step import StudentStep
 from rnascl_cli.teachers.architectures import build_teacher
 from rnascl_cli.teachers.load import Teacher, read_teacher, write_teacher
 from tests.command import done, refused, rnascl
 from tests.conftest import FAST
 from tests.engine.toy import CPU
+from tests.stages.interruptions import interrupted
 from tests.stages.test_search_chain import numbers
 
-RIVALS: tuple[Baseline, ...] = get_args(Baseline)
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 PUBLISHED = {"kd": 0.9, "at": 1000, "sp": 3000, "vid": 1, "rkd": 1, "crd": 0.8, "pkt": 30000}
 
 
 @pytest.fixture(scope="module")
-def rivals(tmp_path_factory: pytest.TempPathFactory, searched: dict[str, Path]) -> dict[str, Path]:
-    """A training of two epochs under each rival, of the network that was searched with tutors."""
-    root = tmp_path_factory.mktemp("rivals")
-    for name in RIVALS:
+def baselines(tmp_path_factory: pytest.TempPathFactory, searched: dict[str, Path]) -> dict[str, Path]:
+    """A training of two epochs under each baseline, of the network that was searched with tutors."""
+    root = tmp_path_factory.mktemp("baselines")
+    for name in BASELINES:
         done("train", searched["rnas-cl"], "--distill", name, "--epochs", 2, *FAST, "--out", root / name)
-    return {name: root / name for name in RIVALS}
+    return {name: root / name for name in BASELINES}
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +69,9 @@ def settings(name: str, **keys: Any) -> BaselineSettings:
 
 
 @pytest.mark.pipeline
-@pytest.mark.parametrize("name", RIVALS)
-def test_what_is_left(rivals: dict[str, Path], searched: dict[str, Path], name: Baseline) -> None:
-    document = read_document(rivals[name] / "train.json", TrainDocument)
+@pytest.mark.parametrize("name", BASELINES)
+def test_what_is_left(baselines: dict[str, Path], searched: dict[str, Path], name: Baseline) -> None:
+    document = read_document(baselines[name] / "train.json", TrainDocument)
     assert (document.paradigm, document.distill) == ("standard", name)
     teacher, before = document.provenance.teacher, derive(searched["rnas-cl"]).provenance.teacher
     assert teacher is not None
@@ -81,8 +86,8 @@ def test_what_is_left(rivals: dict[str, Path], searched: dict[str, Path], name: 
         assert entry["loss"] == pytest.approx(ce * entry["ce"] + PUBLISHED[name] * entry["distill"], rel=1e-5)
     losses = {entry["distill"] for entry in document.history}
     assert len(losses) == 2
-    # A run under a rival differs from the others by its rival alone, and so do the students.
-    assert len({read_document(run / "train.json", TrainDocument).student_sha256 for run in rivals.values()}) == 7
+    # A run under a baseline differs from the others by its baseline alone, and so do the students.
+    assert len({read_document(run / "train.json", TrainDocument).student_sha256 for run in baselines.values()}) == 7
 
 
 @pytest.mark.pipeline
@@ -91,32 +96,22 @@ def test_published_settings() -> None:
     assert crd == {"name": "crd", "weight": 0.8, "dim": 128, "negatives": 16384, "temperature": 0.07, "momentum": 0.5}
     assert rkd == {"name": "rkd", "weight": 1.0, "distance": 25.0, "angle": 50.0}
     assert kd == {"name": "kd", "weight": 0.9, "ce_weight": 0.1, "temperature": 4.0}
-    assert {name: settings(name).weight for name in RIVALS} == PUBLISHED
+    assert {name: settings(name).weight for name in BASELINES} == PUBLISHED
 
 
 @pytest.mark.pipeline
 @pytest.mark.parametrize("name", ["vid", "crd"])
-def test_ctrl_c_and_resume(
-    rivals: dict[str, Path], searched: dict[str, Path], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_and_resume(baselines: dict[str, Path], searched: dict[str, Path], name: str, tmp_path: Path) -> None:
     out, few = tmp_path / "run", ["--set", "distill.negatives=9"] if name == "crd" else []
     arguments: list[object] = ["train", searched["rnas-cl"], "--distill", name, *few, "--epochs", 2, *FAST, "--out"]
-    whole = rivals[name]
+    whole = baselines[name]
     if few:  # with fewer negatives than there are, so that it matters which are drawn
         whole = tmp_path / "whole"
         done(*arguments, whole)
-    step, steps = stage.TrainFromScratchStep.step, iter(range(1000))
-
-    def interrupted(self: stage.TrainFromScratchStep, batch: Batch) -> Any:
-        if next(steps) == 3:  # in the middle of the second epoch
-            raise KeyboardInterrupt
-        return step(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stage.TrainFromScratchStep, "step", interrupted)
+    with interrupted(StudentStep, before_call=3):  # in the middle of the second epoch
         assert rnascl(*arguments, out).code == 130
     state = torch.load(out / "checkpoint.pt", weights_only=True)["state"]
-    assert set(state) == {"student", "distill", "optimiser"}
+    assert set(state) == {"student", "distill", "optimizer"}
     assert len(state["distill"]) == {"vid": 3 * 4, "crd": 4 + 2 + 2}[name]
     done(*arguments, out, "--resume")
     assert (out / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes()
@@ -131,15 +126,7 @@ def test_stopping_between_two_steps_of_an_epoch_changes_nothing(searched: dict[s
     done("train", searched["rnas-cl"], *few, "--out", tmp_path / "whole")
     out = tmp_path / "run"
     arguments: list[object] = ["train", searched["rnas-cl"], *few, "--set", "checkpoint_minutes=1e-9", "--out", out]
-    step, steps = stage.TrainFromScratchStep.step, iter(range(1000))
-    with pytest.MonkeyPatch.context() as patch:
-
-        def interrupted(self: stage.TrainFromScratchStep, batch: Batch) -> Any:
-            if next(steps) == 6:
-                raise KeyboardInterrupt
-            return step(self, batch)
-
-        patch.setattr(stage.TrainFromScratchStep, "step", interrupted)
+    with interrupted(StudentStep, before_call=6):
         assert rnascl(*arguments).code == 130
     assert torch.load(out / "checkpoint.pt", weights_only=True)["under_way"] is not None
     done(*arguments, "--resume")
@@ -148,29 +135,28 @@ def test_stopping_between_two_steps_of_an_epoch_changes_nothing(searched: dict[s
 
 
 @pytest.mark.pipeline
-def test_kept_logits_serve_kd_and_change_nothing(
-    rivals: dict[str, Path], searched: dict[str, Path], tmp_path: Path
-) -> None:
+def test_cached_logits_do_not_change_kd(baselines: dict[str, Path], searched: dict[str, Path], tmp_path: Path) -> None:
     command = ("train", searched["rnas-cl"], "--distill", "kd", "--epochs", 2, *FAST)
-    kept = done(*command, "--out", tmp_path / "kept")
-    assert "teacher: looked at 0 of" in kept.err
-    live = done(*command, "--set", "teacher_cache.mode=off", "--out", tmp_path / "live")
-    assert "teacher: looked at" not in live.err
+    cached = done(*command, "--out", tmp_path / "cached")
+    reused = re.search(r"Teacher cache: (\d+) of (\d+) views reused", cached.err)
+    assert reused is not None
+    assert reused[1] == reused[2] != "0"
+    uncached = done(*command, "--set", "teacher_cache.mode=off", "--out", tmp_path / "uncached")
+    assert "Teacher cache" not in uncached.err
     students = {
-        (run / "student.safetensors").read_bytes() for run in (rivals["kd"], tmp_path / "kept", tmp_path / "live")
+        (run / "student.safetensors").read_bytes()
+        for run in (baselines["kd"], tmp_path / "cached", tmp_path / "uncached")
     }
     assert len(students) == 1
 
 
 @pytest.mark.pipeline
-def test_fine_tuning_goes_on_without_the_rival_and_says_where_it_came_from(
-    rivals: dict[str, Path], tmp_path: Path
-) -> None:
-    done("adv-finetune", rivals["sp"], "--epochs", 1, *FAST, "--out", tmp_path / "fine")
+def test_fine_tuning_drops_the_baseline_and_records_it(baselines: dict[str, Path], tmp_path: Path) -> None:
+    done("adv-finetune", baselines["sp"], "--epochs", 1, *FAST, "--out", tmp_path / "fine")
     document = read_document(tmp_path / "fine" / "adv-finetune.json", AdvFinetuneDocument)
     assert (document.paradigm, document.distill, document.provenance.teacher) == ("standard", "sp", None)
     assert "distill" not in document.history[0]
-    reported = {model.trained: model for model in models(collect([tmp_path / "fine", rivals["sp"]]))}
+    reported = {model.trained: model for model in models(collect([tmp_path / "fine", baselines["sp"]]))}
     assert set(reported) == {"sp", "sp + trades"}
     for model in reported.values():
         assert model.teacher is not None
@@ -205,10 +191,10 @@ def test_what_is_refused(searched: dict[str, Path], tiny_teacher: Path, tmp_path
     out = tmp_path / "run"
     source = searched["rnas-cl"]
     line = refused("train", source, "--distill", "sp", "--paradigm", "kl", "--out", out)
-    assert "--distill sp: takes the place of the paradigm's teacher terms" in line
+    assert "--distill sp: replaces the paradigm's teacher terms" in line
     assert "--paradigm kl" in line
     line = refused("train", source, "--distill", "sp", "--method", "trades", "--out", out)
-    assert "--distill sp: compares clean images" in line
+    assert "--distill sp: trains on clean images" in line
     line = refused("train", searched["standard"], "--distill", "sp", "--out", out)
     assert "--distill sp: needs a teacher, and the derived document names none; give --teacher" in line
     line = refused("train", source, "--distill", "spp", "--out", out)
@@ -216,7 +202,7 @@ def test_what_is_refused(searched: dict[str, Path], tiny_teacher: Path, tmp_path
     line = refused("train", source, "--distill", "sp", "--set", "distill.temperature=3", "--out", out)
     assert "unknown recipe key 'train.distill.temperature' (known: name, weight)" in line
     line = refused("train", source, "--set", "distill.weight=3", "--out", out)
-    assert "recipe key 'train.distill': does not say which one; set train.distill.name" in line
+    assert "recipe key 'train.distill.name': must be set with the other keys of 'train.distill'" in line
     assert not out.exists()
     # Standard beside it says the same twice; a teacher may be named where the search had none.
     run = ("--distill", "sp", "--paradigm", "standard", "--teacher", tiny_teacher)
@@ -239,7 +225,7 @@ def test_classes_matter_to_kd_alone(searched: dict[str, Path], data: Data, tmp_p
     write_teacher(path, build_teacher("r8", num_classes=3), architecture="r8", num_classes=3, about={})
     with pytest.raises(UserError, match=r"--distill kd: compares class by class, and .* has 3 classes, the data 10"):
         find_baseline_teacher(str(path), settings("kd"), derived, data=data)
-    for name in RIVALS[1:]:
+    for name in BASELINES[1:]:
         assert find_baseline_teacher(str(path), settings(name), derived, data=data).teacher.num_classes == 3
 
 
@@ -253,15 +239,15 @@ def test_a_teacher_without_the_features_is_refused_with_what_is_possible(
     if stages:
         module.feature_info = [{"module": "0", "num_chs": 3072}]  # type: ignore[assignment]
     reference = TeacherReference(source="flat", path="/flat", architecture="flat", sha256="0" * 64)
-    monkeypatch.setattr(room, "read_teacher", lambda source: Teacher(module.eval(), reference, 10, "flat"))
+    monkeypatch.setattr(stage, "read_teacher", lambda source: Teacher(module.eval(), reference, 10, "flat"))
     possible = ["kd", *(["sp"] if stages else []), "rkd", "crd", "pkt"]
-    for name in RIVALS:
+    for name in BASELINES:
         if name in possible:
             find_baseline_teacher("flat", settings(name), derive(searched["rnas-cl"]), data=data)
             continue
         with pytest.raises(UserError, match=f"--distill {name}: compares {COMPARES[name]}") as raised:
             find_baseline_teacher("flat", settings(name), derive(searched["rnas-cl"]), data=data)
-        assert f"possible with it: {', '.join(possible)}" in str(raised.value)
+        assert f"possible with this teacher: {', '.join(possible)}" in str(raised.value)
 
 
 @pytest.mark.unit
@@ -284,20 +270,21 @@ def test_a_constant_teacher_is_found(searched: dict[str, Path], tmp_path: Path) 
             *("--epochs", 1, "--out", tmp_path / name),
         )
         assert outcome.code == 1
-        assert "the teacher says the same of every image of the batch" in outcome.err
+        assert "the teacher's output is the same for every image of the batch" in outcome.err
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("name", RIVALS)
-def test_a_step_moves_the_student_and_what_the_rival_learns(
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_step_moves_the_student_and_what_the_baseline_learns(
     searched: dict[str, Path], data: Data, tiny_teacher: Path, name: Baseline
 ) -> None:
     given, derived = recipe(name), derive(searched["rnas-cl"])
+    training = TrainingRun(given, CPU, data, RunDirectory(Path("unused")))
     distill = given.train.distill
     assert distill is not None
     student = build_student(derived.architecture, mean=data.mean, std=data.std)
-    guide = find_baseline_teacher(str(tiny_teacher), distill, derived, data=data)
-    frozen = {key: value.clone() for key, value in guide.teacher.module.state_dict().items()}
+    found = find_baseline_teacher(str(tiny_teacher), distill, derived, data=data)
+    frozen = {key: value.clone() for key, value in found.teacher.module.state_dict().items()}
     (batch, *_) = batches(
         data.train,
         batch_size=16,
@@ -306,7 +293,7 @@ def test_a_step_moves_the_student_and_what_the_rival_learns(
         device=CPU.device,
     )
     with (
-        baseline_loss(student, guide, derived, given, data=data, compute=CPU) as rival,
+        baseline_loss(student, found, derived, training) as baseline,
         distilling(
             student,
             None,
@@ -315,33 +302,33 @@ def test_a_step_moves_the_student_and_what_the_rival_learns(
             attention=given.train.attention,
             kl=given.train.kl,
             compute=CPU,
-            baseline=rival,
+            baseline=baseline,
         ) as distillation,
     ):
-        task = stage.TrainFromScratchStep(given.train, distillation, holdout=data.holdout, compute=CPU, seed=given.seed)
-        before = [parameter.detach().clone() for parameter in rival.module.parameters()]
+        step = StudentStep("train", given.train, distillation, holdout=data.holdout, compute=CPU, seed=given.seed)
+        before = [parameter.detach().clone() for parameter in baseline.module.parameters()]
         assert len(before) == {"vid": 3 * 4, "crd": 4}.get(name, 0)
-        memory = {key: value.clone() for key, value in rival.module.named_buffers()}
-        task.start_epoch(0, torch.Generator().manual_seed(0))
-        task.step(batch)
-        # Cross-entropy reaches every weight; so does what the rival learns itself.
+        memory = {key: value.clone() for key, value in baseline.module.named_buffers()}
+        step.start_epoch(0, torch.Generator().manual_seed(0))
+        step.step(batch)
+        # Cross-entropy reaches every weight; so does what the baseline learns itself.
         assert all(parameter.grad is not None for parameter in student.parameters())
-        assert not any(torch.equal(a, b) for a, b in zip(before, rival.module.parameters(), strict=True))
-        for key, value in rival.module.named_buffers():
+        assert not any(torch.equal(a, b) for a, b in zip(before, baseline.module.parameters(), strict=True))
+        for key, value in baseline.module.named_buffers():
             assert not torch.equal(memory[key], value)
-        if isinstance(rival.module, ContrastiveLoss):
-            changed_N = (memory["memory_of_student_ND"] - rival.module.memory_of_student_ND).abs().sum(dim=1)
+        if isinstance(baseline.module, ContrastiveLoss):
+            changed_N = (memory["memory_of_student_ND"] - baseline.module.memory_of_student_ND).abs().sum(dim=1)
             assert torch.nonzero(changed_N).flatten().tolist() == sorted(batch.rows_B.tolist())
-    assert all(torch.equal(frozen[key], value) for key, value in guide.teacher.module.state_dict().items())
+    assert all(torch.equal(frozen[key], value) for key, value in found.teacher.module.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in student.modules())
-    assert read_teacher(str(tiny_teacher)).reference.sha256 == guide.teacher.reference.sha256
+    assert read_teacher(str(tiny_teacher)).reference.sha256 == found.teacher.reference.sha256
 
 
 @pytest.mark.unit
 @pytest.mark.parametrize("name", ["sp", "rkd", "crd", "pkt"])
 def test_a_loss_that_relates_images_is_refused_to_several_ranks(monkeypatch: pytest.MonkeyPatch, name: Any) -> None:
-    check_can_be_shared(16, attention=None, rival=name)
+    check_can_be_shared(16, attention=None, baseline=name)
     monkeypatch.setattr(distributed, "size", lambda: 2)
-    with pytest.raises(UserError, match=f"--distill {name}: relates the images of a whole batch"):
-        check_can_be_shared(16, attention=None, rival=name)
-    check_can_be_shared(16, attention=None, rival="at")
+    with pytest.raises(UserError, match=f"--distill {name}: compares the images of a whole batch"):
+        check_can_be_shared(16, attention=None, baseline=name)
+    check_can_be_shared(16, attention=None, baseline="at")

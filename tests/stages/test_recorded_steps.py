@@ -45,7 +45,7 @@ def same(one: Any, other: Any) -> None:
     "own",
     [
         ("--set", "teacher_cache.mode=off"),
-        ("--paradigm", "standard", "--robust", "trades", "--set", "robust.perturbation.steps=2"),
+        ("--paradigm", "standard", "--robust", "trades", "--set", "robust.steps=2"),
         (
             "--set",
             'search.gumbel_optimiser={name="adam",lr=0.01}',
@@ -95,7 +95,7 @@ def test_a_recorded_fine_tuning_is_the_fine_tuning(
 ) -> None:
     found = []
     for capture in ("false", "true"):
-        common = ["adv-finetune", trained["rnas-cl"], *SMALL, "--set", "perturbation.steps=3", "--epochs", EPOCHS]
+        common = ["adv-finetune", trained["rnas-cl"], *SMALL, "--set", "robust.steps=3", "--epochs", EPOCHS]
         done(*common, "--set", f"capture_steps={capture}", "--out", tmp_path / capture)
         found.append(load_file(tmp_path / capture / "student.safetensors"))
     assert recorder.replays >= REPLAYED

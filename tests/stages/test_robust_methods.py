@@ -1,4 +1,4 @@
-"""The six methods on students: images, statistics and weights step by step, and the stages through the command line.
+"""The six adversarial methods on students, as units and through the command line.
 
 Shape suffixes: B images, C channels, H height, W width, K classes.
 """
@@ -18,18 +18,19 @@ from rnascl_cli.attacks.gradient import Linf, cross_entropy, projected_gradient
 from rnascl_cli.core.errors import RunError
 from rnascl_cli.data import BatchShard
 from rnascl_cli.engine.training_loop import set_current_step
-from rnascl_cli.recipes import PerturbationSettings, RobustSettings
-from rnascl_cli.stages.training.adversarial import AdversarialObjective, kl_from
-from rnascl_cli.stages.training.sanity_checks import SanityCheck, warn_of_idle_settings
+from rnascl_cli.recipes.settings import ARD, MART, PGDAT, RSLAD, TRADES, FastAT, RobustSettings
+from rnascl_cli.stages.training.adversarial import AdversarialObjective, kl_from, term_weights
+from rnascl_cli.stages.training.sanity_checks import SanityCheck
 from rnascl_cli.stages.training.step import StudentStep
 from rnascl_cli.teachers.forward import TeacherOutput
 from tests.command import done, refused, rnascl
 from tests.conftest import FAST
-from tests.stages.test_adversarial_terms import Tiny
+from tests.stages.test_adversarial_terms import Tiny, robust_settings
 from tests.stages.test_search_chain import TERMS, numbers
 
 METHODS = ("trades", "mart", "pgd-at", "fast-at", "ard", "rslad")
-SHORT = ("--epochs", 1, *FAST, "--set", "perturbation.steps=2")
+SHORT = ("--epochs", 1, *FAST)
+STEPS = ("--set", "robust.steps=2")
 OFTEN = ("--set", "checkpoint_minutes=0.00001")  # a checkpoint after every step
 OWN = {
     "trades": {"ce", "adversarial"},
@@ -57,9 +58,9 @@ def tiny() -> Tiny:
 @pytest.mark.unit
 @pytest.mark.parametrize("statistics", ["running", "batch", "published"])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_images_of_each_method(tiny: Tiny, method: Any, statistics: Any) -> None:
+def test_adversarial_images_of_each_method(tiny: Tiny, method: Any, statistics: Any) -> None:
     """Worked out again with the attack loop alone; nothing of the network moves."""
-    settings = RobustSettings(method=method, perturbation=PerturbationSettings(eps=0.1, step_size=0.03, steps=3))
+    settings = robust_settings(method, eps=0.1, step_size=0.03, steps=3)
     x_BCHW, y_B = torch.rand(6, 3, 8, 8), torch.arange(6) % 3
     teacher_BK = torch.randn(6, 3)
     before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
@@ -93,13 +94,13 @@ def test_the_images_of_each_method(tiny: Tiny, method: Any, statistics: Any) -> 
 
 
 @pytest.mark.unit
-def test_rslad_looks_for_what_the_teacher_would_not_say(tiny: Tiny) -> None:
+def test_rslad_maximizes_the_kl_from_the_teacher(tiny: Tiny) -> None:
     """KL(q || p(x')) is larger there than at the clean image, and than where KL(p || p') is largest."""
     x_BCHW, y_B, teacher_BK = torch.rand(16, 3, 8, 8), torch.arange(16) % 3, 3 * torch.randn(16, 3)
     tiny.eval()
 
     def climbed(method: Any) -> float:
-        settings = RobustSettings(method=method, perturbation=PerturbationSettings(eps=0.1, step_size=0.03, steps=5))
+        settings = robust_settings(method, eps=0.1, step_size=0.03, steps=5)
         objective = AdversarialObjective(settings, statistics="running")
         images_BCHW = objective.perturb(
             tiny.train(),
@@ -118,12 +119,16 @@ def test_rslad_looks_for_what_the_teacher_would_not_say(tiny: Tiny) -> None:
 
 
 @pytest.mark.unit
-def test_weights_are_the_recipes() -> None:
-    own = RobustSettings(beta=2.0, mart_lambda=3.0, ard_alpha=0.75, rslad_share=0.5)
-    found = {
-        method: AdversarialObjective(own.model_copy(update={"method": method}), statistics="batch").weights
-        for method in METHODS
-    }
+def test_weights_of_the_terms() -> None:
+    own: list[RobustSettings] = [
+        TRADES(beta=2.0),
+        MART(kl_weight=3.0),
+        PGDAT(),
+        FastAT(),
+        ARD(alpha=0.75),
+        RSLAD(adversarial_share=0.5),
+    ]
+    found = {settings.method: term_weights(settings) for settings in own}
     assert found == {
         "trades": {"adversarial": 2.0},
         "mart": {"weighted_kl": 3.0},
@@ -135,15 +140,15 @@ def test_weights_are_the_recipes() -> None:
 
 
 @pytest.mark.unit
-def test_ards_temperature_is_the_recipes() -> None:
-    own = RobustSettings(method="ard", ard_temperature=2.0)
+def test_temperature_of_ard() -> None:
+    own = ARD(temperature=2.0)
     student_BK, teacher_BK = torch.zeros(1, 2), torch.tensor([[2 * torch.tensor(3.0).log(), 0.0]])
     terms = AdversarialObjective(own, statistics="batch").terms(student_BK, student_BK, torch.tensor([0]), teacher_BK)
     assert terms["adversarial"].item() == pytest.approx(4 * (0.75 * 0.4054651 - 0.25 * 0.6931472), rel=1e-5)
 
 
 @pytest.mark.unit
-def test_a_teacher_of_constant_logits_is_found_under_soft_labels() -> None:
+def test_teacher_with_constant_logits_is_refused() -> None:
     teacher_output = TeacherOutput(torch.ones(3, 4), None)
     none: dict[str, Any] = {"teacher_layers": [], "student_layers": [], "student_BLP": None}
     set_current_step("train", epoch=0, step=0)
@@ -166,7 +171,7 @@ def check(entry: dict[str, Any], method: str, paradigm: str) -> None:
 @pytest.mark.pipeline
 @pytest.mark.parametrize("method", ["mart", "ard", "rslad"])  # the others: test_adv_finetune.py
 def test_fine_tuning(trained: dict[str, Path], tmp_path: Path, method: str) -> None:
-    said = done("adv-finetune", trained["rnas-cl"], "--method", method, *SHORT, "--out", tmp_path / "run").err
+    said = done("adv-finetune", trained["rnas-cl"], "--method", method, *SHORT, *STEPS, "--out", tmp_path / "run").err
     shown = next(line for line in said.splitlines() if "adv-finetune epoch 1/1: loss" in line)
     assert all(f", {term} " in shown for term in OWN[method])
     document = read_document(tmp_path / "run" / "adv-finetune.json", AdvFinetuneDocument)
@@ -178,14 +183,15 @@ def test_fine_tuning(trained: dict[str, Path], tmp_path: Path, method: str) -> N
 @pytest.mark.parametrize("method", METHODS)
 def test_training_from_scratch(searched: dict[str, Path], tmp_path: Path, method: str) -> None:
     paradigm = "rnas-cl" if method in ("trades", "rslad") else "icc"
-    done("train", searched[paradigm], "--method", method, *SHORT, "--out", tmp_path / "run")
+    steps = () if method == "fast-at" else STEPS
+    done("train", searched[paradigm], "--method", method, *SHORT, *steps, "--out", tmp_path / "run")
     document = read_document(tmp_path / "run" / "train.json", TrainDocument)
     assert (document.method, document.paradigm, document.average) == (method, paradigm, None)
     check(document.history[0], method, paradigm)
 
 
 @pytest.mark.pipeline
-def test_a_standard_student_is_taught_by_logits_alone(
+def test_distillation_methods_under_the_standard_paradigm(
     searched: dict[str, Path], tiny_teacher: Path, tmp_path: Path
 ) -> None:
     """The search had a teacher, which the training under the standard paradigm has not used; the methods do."""
@@ -193,7 +199,7 @@ def test_a_standard_student_is_taught_by_logits_alone(
     plain = read_document(tmp_path / "plain" / "train.json", TrainDocument)
     assert (plain.provenance.teacher, plain.method) == (None, None)
     for method in ("ard", "rslad"):
-        done("adv-finetune", tmp_path / "plain", "--method", method, *SHORT, "--out", tmp_path / method)
+        done("adv-finetune", tmp_path / "plain", "--method", method, *SHORT, *STEPS, "--out", tmp_path / method)
         tuned = read_document(tmp_path / method / "adv-finetune.json", AdvFinetuneDocument)
         assert tuned.paradigm == "standard"
         assert tuned.provenance.teacher is not None
@@ -202,11 +208,11 @@ def test_a_standard_student_is_taught_by_logits_alone(
 
 
 @pytest.mark.pipeline
-def test_a_teacher_must_be_there_and_fit(
+def test_missing_or_unfit_teacher_is_refused(
     searched: dict[str, Path], trained: dict[str, Path], tiny_teacher: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
     for command, source, method in (("train", searched, "rslad"), ("adv-finetune", trained, "ard")):
-        arguments = (command, source["standard"], "--method", method, *SHORT)
+        arguments = (command, source["standard"], "--method", method, *SHORT, *STEPS)
         line = refused(*arguments, "--out", tmp_path / "none")
         assert f"--teacher: method '{method}' learns from a teacher's logits; name one or use another method" in line
         done(*arguments, "--teacher", tiny_teacher, "--out", tmp_path / command)
@@ -219,12 +225,12 @@ def test_a_teacher_must_be_there_and_fit(
 
 
 @pytest.mark.pipeline
-def test_training_from_scratch_goes_on_to_the_same_bytes(
+def test_resumed_training_gives_the_same_bytes(
     searched: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped inside an epoch, with everything that can be switched on: method, average and choice."""
     options = ("--method", "trades", "--average", "ema", "--select", "robust", "--set", "data.holdout=0.3")
-    arguments = ["train", searched["standard"], *options, *SHORT, "--epochs", 2, *OFTEN]
+    arguments = ["train", searched["standard"], *options, *SHORT, *STEPS, "--epochs", 2, *OFTEN]
     done(*arguments, "--out", tmp_path / "whole")
     step, steps = StudentStep.step, iter(range(1000))
 
@@ -244,33 +250,7 @@ def test_training_from_scratch_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.pipeline
-def test_an_eps_of_zero_is_said(searched: dict[str, Path], tmp_path: Path) -> None:
-    arguments = ("train", searched["standard"], *SHORT, "--set", "perturbation.eps=0")
-    outcome = done(*arguments, "--method", "pgd-at", "--out", tmp_path / "run")
-    assert "warning: train: perturbation.eps is 0" in " ".join(outcome.err.split())
-    assert "perturbation.eps" not in done(*arguments, "--out", tmp_path / "plain").err
-
-
-@pytest.mark.unit
-@pytest.mark.parametrize("method", [None, *METHODS])
-def test_what_another_methods_setting_is_said_to_do(method: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    warn_of_idle_settings("train", RobustSettings(method=method))
-    assert capsys.readouterr().err == ""
-    settings: dict[str, Any] = {
-        "beta": 1.0,
-        "mart_lambda": 1.0,
-        "ard_alpha": 0.5,
-        "ard_temperature": 2.0,
-        "rslad_share": 0.5,
-    }
-    warn_of_idle_settings("train", RobustSettings(method=method, **settings))
-    said = capsys.readouterr().err
-    own = {
-        "trades": {"beta"},
-        "mart": {"mart_lambda"},
-        "ard": {"ard_alpha", "ard_temperature"},
-        "rslad": {"rslad_share"},
-    }
-    assert {name for name in settings if f"train: {name} is a setting of" in said} == set(settings) - own.get(
-        method, set()
-    )
+def test_eps_of_zero_is_warned_about(searched: dict[str, Path], tmp_path: Path) -> None:
+    arguments = ("train", searched["standard"], *SHORT, *STEPS, "--method", "pgd-at", "--set", "robust.eps=0")
+    outcome = done(*arguments, "--out", tmp_path / "run")
+    assert "warning: train: robust.eps is 0" in " ".join(outcome.err.split())

@@ -1,4 +1,4 @@
-"""A search on perturbed images: where they lie, what they do to eq. (2), and the stage through the command line.
+"""Robust search: the adversarial images, eq. (2), and the stage through the command line.
 
 Shape suffixes: B images, C channels, H height, W width, K classes.
 """
@@ -18,18 +18,19 @@ from rnascl_cli.artifacts.store import parse_document, read_document
 from rnascl_cli.attacks.gradient import Linf, cross_entropy, projected_gradient
 from rnascl_cli.data import Batch, Data, load_data
 from rnascl_cli.engine.modes import fixed_statistics
-from rnascl_cli.recipes import DataSettings, KLSettings, PerturbationSettings, SearchRobustSettings, SearchSettings
-from rnascl_cli.stages.search.adversarial import SupernetAtWidths
+from rnascl_cli.models.supernet import SupernetAtWidths
+from rnascl_cli.recipes.settings import DataSettings, KLSettings, SearchSettings
 from rnascl_cli.stages.search.step import SearchStep
 from rnascl_cli.stages.training.adversarial import kl_from, own_stream
 from tests.batches import as_batch, drawn_part
 from tests.command import done, refused, rnascl
+from tests.stages.test_adversarial_terms import robust_settings
 from tests.stages.test_search_chain import numbers
-from tests.stages.test_search_task import batch, task_for
+from tests.stages.test_search_step import batch, step_for
 
 METHODS = ("trades", "fast-at", "rslad")
 OFTEN = ("--set", "checkpoint_minutes=0.00001")  # after every step
-STEPS = ("--set", "robust.perturbation.steps=2")
+STEPS = ("--set", "robust.steps=2")
 WEIGHTS = {"trades": {"ce": 1.0, "adversarial": 6.0}, "fast-at": {"adversarial": 1.0}}
 WEIGHTS["rslad"] = {"adversarial": 5 / 6, "clean_kl": 1 / 6}
 
@@ -41,27 +42,28 @@ def data() -> Data:
 
 
 def settings(method: Any, **own: Any) -> SearchSettings:
-    perturbation = PerturbationSettings(eps=0.1, step_size=0.04, steps=2)
-    return SearchSettings(robust=SearchRobustSettings(method=method, perturbation=perturbation), **own)
+    return SearchSettings(robust=robust_settings(method, eps=0.1, step_size=0.04, steps=2), **own)
 
 
 @pytest.mark.unit
 @pytest.mark.parametrize("method", METHODS)
-def test_equation_2_with_perturbed_images_by_hand(
+def test_equation_2_with_adversarial_images_by_hand(
     data: Data, tiny_teacher: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The images are perturbed under the very widths of the step, with batch statistics; the rest stays as it is."""
     x_BCHW, y_B = batch(data, 6)
-    with task_for(settings(method, kl=KLSettings(weight=0.5)), data, tiny_teacher) as task:
-        supernet, stream = task._supernet.train(), torch.Generator().manual_seed(5)
+    with step_for(settings(method, kl=KLSettings(weight=0.5)), data, tiny_teacher) as task:
+        supernet = task.supernet.train()
         torch.nn.init.normal_(supernet.classifier.weight, std=0.3)
-        assert task._teacher is not None
-        teacher_output = task._teacher.forward(as_batch(x_BCHW))
+        assert task.teacher is not None
+        teacher_output = task.teacher(as_batch(x_BCHW))
+        # The Gumbel noise is drawn first, then the seed of the starting points' own stream.
+        task.start_epoch(0, torch.Generator().manual_seed(5))
         part = drawn_part(task, x_BCHW, y_B, teacher_output)
-        offset_bCHW = task._images.draw(x_BCHW, share=part.shard, noise=stream)
-        part = part._replace(noise=part.drawn_noise._replace(offset_bCHW=offset_bCHW))
-        sample = task._sample(part)
-        noise = own_stream(torch.Generator().manual_seed(5))
+        sample = task.sample(part)
+        stream = torch.Generator().manual_seed(5)
+        task.architecture.draw_noise(generator=stream)
+        noise = own_stream(stream)
         model, ball = SupernetAtWidths(supernet, sample.widths.detach()), Linf(0.1)
         before = {name: tensor.clone() for name, tensor in supernet.named_buffers()}
         with fixed_statistics(supernet):
@@ -74,11 +76,9 @@ def test_equation_2_with_perturbed_images_by_hand(
             adversarial = projected_gradient(
                 model, x_BCHW, loss=loss, ball=ball, step_size=size, steps=steps, start_BCHW=x_BCHW + start
             )
-            assert task._recorder is not None
-            task._recorder.pop()
             p, r = (model(x).detach().double().softmax(1) for x in (x_BCHW, adversarial))
             q = teacher_output.logits_BK.double().softmax(1)
-            found = task._objective(part, sample)
+            found = task.loss(part, sample)
     assert all(torch.equal(tensor, before[name]) for name, tensor in supernet.named_buffers())
 
     def kl(one: Tensor, two: Tensor) -> float:
@@ -103,13 +103,13 @@ def test_the_maps_are_those_of_the_clean_images(data: Data, tiny_teacher: Path) 
     x_BCHW, y_B = batch(data, 6)
     found = []
     for own in (SearchSettings(), settings("trades")):
-        with task_for(own, data, tiny_teacher) as task:
-            assert task._teacher is not None
-            teacher_output = task._teacher.forward(as_batch(x_BCHW))
-            task._supernet.train()
-            with fixed_statistics(task._supernet):
+        with step_for(own, data, tiny_teacher) as task:
+            assert task.teacher is not None
+            teacher_output = task.teacher(as_batch(x_BCHW))
+            task.supernet.train()
+            with fixed_statistics(task.supernet):
                 part = drawn_part(task, x_BCHW, y_B, teacher_output)
-                terms = task._objective(part, task._sample(part)).terms
+                terms = task.loss(part, task.sample(part)).terms
             found.append((terms["attention"].item(), terms["kl"].item(), terms["ce"].item()))
     assert found[0] == found[1]
 
@@ -129,7 +129,7 @@ def test_how_much_noise_is_used_does_not_depend_on_the_images() -> None:
 def arguments(method: str, teacher: Path | None, small: list[object], out: Path) -> list[object]:
     taught = [] if teacher is None else ["--teacher", teacher]
     common = ["search", "--space", "S3", "--data", "digits", *taught, "--epochs", 2, "--seed", 3, *small]
-    return [*common, "--robust", method, *STEPS, "--out", out]
+    return [*common, "--robust", method, *(STEPS if method in ("trades", "rslad") else ()), "--out", out]
 
 
 @pytest.mark.pipeline
@@ -142,11 +142,11 @@ def test_the_stage(tmp_path: Path, tiny_teacher: Path, small: list[object], meth
         assert {"adversarial", "kl", "attention", "train_robust_accuracy", "train_accuracy"} <= set(entry)
         assert ("ce" in entry) == (method == "trades")
     robust = found.provenance.recipe["search"]["robust"]
-    assert (robust["method"], robust["perturbation"]["steps"]) == (method, 2)
+    assert (robust["method"], robust.get("steps")) == (method, None if method == "fast-at" else 2)
 
 
 @pytest.mark.pipeline
-def test_a_stopped_search_goes_on_to_the_same_choices(
+def test_resumed_search_gives_the_same_logits(
     tmp_path: Path, tiny_teacher: Path, small: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done(*arguments("trades", tiny_teacher, small, tmp_path / "whole"), *OFTEN)
@@ -168,7 +168,7 @@ def test_a_stopped_search_goes_on_to_the_same_choices(
 
 
 @pytest.mark.pipeline
-def test_rslad_without_a_paradigm_uses_the_teachers_logits_alone(
+def test_rslad_under_the_standard_paradigm(
     tmp_path: Path, tiny_teacher: Path, tiny_folder: Path, small: list[object]
 ) -> None:
     plain = ["--paradigm", "standard", "--epochs", 1]
@@ -191,14 +191,14 @@ def test_rslad_without_a_paradigm_uses_the_teachers_logits_alone(
 
 
 @pytest.mark.pipeline
-def test_what_is_refused_or_warned_about(tmp_path: Path, tiny_teacher: Path, small: list[object]) -> None:
+def test_refusals_and_warnings(tmp_path: Path, tiny_teacher: Path, small: list[object]) -> None:
     line = refused(*arguments("mart", tiny_teacher, small, tmp_path / "run"))
     assert "--robust mart: one of trades, fast-at, rslad" in line
     assert not (tmp_path / "run").exists()
     common = ["search", "--space", "S3", "--data", "digits", "--paradigm", "standard", *small, "--epochs", 1]
     line = refused(*common, *STEPS, "--out", tmp_path / "run")
-    assert "recipe key 'search.robust.method': Field required" in line
-    eps = ["--robust", "fast-at", "--set", "robust.perturbation.eps=0"]
+    assert "recipe key 'search.robust.method': must be set with the other keys of 'search.robust'" in line
+    eps = ["--robust", "fast-at", "--set", "robust.eps=0"]
     outcome = done(*common, *eps, "--out", tmp_path / "run")
-    assert "warning: search: perturbation.eps is 0" in " ".join(outcome.err.split())
+    assert "warning: search: robust.eps is 0" in " ".join(outcome.err.split())
     assert json.loads((tmp_path / "run" / "search.json").read_text())["robust"] == "fast-at"

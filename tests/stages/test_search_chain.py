@@ -12,13 +12,14 @@ import torch
 
 from rnascl_cli.artifacts.documents import Paradigm, SearchDocument
 from rnascl_cli.artifacts.store import read_document, sha256_file
-from rnascl_cli.cli import app
+from rnascl_cli.cli.run import EXIT_INTERRUPTED
 from rnascl_cli.models.attention_maps import attention_layers
 from rnascl_cli.models.student import Student
 from rnascl_cli.spaces import SPACES, network_cost
 from rnascl_cli.stages.search.step import SearchStep
 from rnascl_cli.teachers.load import read_teacher
 from tests.command import done, files, refused, rnascl
+from tests.stages.interruptions import interrupted
 
 pytestmark = pytest.mark.pipeline
 
@@ -144,21 +145,12 @@ def test_ctrl_c_and_resume(
     tiny_teacher: Path,
     small: list[object],
     searched: dict[str, Path],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "run"
     arguments = options(tiny_teacher, small, out)
-    start_epoch = SearchStep.start_epoch
-
-    def interrupted(self: SearchStep, epoch: int, noise: torch.Generator) -> None:
-        if epoch == 1:
-            raise KeyboardInterrupt
-        start_epoch(self, epoch, noise)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SearchStep, "start_epoch", interrupted)
+    with interrupted(SearchStep, method="start_epoch", before_call=1):
         outcome = rnascl(*arguments)
-    assert outcome.code == app.EXIT_INTERRUPTED == 130
+    assert outcome.code == EXIT_INTERRUPTED == 130
     assert "Traceback" not in outcome.err
     assert outcome.out == ""
     assert set(files(out)) == {"metrics.jsonl", "checkpoint.pt"}

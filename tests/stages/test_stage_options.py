@@ -1,4 +1,4 @@
-"""The chain under options that are not the default: it runs, and says what it did."""
+"""The chain with non-default options."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from tests.command import done
 pytestmark = pytest.mark.pipeline
 
 
-@pytest.mark.parametrize("tap", ["norm", "block"])
-def test_other_taps_through_the_chain(tmp_path: Path, tiny_teacher: Path, small: list[object], tap: str) -> None:
-    tapped = ["--set", f"attention.tap={tap}", "--epochs", 1, *small]
+@pytest.mark.parametrize("source", ["norm", "block"])
+def test_other_map_sources_through_the_chain(
+    tmp_path: Path, tiny_teacher: Path, small: list[object], source: str
+) -> None:
+    options = ["--set", f"attention.source={source}", "--epochs", 1, *small]
     common = ["--space", "S3", "--data", "digits", "--teacher", tiny_teacher]
-    done("search", *common, *tapped, "--out", tmp_path / "search")
+    done("search", *common, *options, "--out", tmp_path / "search")
     found = read_document(tmp_path / "search" / "search.json", SearchDocument)
     assert (len(found.student_layers), found.student_layers[0]) == {
         "norm": (28, "stem.bn"),
         "block": (9, "blocks.0"),
-    }[tap]
+    }[source]
     assert found.tutor_logits
-    done("train", tmp_path / "search", *tapped, "--out", tmp_path / "train")
+    done("train", tmp_path / "search", *options, "--out", tmp_path / "train")
     assert read_document(tmp_path / "train" / "train.json", TrainDocument).history[0]["attention"] > 0
-    steps = ["--set", "perturbation.steps=1"]
-    done("adv-finetune", tmp_path / "train", *tapped, *steps, "--out", tmp_path / "fine")
+    steps = ["--set", "robust.steps=1"]
+    done("adv-finetune", tmp_path / "train", *options, *steps, "--out", tmp_path / "fine")
     assert read_document(tmp_path / "fine" / "adv-finetune.json", AdvFinetuneDocument).history[0]["attention"] > 0
 
 
@@ -38,7 +40,7 @@ def test_bf16_on_the_cpu(tmp_path: Path, tiny_teacher: Path, small: list[object]
         "search", "--space", "S3", "--data", "digits", "--teacher", tiny_teacher, *common, "--out", tmp_path / "search"
     )
     done("train", tmp_path / "search", *common, "--out", tmp_path / "train")
-    done("adv-finetune", tmp_path / "train", *common, "--set", "perturbation.steps=1", "--out", tmp_path / "fine")
+    done("adv-finetune", tmp_path / "train", *common, "--set", "robust.steps=1", "--out", tmp_path / "fine")
     found = read_document(tmp_path / "search" / "search.json", SearchDocument)
     assert found.provenance.precision == "bf16"
     trained = read_document(tmp_path / "train" / "train.json", TrainDocument)
@@ -90,7 +92,7 @@ def test_images_from_a_folder(tmp_path: Path, tiny_folder: Path, small: list[obj
     assert document.provenance.data.classes == ["ant", "bee", "cat"]
 
 
-def test_a_teacher_of_other_classes_may_tutor_without_kl(
+def test_teacher_of_other_classes_without_kl(
     tmp_path: Path, tiny_folder: Path, tiny_teacher: Path, small: list[object]
 ) -> None:
     common = ["--data", f"folder:{tiny_folder}", "--teacher", tiny_teacher, "--paradigm", "icc", "--epochs", 1, *small]

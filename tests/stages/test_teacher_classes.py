@@ -47,7 +47,7 @@ def test_search_train_and_fine_tuning(tmp_path: Path, teacher: Path) -> None:
     done(*train, "--set", KL_OFF, "--out", tmp_path / "train")
     assert "kl" not in read_document(tmp_path / "train" / "train.json", TrainDocument).history[0]
 
-    finetune = ("adv-finetune", tmp_path / "train", "--epochs", 1, *FAST, "--set", "perturbation.steps=1")
+    finetune = ("adv-finetune", tmp_path / "train", "--epochs", 1, *FAST, "--set", "robust.steps=1")
     is_refused(*finetune, "--out", tmp_path / "refused")
     done(*finetune, "--set", KL_OFF, "--out", tmp_path / "fine")
     fine = read_document(tmp_path / "fine" / "adv-finetune.json", AdvFinetuneDocument)

@@ -13,13 +13,14 @@ import torch
 from rnascl_cli import load
 from rnascl_cli.artifacts.documents import DerivedDocument, TrainDocument
 from rnascl_cli.artifacts.store import document_json, read_document, sha256_file
-from rnascl_cli.data import Batch, load_data
+from rnascl_cli.data import load_data
 from rnascl_cli.models.files import load_student
-from rnascl_cli.recipes import DataSettings
+from rnascl_cli.recipes.settings import DataSettings
 from rnascl_cli.stages.search.derive import derive
-from rnascl_cli.stages.training import train as stage
+from rnascl_cli.stages.training.step import StudentStep
 from tests.command import done, files, refused, rnascl
 from tests.conftest import FAST
+from tests.stages.interruptions import interrupted
 from tests.stages.test_search_chain import TERMS, numbers
 
 pytestmark = pytest.mark.pipeline
@@ -112,20 +113,10 @@ def test_another_paradigm_when_told(searched: dict[str, Path], tmp_path: Path) -
     assert not {"kl", "attention"} & set(document.history[0])
 
 
-def test_ctrl_c_and_resume(
-    trained: dict[str, Path], searched: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_and_resume(trained: dict[str, Path], searched: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments: list[object] = ["train", searched["rnas-cl"], "--epochs", 2, *FAST, "--out", out]
-    step, steps = stage.TrainFromScratchStep.step, iter(range(1000))
-
-    def interrupted(self: stage.TrainFromScratchStep, batch: Batch) -> Any:
-        if next(steps) == 3:  # in the middle of the second epoch
-            raise KeyboardInterrupt
-        return step(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stage.TrainFromScratchStep, "step", interrupted)
+    with interrupted(StudentStep, before_call=3):  # in the middle of the second epoch
         assert rnascl(*arguments).code == 130
     assert set(files(out)) == {"derived.json", "metrics.jsonl", "checkpoint.pt"}
     done(*arguments, "--resume")
@@ -165,8 +156,8 @@ def test_a_teacher_of_another_hash(searched: dict[str, Path], other_teacher: Pat
 
 
 def test_layers_of_another_kind(searched: dict[str, Path], tmp_path: Path) -> None:
-    line = refused("train", searched["rnas-cl"], "--set", "attention.tap=norm", "--out", tmp_path / "run")
-    assert "its norm layers are not those of the tutor map; set attention.tap as in the search" in line
+    line = refused("train", searched["rnas-cl"], "--set", "attention.source=norm", "--out", tmp_path / "run")
+    assert "its norm layers are not those of the tutor map; set attention.source as in the search" in line
     assert not (tmp_path / "run").exists()
 
 

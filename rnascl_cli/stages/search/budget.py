@@ -1,4 +1,4 @@
-"""A search under a budget, and one for many sizes: what is refused, where the pressure goes, what is left behind."""
+"""Budgets of a search: checks before it, the cost penalty n_f, and the networks reported after it."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from rnascl_cli.distill.cost_conditioned_sampling import CostConditionedSampler
 from rnascl_cli.distill.cost_penalty import CostPenalty
 from rnascl_cli.distill.expected_cost import CostMeasure, ExpectedCost
 from rnascl_cli.engine.run_directory import FRONT, RunDirectory
-from rnascl_cli.recipes import SearchSettings
+from rnascl_cli.recipes.settings import SearchSettings
 from rnascl_cli.spaces import Budget, NetworkSpace, SearchSpace
-from rnascl_cli.stages.search.derive import budget_of, derived_from, networks_of, record_of
+from rnascl_cli.stages.search.derive import budget_record, derived_from, network_space, search_budget
 
 COLUMNS = "point  params (M)  MACs (M)  log-likelihood"
 
 
 class SearchCost(NamedTuple):
-    """What turns expected costs into n_f, and what draws samples over the whole range, where it is searched for."""
+    """The cost penalty n_f; and in a search for a Pareto front, the sampler of target costs."""
 
     penalty: CostPenalty
     sampler: CostConditionedSampler | None
 
 
-def refuse_impossible(settings: SearchSettings, space: SearchSpace, data: Data, run: RunDirectory) -> None:
-    """Refuse, before a search, a budget that no network keeps and a front that the space has not enough networks for.
+def check_budget(settings: SearchSettings, space: SearchSpace, data: Data, run: RunDirectory) -> None:
+    """Check that the space has networks within the budget and enough of them for the Pareto front.
 
     Raises:
-        UserError: Either, or the front's folder is a link.
+        UserError: It has not, or the folder of the front is a link.
     """
     budget = Budget(settings.max_macs, settings.max_params)
     networks = NetworkSpace(space, num_classes=data.num_classes, input_size=data.input_size)
@@ -39,54 +39,55 @@ def refuse_impossible(settings: SearchSettings, space: SearchSpace, data: Data, 
     if settings.pareto is not None:
         networks.check_front(settings.pareto, budget)
         if (run.path / FRONT).is_symlink():
-            raise UserError(f"--out {run.path}: its {FRONT} is a link, and nothing is written through one; remove it")
+            raise UserError(f"--out {run.path}: its {FRONT} is a link; remove it, rnascl does not write through links")
 
 
 def search_cost(settings: SearchSettings, space: SearchSpace, *, num_classes: int, input_size: int) -> SearchCost:
-    """Return n_f's aims, and the levels of a search for a front.
+    """Return the cost penalty n_f, and the sampler of a search for a Pareto front.
 
-    n_f is of what ``search.cost`` says where that has a target, or where there is no budget. With a budget it is of
-    what the budget limits, and aims there. For a front each sample's level takes the place of ``max_macs``.
+    Without a budget, or with ``search.cost.target``, n_f measures ``search.cost.measure``. With a budget it measures
+    what the budget limits, relative to the limits. For a Pareto front each sample has a target of its own in place of
+    ``max_macs``.
     """
     sizes = {"num_classes": num_classes, "input_size": input_size}
-    aims = _aims(settings)
-    costs = [ExpectedCost(space, **sizes, measure=measure) for measure in aims]
-    pressure = CostPenalty(costs, targets=list(aims.values()), exponent=settings.cost.exponent)
+    targets = _cost_targets(settings)
+    costs = [ExpectedCost(space, **sizes, measure=measure) for measure in targets]
+    penalty = CostPenalty(costs, targets=list(targets.values()), exponent=settings.cost.exponent)
     if settings.pareto is None:
-        return SearchCost(pressure, None)
+        return SearchCost(penalty, None)
     low, high = NetworkSpace(space, **sizes).range(Budget(settings.max_macs, settings.max_params))
     return SearchCost(
-        pressure,
+        penalty,
         CostConditionedSampler(space, ExpectedCost(space, **sizes, measure="macs"), low=low, high=high, **sizes),
     )
 
 
-def _aims(settings: SearchSettings) -> dict[CostMeasure, float | None]:
-    """Return what n_f is of, and the target of each; for a front, the first one's is each sample's own."""
+def _cost_targets(settings: SearchSettings) -> dict[CostMeasure, float | None]:
+    """Return the target of each cost that n_f measures; None for no target, or for one target per sample."""
     cost, front = settings.cost, settings.pareto is not None
     if cost.target is not None or not (front or settings.max_macs or settings.max_params):
         return {cost.measure: cost.target}
-    aims: dict[CostMeasure, float | None] = {}
+    targets: dict[CostMeasure, float | None] = {}
     if front or settings.max_macs is not None:
-        aims["macs"] = None if front else settings.max_macs
+        targets["macs"] = None if front else settings.max_macs
     if settings.max_params is not None:
-        aims["params"] = settings.max_params
-    return aims
+        targets["params"] = settings.max_params
+    return targets
 
 
-def asked_budget(settings: SearchSettings) -> BudgetRecord | None:
-    """Return the budget as a document records it; None where none was asked for."""
-    return record_of(Budget(settings.max_macs, settings.max_params))
+def requested_budget(settings: SearchSettings) -> BudgetRecord | None:
+    """Return the budget for the search document; None without one."""
+    return budget_record(Budget(settings.max_macs, settings.max_params))
 
 
 def report_derived_networks(run: RunDirectory, document: SearchDocument) -> None:
-    """Say which network keeps the budget; write each point of the front that is not there yet, and print them all."""
+    """Print the network that ``derive`` gives; write each missing point of the Pareto front and print all points."""
     source = run.path / "search.json"
-    networks, budget = networks_of(document, where=str(source)), budget_of(document)
+    networks, budget = network_space(document, where=str(source)), search_budget(document)
     if document.pareto is None:
         if budget:
-            kept = networks.most_likely(document.width_logits, budget).cost
-            info(f"derive gives a network of {kept.params / 1e6:.3f} M params and {kept.macs / 1e6:.2f} M MACs")
+            cost = networks.most_likely(document.width_logits, budget).cost
+            info(f"derive gives a network of {cost.params / 1e6:.3f} M params and {cost.macs / 1e6:.2f} M MACs")
         return
     info(COLUMNS)
     for index in range(1, document.pareto + 1):
@@ -94,5 +95,5 @@ def report_derived_networks(run: RunDirectory, document: SearchDocument) -> None
         file = run.path / FRONT / f"{index}.json"
         if not file.is_file():
             write_document(file, derived_from(source, document, found, budget=budget, point=index))
-        cost = f"{found.cost.params / 1e6:>10.3f}  {found.cost.macs / 1e6:>8.2f}"
-        info(f"{index:>5}  {cost}  {found.log_likelihood:>14.2f}")
+        costs = f"{found.cost.params / 1e6:>10.3f}  {found.cost.macs / 1e6:>8.2f}"
+        info(f"{index:>5}  {costs}  {found.log_likelihood:>14.2f}")

@@ -1,8 +1,8 @@
-"""``derive``: read the found network off a search, by argmax of the logits; no sampling, no tensors.
+"""``derive``: the network of a search, by argmax of the architecture parameters; no sampling, no tensors.
 
-g_i = argmax_j of the logits decides each block's width and each student layer's tutor (section 3.4). Under a budget the
-widths are those of the most likely network that keeps it (spaces/budget.py). In place of the
-searched tutors there may be a control's (distill/tutor_baselines.py), or a map written by hand.
+The width of each block and the tutor of each student layer are the argmax of their logits, g_i = argmax_j v_ij
+(section 3.4). Under a budget the widths are those of the most likely network within it (spaces/budget.py). A tutor
+baseline (distill/tutor_baselines.py) or a map written by hand may replace the searched tutors.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from rnascl_cli.engine.provenance import remade
 from rnascl_cli.spaces import Budget, DerivedNetwork, NetworkSpace, space_named
 
 TUTORS = ("searched", "random", "same-depth", "last-layer")
-"""What ``--tutors`` may name; anything else is a file."""
+"""Values of ``--tutors``; any other value is a file."""
 
 
-class _Chosen(NamedTuple):
+class _TutorChoice(NamedTuple):
     tutor: list[int]
     origin: TutorOrigin
     inputs: dict[str, str]
@@ -46,34 +46,34 @@ def derive(
 
     Args:
         source: A run directory of ``search``, or its ``search.json``.
-        tutors: One of :data:`TUTORS`, or a JSON file with a map written by hand. ``random`` is drawn from the search's
-            seed.
-        budget: Each of its limits takes the place of the search's own; the others stay.
-        point: Which point of the search's front, from 1; None for the best network of the search.
+        tutors: One of :data:`TUTORS`, or a JSON file with a map written by hand. ``random`` uses the seed of the
+            search.
+        budget: Each limit given here replaces the search's own.
+        point: Point of the search's Pareto front, from 1; None for the most likely network.
 
     Raises:
-        UserError: There is no search document there, or it does not fit its space, or ``tutors`` or ``point`` does not
-            fit it, or the smallest network of the space is above the budget.
+        UserError: There is no search document, it does not fit its space, ``tutors`` or ``point`` does not fit it, or
+            the smallest network of the space exceeds the budget.
     """
     path = source / "search.json" if source.is_dir() else source
     if not path.is_file():
         raise UserError(f"{source}: no search.json there; name a run directory of 'rnascl search' or its search.json")
     found = read_document(path, SearchDocument)
-    networks = networks_of(found, where=str(path))
+    networks = network_space(found, where=str(path))
     fields = (f"{path}: budget.max_macs", f"{path}: budget.max_params")
     options = ("--max-macs", "--max-params")
-    asked = tuple(option if limit else field for option, field, limit in zip(options, fields, budget, strict=True))
-    kept = budget.over(budget_of(found))
-    networks.check(kept, where=(asked[0], asked[1]))
+    sources = tuple(option if limit else field for option, field, limit in zip(options, fields, budget, strict=True))
+    limits = budget.over(search_budget(found))
+    networks.check(limits, where=(sources[0], sources[1]))
     if point is None:
-        best = networks.most_likely(found.width_logits, kept)
+        best = networks.most_likely(found.width_logits, limits)
     else:
-        best = networks.point(found.width_logits, point, _points(found, point, where=str(path)), kept)
-    return derived_from(path, found, best, tutors=tutors, budget=kept, point=point)
+        best = networks.point(found.width_logits, point, _points(found, point, where=str(path)), limits)
+    return derived_from(path, found, best, tutors=tutors, budget=limits, point=point)
 
 
-def networks_of(found: SearchDocument, *, where: str) -> NetworkSpace:
-    """Return the networks that a search chose from.
+def network_space(found: SearchDocument, *, where: str) -> NetworkSpace:
+    """Return the networks that a search can derive.
 
     Raises:
         UserError: Its space is unknown, or has other choices.
@@ -84,13 +84,13 @@ def networks_of(found: SearchDocument, *, where: str) -> NetworkSpace:
     return NetworkSpace(space, num_classes=found.num_classes, input_size=found.input_size)
 
 
-def budget_of(found: SearchDocument) -> Budget:
-    """Return the budget that a search was made under, which may limit nothing."""
+def search_budget(found: SearchDocument) -> Budget:
+    """Return the budget of a search; it may have no limits."""
     return Budget(found.budget.max_macs, found.budget.max_params) if found.budget else Budget()
 
 
-def record_of(budget: Budget) -> BudgetRecord | None:
-    """Return a budget as documents have it; None where it limits nothing."""
+def budget_record(budget: Budget) -> BudgetRecord | None:
+    """Return a budget for a document; None without limits."""
     return BudgetRecord(max_macs=budget.max_macs, max_params=budget.max_params) if budget else None
 
 
@@ -105,9 +105,7 @@ def derived_from(
 ) -> DerivedDocument:
     """Return the document of one network of the search at ``path``; see :func:`derive`."""
     if not best.proven:
-        warning(
-            f"{path}: another network within the limits may be a little more likely: the search for it was cut short"
-        )
+        warning(f"{path}: the solver was stopped early; a slightly more likely network within the limits may exist")
     chosen = _choose(found, tutors, where=str(path))
     inputs = {path.name: sha256_file(path), **(chosen.inputs if chosen else {})}
     provenance = remade(found.provenance, inputs=inputs)
@@ -133,13 +131,13 @@ def derived_from(
         )
         if chosen and provenance.teacher
         else None,
-        budget=record_of(budget),
+        budget=budget_record(budget),
         point=None if point is None else FrontPoint(index=point, of=_points(found, point, where=str(path))),
     )
 
 
 def _points(found: SearchDocument, point: int, *, where: str) -> int:
-    """Return how many points the search's front has, ``point`` being one of them."""
+    """Check ``point`` and return the number of points of the search's Pareto front."""
     if found.pareto is None:
         raise UserError(f"--point {point}: {where} was searched for one network; search with --pareto N")
     if not 1 <= point <= found.pareto:
@@ -147,49 +145,53 @@ def _points(found: SearchDocument, point: int, *, where: str) -> int:
     return found.pareto
 
 
-def _choose(found: SearchDocument, tutors: str, *, where: str) -> _Chosen | None:
-    """Return who teaches whom; None where the search had no tutors."""
+def _choose(found: SearchDocument, tutors: str, *, where: str) -> _TutorChoice | None:
+    """Return the tutor of each student layer; None if the search has no tutors."""
     if not found.tutor_logits:
-        if tutors != "searched":
-            raise untutored(tutors, paradigm=found.paradigm, where=where)
+        refuse_tutors_without_search(tutors, paradigm=found.paradigm, where=where)
         return None
     students, teachers = len(found.student_layers), len(found.teacher_layers)
     if tutors == "searched":
-        return _Chosen([argmax(row) for row in found.tutor_logits], "searched", {})
+        return _TutorChoice([argmax(row) for row in found.tutor_logits], "searched", {})
     if tutors == "random":
-        return _Chosen(random_tutors(students, teachers, seed=found.provenance.seed), "random", {})
+        return _TutorChoice(random_tutors(students, teachers, seed=found.provenance.seed), "random", {})
     if tutors == "same-depth":
-        return _Chosen(same_depth_tutors(students, teachers), "same-depth", {})
+        return _TutorChoice(same_depth_tutors(students, teachers), "same-depth", {})
     if tutors == "last-layer":
-        return _Chosen(last_layer_tutors(students, teachers), "last-layer", {})
-    file = find_map(tutors)
-    assert file is not None  # all that have a name are above
+        return _TutorChoice(last_layer_tutors(students, teachers), "last-layer", {})
+    file = tutor_map_file(tutors)
+    assert file is not None  # all names are handled above
     return _by_hand(file, found)
 
 
-def untutored(tutors: str, *, paradigm: Paradigm, where: str) -> UserError:
-    """Return the refusal of a tutor map for a search (``where``) whose paradigm has no tutors."""
-    return UserError(
-        f"--tutors {tutors}: {where} is a search with paradigm '{paradigm}', which has no tutors; "
-        "search with --paradigm rnas-cl or icc"
-    )
-
-
-def find_map(tutors: str) -> Path | None:
-    """Return the file of a tutor map written by hand; None for a map that has a name.
+def refuse_tutors_without_search(tutors: str, *, paradigm: Paradigm, where: str) -> None:
+    """Refuse a tutor map for a search whose paradigm has no tutors.
 
     Raises:
-        UserError: There is neither such a name nor such a file.
+        UserError: ``tutors`` is not the default.
+    """
+    if tutors != "searched":
+        raise UserError(
+            f"--tutors {tutors}: {where} is a search with paradigm '{paradigm}', which has no tutors; "
+            "search with --paradigm rnas-cl or icc"
+        )
+
+
+def tutor_map_file(tutors: str) -> Path | None:
+    """Return the file of a tutor map written by hand; None for one of :data:`TUTORS`.
+
+    Raises:
+        UserError: It is neither.
     """
     if tutors in TUTORS:
         return None
     file = Path(tutors)
     if not file.is_file():
-        raise UserError(f"--tutors {file}: no such file, and no map of that name{did_you_mean(str(file), TUTORS)}")
+        raise UserError(f"--tutors {file}: no such file or tutor map{did_you_mean(str(file), TUTORS)}")
     return file
 
 
-def _by_hand(file: Path, found: SearchDocument) -> _Chosen:
+def _by_hand(file: Path, found: SearchDocument) -> _TutorChoice:
     try:
         text = read_bounded(file, MAX_DOCUMENT_BYTES, what="tutor map")
     except OSError as error:
@@ -199,7 +201,7 @@ def _by_hand(file: Path, found: SearchDocument) -> _Chosen:
         tutor = tutors_by_hand(given, student_layers=found.student_layers, teacher_layers=found.teacher_layers)
     except ValueError as error:
         raise UserError(f"--tutors {file}: {error}") from None
-    return _Chosen(tutor, "by-hand", {file.name: sha256_file(file)})
+    return _TutorChoice(tutor, "by-hand", {file.name: sha256_file(file)})
 
 
 def argmax(values: Sequence[float]) -> int:

@@ -1,6 +1,4 @@
-"""The student in training: eq. (3), shared by ``train`` and ``adv-finetune``.
-
-    L = CE(y, p) + KL(p, q) + gamma_t L_attn        (one-hot g: each student layer has one tutor)
+"""The student under its teacher: forward passes with attention maps, for the losses of :mod:`.step`.
 
 Shape suffixes: B images, K classes, S student layers, P map pixels.
 """
@@ -17,14 +15,13 @@ from torch import Tensor
 from rnascl_cli.artifacts.documents import DerivedDocument, Paradigm, TutorMap
 from rnascl_cli.core.errors import UserError
 from rnascl_cli.data import Batch, Data
-from rnascl_cli.distill.attention import tutor_distances, tutored_attention_loss, unit_maps
-from rnascl_cli.distill.losses import kl_divergence
+from rnascl_cli.distill.attention import unit_maps
 from rnascl_cli.engine.device import DeviceConfig
 from rnascl_cli.engine.modes import fixed_statistics
 from rnascl_cli.models.attention_maps import MapRecorder, attention_layers, record_attention_maps
 from rnascl_cli.models.student import Student
-from rnascl_cli.recipes import AttentionSettings, KLSettings, RobustMethod
-from rnascl_cli.recipes.paradigms import no_tutors, other_tap, uses_kl, uses_tutors
+from rnascl_cli.recipes.paradigms import no_tutors, other_source, uses_kl, uses_tutors
+from rnascl_cli.recipes.settings import AttentionSettings, KLSettings, RobustMethod
 from rnascl_cli.stages.training.distillation_baselines import BaselineLoss
 from rnascl_cli.stages.training.sanity_checks import SanityCheck
 from rnascl_cli.teachers.forward import (
@@ -39,16 +36,22 @@ from rnascl_cli.teachers.output_cache import CachedTeacher
 
 
 class StudentOutput(NamedTuple):
-    """A student's answer to a batch: logits (B, K), and unit maps (B, S, P) or None."""
+    """The student's output for a batch: logits (B, K), and unit maps (B, S, P) or None."""
 
     logits_BK: Tensor
     maps_BSP: Tensor | None
 
 
 class DistillationModel:
-    """A student, its teacher on duty, and the terms of eq. (3) that come from the teacher, or the rival in their place.
+    """A student with its frozen teacher, or with a distillation baseline; built by :func:`distilling`.
 
-    Made by :func:`apprenticeship`.
+    Attributes:
+        student: On the device.
+        baseline: The loss of ``train --distill`` that replaces KL and attention; None without.
+        kl: Settings of the KL term; None in a paradigm without one.
+        attention: Settings of the attention term.
+        tutor_index_S: Of each student layer, the position of its tutor's map in the teacher's output.
+        teacher_layers: n_t of eq. (1), the number of layers that a tutor was chosen from.
     """
 
     def __init__(
@@ -58,61 +61,64 @@ class DistillationModel:
         teacher: FrozenTeacher | None,
         recorder: MapRecorder | None,
         tutors: TutorMap | None,
-        paradigm: Paradigm,
+        kl: KLSettings | None,
         attention: AttentionSettings,
-        kl: KLSettings,
         compute: DeviceConfig,
         method: RobustMethod | None = None,
         baseline: BaselineLoss | None = None,
     ) -> None:
-        self.student, self.baseline = student, baseline
-        self._teacher, self._recorder, self._method = teacher, recorder, method
-        self._paradigm, self._attention, self._kl, self._compute = paradigm, attention, kl, compute
-        self._teacher_layers = len(tutors.teacher_layers) if tutors is not None else 0
-        # The teacher's maps come in the order of the distinct tutors; each student layer picks its own.
-        seats = {} if tutors is None else {layer: seat for seat, layer in enumerate(distinct_tutors(tutors))}
-        picks = [] if tutors is None else [seats[tutors.teacher_layers[index]] for index in tutors.tutor]
-        self._tutor_index_S = torch.tensor(picks, dtype=torch.int64, device=compute.device)
-        self.weights = {"kl": kl.weight, "attention": attention.gamma, **(baseline.weights if baseline else {})}
+        self.student, self.baseline, self.kl, self.attention = student, baseline, kl, attention
+        self._teacher, self._recorder, self._compute, self._method = teacher, recorder, compute, method
+        self.teacher_layers = len(tutors.teacher_layers) if tutors is not None else 0
+        # The teacher outputs the maps of the distinct tutors; several student layers may share one.
+        position = {} if tutors is None else {layer: index for index, layer in enumerate(distinct_tutors(tutors))}
+        tutor_index = [] if tutors is None else [position[tutors.teacher_layers[index]] for index in tutors.tutor]
+        self.tutor_index_S = torch.tensor(tutor_index, dtype=torch.int64, device=compute.device)
         self.sanity_check = SanityCheck()
 
     def forward_with_maps(self, x_BCHW: Tensor) -> StudentOutput:
-        """Run the student on images in [0, 1]."""
+        """Run the student on images in [0, 1] and return its logits and unit attention maps."""
         with self._compute.student_autocast():
             logits_BK = self.student(x_BCHW)
-        maps = None if self._recorder is None else unit_maps(self._recorder.pop(), over=self._attention.norm)
-        return StudentOutput(logits_BK.float(), maps)
+        maps_BSP = None if self._recorder is None else unit_maps(self._recorder.pop(), over=self.attention.norm)
+        return StudentOutput(logits_BK.float(), maps_BSP)
 
-    def logits(self, x_BCHW: Tensor) -> Tensor:
-        """Run the student on images that have no attention term; return its logits (B, K)."""
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Run the student without recording maps and return its logits (B, K)."""
         with self._compute.student_autocast(), self.without_recording():
             logits_BK: Tensor = self.student(x_BCHW)
         return logits_BK.float()
 
+    def teacher_output(self, batch: Batch) -> TeacherOutput | None:
+        """Return the teacher's output for a batch; None without a teacher."""
+        return None if self._teacher is None else self._teacher(batch)
+
     @property
     def has_teacher_terms(self) -> bool:
-        """Whether :meth:`teacher_terms` has any term."""
-        taught = self._teacher is not None and (uses_kl(self._paradigm, self._kl) or self._recorder is not None)
-        return taught or self.baseline is not None
+        """Whether the loss has a KL, attention or baseline term, which all need the clean images."""
+        teacher_terms = self._teacher is not None and (self.kl is not None or self._recorder is not None)
+        return teacher_terms or self.baseline is not None
 
     def without_recording(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which the student's maps are not taken, for passes that have no attention term."""
+        """Return a context in which the student's maps are not recorded."""
         return contextlib.nullcontext() if self._recorder is None else self._recorder.without_recording()
 
+    def start_epoch(self, noise: torch.Generator) -> None:
+        """Check the outputs again in this epoch; a baseline draws its negatives from ``noise``."""
+        self.sanity_check.start_epoch()
+        if self.baseline is not None:
+            self.baseline.start_epoch(noise)
+
     def end_epoch(self) -> None:
-        """Bring the epoch's newly kept teacher outputs to disk."""
+        """Write new teacher outputs to disk."""
         if self._teacher is not None:
             self._teacher.flush_cache()
         if self.baseline is not None:
             self.baseline.end_epoch()
 
-    def teacher_output(self, batch: Batch) -> TeacherOutput | None:
-        """Return what the teacher says about a batch; None without one."""
-        return None if self._teacher is None else self._teacher.forward(batch)
-
     @torch.no_grad()
     def check_sanity(self, x_BCHW: Tensor, teacher: TeacherOutput | None) -> None:
-        """Look once an epoch at what teacher and student say of images, before the step, which asks for no value."""
+        """Check the outputs of teacher and student once an epoch, outside the step, which may be captured."""
         if teacher is None or self._teacher is None or not self.sanity_check.pending:
             return
         maps_BSP = None
@@ -122,48 +128,20 @@ class DistillationModel:
                 maps_BSP = self.forward_with_maps(x_BCHW).maps_BSP
         self.sanity_check.run(
             teacher,
-            kl=uses_kl(self._paradigm, self._kl),
+            kl=self.kl is not None,
             teacher_layers=self._teacher.layers,
             student_layers=[] if self._recorder is None else self._recorder.layers,
             student_BLP=maps_BSP,
             method=self._method,
         )
 
-    def teacher_terms(
-        self, batch: Batch, student: StudentOutput, teacher: TeacherOutput | None = None
-    ) -> dict[str, Tensor]:
-        """Return the paradigm's KL and attention terms, or the rival's, for the student's answer to a batch.
-
-        Args:
-            batch: The images.
-            answer: The student's, to the clean ones.
-            teacher_output: The teacher's; None to ask it here.
-        """
-        if self.baseline is not None:
-            return {"distill": self.baseline.term(batch, student.logits_BK)}
-        if self._teacher is None:
-            return {}
-        teacher = self._teacher.forward(batch) if teacher is None else teacher
-        terms = {}
-        if uses_kl(self._paradigm, self._kl):
-            terms["kl"] = kl_divergence(
-                student.logits_BK,
-                teacher.logits_BK,
-                direction=self._kl.direction,
-                temperature=self._kl.temperature,
-            )
-        if student.maps_BSP is not None and teacher.maps_BTP is not None:
-            distances_S = tutor_distances(student.maps_BSP, teacher.maps_BTP[:, self._tutor_index_S])
-            terms["attention"] = tutored_attention_loss(distances_S, teacher_layers=self._teacher_layers)
-        return terms
-
 
 def distinct_tutors(tutors: TutorMap) -> list[str]:
-    """Return the names of the teacher layers that some student layer chose, in the teacher's order."""
+    """Return the names of the teacher layers that are a tutor, in the teacher's order."""
     return [tutors.teacher_layers[index] for index in sorted(set(tutors.tutor))]
 
 
-def paradigm_teacher(
+def load_matching_teacher(
     source: str | None,
     paradigm: Paradigm,
     derived: DerivedDocument,
@@ -173,14 +151,13 @@ def paradigm_teacher(
     kl: KLSettings,
     method: RobustMethod | None = None,
 ) -> Teacher | None:
-    """Read the teacher a student is to learn from, and check it against the tutor map.
+    """Load the teacher of a student and check it against the tutor map.
 
-    A method whose targets are the teacher's logits has one whatever the paradigm: where none is named, the one that
-    the network was searched under.
+    A method whose targets are the teacher's logits needs one in any paradigm; by default it is the search's.
 
     Raises:
-        UserError: It is not the teacher of the tutor map, has other layers, or the document has no tutor map
-            although the paradigm needs one.
+        UserError: It is not the teacher of the tutor map, has other layers, or the paradigm needs a tutor map and the
+            document has none.
     """
     if method is not None and source is None and derived.provenance.teacher is not None:
         source = derived.provenance.teacher.path
@@ -199,24 +176,25 @@ def paradigm_teacher(
             f"--teacher {source}: sha256 {teacher.reference.sha256[:12]}... is not that of the tutor map's teacher "
             f"({tutors.teacher.sha256[:12]}..., {tutors.teacher.architecture}); give the teacher of the search"
         )
-    if list(attention_layers(teacher.module, attention.tap)) != tutors.teacher_layers:
-        raise other_tap(f"--teacher {source}", attention.tap)
+    if list(attention_layers(teacher.module, attention.source)) != tutors.teacher_layers:
+        raise other_source(f"--teacher {source}", attention.source)
     return teacher
 
 
 def check_student_layers(
     student: Student, derived: DerivedDocument, *, paradigm: Paradigm, attention: AttentionSettings
 ) -> None:
-    """Refuse a tutor map for other student layers than the network has.
+    """Refuse a tutor map whose student layers are not those of the network.
 
     Raises:
-        UserError: They differ.
+        UserError: They are not.
     """
     if derived.tutors is None or not uses_tutors(paradigm):
         return
-    if list(attention_layers(student, attention.tap)) != derived.tutors.student_layers:
+    if list(attention_layers(student, attention.source)) != derived.tutors.student_layers:
         raise UserError(
-            f"derived document: tutors.student_layers are not the {attention.tap} layers of the network; derive again"
+            f"derived document: tutors.student_layers are not the {attention.source} layers of the network; "
+            "derive again"
         )
 
 
@@ -234,32 +212,42 @@ def distilling(
     method: RobustMethod | None = None,
     baseline: BaselineLoss | None = None,
 ) -> Iterator[DistillationModel]:
-    """Move the student to the device and tap it and its teacher while the context is open.
+    """Move student and teacher to the device and record their attention maps while the context is open.
 
-    With ``kept``, the teacher is asked only for views that it has not seen before. ``method`` is that of adversarial
-    training, if its targets are the teacher's logits. A ``rival`` has its own teacher.
+    Args:
+        student: Moved in place.
+        teacher: None in the ``standard`` paradigm, and beside a baseline, which has a teacher of its own.
+        derived: The tutor map.
+        paradigm: Which terms eq. (3) has.
+        attention: Attention settings.
+        kl: KL settings.
+        compute: Device and precision.
+        cache: Cached outputs of the teacher for the training images.
+        method: Adversarial training method whose targets are the teacher's logits, if any.
+        baseline: Distillation baseline, if any.
     """
     tutors = derived.tutors if uses_tutors(paradigm) else None
     student.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     with contextlib.ExitStack() as stack:
-        teacher_on_duty = recorder = None
+        frozen = recorder = None
         if teacher is not None:
             layers = distinct_tutors(tutors) if tutors is not None else []
-            teacher_on_duty = stack.enter_context(
+            frozen = stack.enter_context(
                 frozen_teacher(teacher, attention=attention, compute=compute, layers=layers, cache=cache)
             )
         if tutors is not None:
             recorder = stack.enter_context(
-                record_attention_maps(student, side=attention.map_size, tap=attention.tap, layers=tutors.student_layers)
+                record_attention_maps(
+                    student, side=attention.map_size, source=attention.source, layers=tutors.student_layers
+                )
             )
         yield DistillationModel(
             student,
-            teacher=teacher_on_duty,
+            teacher=frozen,
             recorder=recorder,
             tutors=tutors,
-            paradigm=paradigm,
+            kl=kl if uses_kl(paradigm, kl) else None,
             attention=attention,
-            kl=kl,
             compute=compute,
             method=method,
             baseline=baseline,

@@ -1,8 +1,8 @@
-"""``train --distill``: a rival loss of Figure 11 in place of the teacher terms of eq. (3).
+"""``train --distill``: a distillation baseline of Figure 11 in place of the teacher terms of eq. (3).
 
-    L = w_ce CE(y, p) + w rival(student, teacher)        on clean images; w_ce is 1, but 0.1 for ``kd``
+    L = w_ce CE(y, p) + w baseline(student, teacher)        on clean images; w_ce is 1, but 0.1 for ``kd``
 
-docs/method.md tells what each rival compares, and where in the networks that is taken.
+docs/method.md says what each baseline compares and at which layers.
 
 Shape suffixes: B images of a batch, N images of the training set, K classes.
 """
@@ -29,14 +29,15 @@ from rnascl_cli.distill.baselines.rkd import relational_loss
 from rnascl_cli.distill.baselines.sp import similarity_loss
 from rnascl_cli.distill.baselines.vid import VariationalLoss
 from rnascl_cli.distill.tutor_baselines import same_depth_tutors
-from rnascl_cli.engine.device import DeviceConfig
 from rnascl_cli.engine.training_loop import at_current_step
 from rnascl_cli.models.input_size import check_input_size
 from rnascl_cli.models.student import Student
-from rnascl_cli.recipes import AT, CRD, KD, PKT, RKD, SP, VID, BaselineSettings, Recipe, TrainSettings
+from rnascl_cli.recipes.baselines import AT, CRD, KD, PKT, RKD, SP, VID, BaselineSettings
 from rnascl_cli.recipes.paradigms import required_baseline_teacher, trained_paradigm
+from rnascl_cli.recipes.settings import TrainSettings
 from rnascl_cli.spaces import space_named
 from rnascl_cli.stages.training.sanity_checks import constant
+from rnascl_cli.stages.training.setup import TrainingRun
 from rnascl_cli.teachers.features import (
     FeaturePoints,
     FeatureRecorder,
@@ -47,7 +48,6 @@ from rnascl_cli.teachers.features import (
 )
 from rnascl_cli.teachers.forward import FrozenTeacher, frozen_teacher, refuse_changed_teacher
 from rnascl_cli.teachers.load import Teacher, read_teacher
-from rnascl_cli.teachers.output_cache import open_output_cache
 
 Compared = Literal["logits", "the feature maps of its stages", "the output of its last stage", "its embedding"]
 COMPARES: dict[Baseline, Compared] = {
@@ -60,12 +60,12 @@ COMPARES: dict[Baseline, Compared] = {
     "pkt": "its embedding",
 }
 Features = tuple[Tensor, Tensor]
-"""What student and teacher make of a batch at one pair of points."""
+"""Features of student and teacher for a batch, at one pair of layers."""
 
 
 @dataclass(frozen=True)
 class BaselineTeacher:
-    """A rival loss, its teacher, and where the teacher's features are."""
+    """A baseline's settings, its teacher, and the layers of the teacher's features."""
 
     settings: BaselineSettings
     teacher: Teacher
@@ -76,7 +76,7 @@ def training_paradigm(settings: TrainSettings, derived: DerivedDocument) -> Para
     """Return the paradigm of a training of this network; see :func:`~rnascl_cli.recipes.paradigms.trained_paradigm`.
 
     Raises:
-        UserError: A rival loss is asked for beside a paradigm with teacher terms, or on perturbed images.
+        UserError: A baseline is combined with a paradigm that has teacher terms, or with adversarial training.
     """
     return trained_paradigm(settings, searched=derived.paradigm)
 
@@ -84,17 +84,17 @@ def training_paradigm(settings: TrainSettings, derived: DerivedDocument) -> Para
 def find_baseline_teacher(
     source: str | None, settings: BaselineSettings, derived: DerivedDocument, *, data: Data
 ) -> BaselineTeacher:
-    """Read the teacher of a rival loss and find what the loss compares.
+    """Load the teacher of a baseline and find the layers that the loss compares.
 
     Args:
         source: The ``--teacher`` value, or the teacher of the search.
-        settings: Of the loss.
-        derived: Its teacher's file must still be what it was.
-        data: To be trained on.
+        settings: Settings of the baseline.
+        derived: The network; its teacher's file must not have changed.
+        data: The training data.
 
     Raises:
-        UserError: There is no teacher, it cannot be read, does not see such images, has other classes than ``kd`` can
-            compare, or lacks the features; or ``crd`` has images of one class only.
+        UserError: There is no teacher, it cannot be read, takes images of another size, has other classes (``kd``) or
+            lacks the features; or ``crd`` has images of one class only.
     """
     name = settings.name
     source = required_baseline_teacher(source, settings)
@@ -102,22 +102,22 @@ def find_baseline_teacher(
     if name == "kd" and teacher.num_classes != data.num_classes:
         raise UserError(
             f"--distill kd: compares class by class, and --teacher {source} has {teacher.num_classes} classes, the "
-            f"data {data.num_classes}; give another teacher, or take a rival that compares features"
+            f"data {data.num_classes}; use another teacher, or a baseline that compares features"
         )
     refuse_changed_teacher(teacher, derived)
     check_input_size(teacher.module, f"--teacher {source}", input_size=data.input_size)
     points = teacher_points(teacher.module, input_size=data.input_size)
-    there: dict[Compared, bool] = {
+    available: dict[Compared, bool] = {
         "logits": True,
         "the feature maps of its stages": bool(points.stages) and None not in points.channels,
         "the output of its last stage": bool(points.stages),
         "its embedding": points.embedding is not None,
     }
-    if not there[COMPARES[name]]:
-        possible = ", ".join(rival for rival, compared in COMPARES.items() if there[compared])
+    if not available[COMPARES[name]]:
+        possible = ", ".join(baseline for baseline, compared in COMPARES.items() if available[compared])
         raise UserError(
-            f"--distill {name}: compares {COMPARES[name]}, and what that is in --teacher {source} is not known; "
-            f"possible with it: {possible}"
+            f"--distill {name}: compares {COMPARES[name]}, which is not known for --teacher {source}; "
+            f"possible with this teacher: {possible}"
         )
     if name == "crd" and not most_negatives(data.train.labels_N):
         raise UserError("--distill crd: needs training images of two classes or more")
@@ -125,10 +125,10 @@ def find_baseline_teacher(
 
 
 class BaselineLoss:
-    """A rival loss at work between a student and its teacher; made by :func:`rivalry`.
+    """The loss of a baseline between a student and its teacher; built by :func:`baseline_loss`.
 
     Attributes:
-        module: What the loss itself learns and remembers, for the optimiser and the checkpoint; empty for most.
+        module: Parameters and memory of the loss itself, for the optimizer and the checkpoint; empty for most.
         weights: Of the loss terms ``ce`` and ``distill``.
     """
 
@@ -147,26 +147,26 @@ class BaselineLoss:
         self._settings, self._teacher = settings, teacher
         self._student_features, self._teacher_features = student_features, teacher_features
         self._labels_N, self._most_negatives = labels_N, most_negatives(labels_N)
-        self._noise, self._inspected = torch.Generator(), False
+        self._noise, self._checked = torch.Generator(), False
 
     def start_epoch(self, noise: torch.Generator) -> None:
-        """Draw this epoch's negatives from ``noise``, and look anew for a teacher that teaches nothing."""
-        self._noise, self._inspected = noise, False
+        """Draw this epoch's negatives from ``noise``, and check the teacher's output again."""
+        self._noise, self._checked = noise, False
 
     def end_epoch(self) -> None:
-        """Bring the epoch's newly kept teacher outputs to disk."""
+        """Write new teacher outputs to disk."""
         self._teacher.flush_cache()
 
     def term(self, batch: Batch, logits_BK: Tensor) -> Tensor:
-        """Return the unweighted loss of a batch that the student has just answered with ``logits_BK``.
+        """Return the unweighted loss of a batch, right after the student's forward pass that gave ``logits_BK``.
 
         Raises:
-            RunError: The teacher says the same of every image of the epoch's first batch.
+            RunError: The teacher's output is the same for every image of the epoch's first batch.
         """
-        taught_BK = self._teacher.forward(batch).logits_BK
-        taken = zip(self._student_features.take(), self._teacher_features.take(), strict=True)
-        pairs = list(taken) or [(logits_BK, taught_BK)]
-        self._inspect(pairs[-1][1])
+        teacher_BK = self._teacher(batch).logits_BK
+        features = zip(self._student_features.take(), self._teacher_features.take(), strict=True)
+        pairs = list(features) or [(logits_BK, teacher_BK)]
+        self._check_teacher(pairs[-1][1])
         return self._compare(pairs, batch)
 
     def _compare(self, pairs: list[Features], batch: Batch) -> Tensor:
@@ -192,60 +192,52 @@ class BaselineLoss:
         loss: Tensor = self.module(*features, **others)
         return loss
 
-    def _draw(self, y_B: Tensor, wanted: int) -> Tensor:
-        # Drawn on the device, as the lots of a batch are many; their seed comes from the epoch's stream on the CPU.
+    def _draw(self, y_B: Tensor, count: int) -> Tensor:
+        # Many numbers, so they are drawn on the device; their seed comes from the epoch's stream on the CPU.
         seed = int(torch.randint(2**62, (), generator=self._noise))
-        lots = torch.Generator(self._labels_N.device).manual_seed(seed)
-        return draw_negatives(y_B, self._labels_N, count=min(wanted, self._most_negatives), generator=lots)
+        noise = torch.Generator(self._labels_N.device).manual_seed(seed)
+        return draw_negatives(y_B, self._labels_N, count=min(count, self._most_negatives), generator=noise)
 
-    def _inspect(self, taught_B: Tensor) -> None:
-        """Look at an epoch's first batch only, because the answer must be fetched from the device."""
-        if not self._inspected and constant(taught_B.flatten(1)):
-            what = "the teacher says the same of every image of the batch and can teach nothing; name another --teacher"
+    def _check_teacher(self, features_B: Tensor) -> None:
+        """Check the first batch of an epoch only, because the result must be copied from the device."""
+        if not self._checked and constant(features_B.flatten(1)):
+            what = "the teacher's output is the same for every image of the batch; use another --teacher"
             raise RunError(at_current_step("distill", what))
-        self._inspected = True
+        self._checked = True
 
 
 @contextlib.contextmanager
 def baseline_loss(
-    student: Student,
-    guide: BaselineTeacher,
-    derived: DerivedDocument,
-    recipe: Recipe,
-    *,
-    data: Data,
-    compute: DeviceConfig,
+    student: Student, baseline: BaselineTeacher, derived: DerivedDocument, training: TrainingRun
 ) -> Iterator[BaselineLoss]:
-    """Take the features of a student and its teacher, to be compared, while the context is open.
+    """Record the features of a student and its teacher while the context is open, and yield the loss between them.
 
     Args:
-        student: Its features are taken on whatever device it is moved to.
-        guide: The teacher.
+        student: The student; its features are on the device that it is moved to.
+        baseline: The baseline's settings and teacher.
         derived: The student's architecture.
-        recipe: For the seed, as what the rival itself learns begins with numbers from a stream of it; and for whether
-            the teacher's logits are kept, which only ``kd`` can use.
-        data: Trained on its training images.
-        compute: Device and precision.
+        training: Images, device and seed. The parameters of the loss itself have a random stream of their own.
     """
-    settings, theirs, attention = guide.settings, guide.points, recipe.train.attention
-    own = student_points(student, space_named(derived.architecture.space), derived.architecture.widths)
+    settings, compute, data = baseline.settings, training.compute, training.data
+    attention = training.recipe.train.attention
+    student_layers = student_points(student, space_named(derived.architecture.space), derived.architecture.widths)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(recipe.seed, "train", "distill").initial_seed())
-        module = _module(settings, own, theirs, images=len(data.train)).to(compute.device)
-    pairs, kept = _pairs(settings, own, theirs), None
-    if not pairs:
-        kept = open_output_cache(recipe, guide.teacher, data=data, attention=attention, maps=False, compute=compute)
-    # Features are taken by hooks, which a replay would pass by.
-    hooked = replace(compute, graph_backend=None, compile_enabled=False)
+        torch.manual_seed(generator(training.recipe.seed, "train", "distill").initial_seed())
+        module = _module(settings, student_layers, baseline.points, images=len(data.train)).to(compute.device)
+    pairs, cache = _pairs(settings, student_layers, baseline.points), None
+    if not pairs:  # kd compares logits, which can be cached
+        cache = training.output_cache(baseline.teacher, attention=attention, maps=False)
+    # Features are recorded by hooks, which a captured or compiled step would not run.
+    eager = replace(compute, graph_backend=None, compile_enabled=False)
     with contextlib.ExitStack() as stack:
         teacher = stack.enter_context(
-            frozen_teacher(guide.teacher, attention=attention, compute=hooked, layers=[], cache=kept)
+            frozen_teacher(baseline.teacher, attention=attention, compute=eager, layers=[], cache=cache)
         )
         student_features, teacher_features = (
             stack.enter_context(recording_features(network, points))
             for network, points in (
                 (student, [point for point, _ in pairs]),
-                (guide.teacher.module, [point for _, point in pairs]),
+                (baseline.teacher.module, [point for _, point in pairs]),
             )
         )
         yield BaselineLoss(
@@ -259,7 +251,7 @@ def baseline_loss(
 
 
 def _pairs(settings: BaselineSettings, student: FeaturePoints, teacher: FeaturePoints) -> list[tuple[Point, Point]]:
-    """Return the points that the loss compares; none for logits."""
+    """Return the pairs of layers that the loss compares; none for logits."""
     match COMPARES[settings.name]:
         case "logits":
             return []
@@ -279,7 +271,7 @@ def paired_stages(student: FeaturePoints, teacher: FeaturePoints) -> list[tuple[
 
 
 def _module(settings: BaselineSettings, student: FeaturePoints, teacher: FeaturePoints, *, images: int) -> nn.Module:
-    """Return what the loss itself learns and remembers, with fresh numbers; an empty module for most."""
+    """Return the parameters and memory of the loss itself, initialized; an empty module for most."""
     match settings:
         case VID(variance=variance):
             pairs = [(student.channels[own], teacher.channels[other]) for own, other in paired_stages(student, teacher)]

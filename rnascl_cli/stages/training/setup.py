@@ -1,103 +1,158 @@
-"""From a recipe to the loop's plan, the same way for every training stage."""
+"""Set-up that all training stages share: device, images, captured steps, training loop and provenance."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from rnascl_cli.artifacts.documents import Baseline, Provenance
 from rnascl_cli.core import distributed
+from rnascl_cli.core.console import warning
 from rnascl_cli.core.errors import UserError
-from rnascl_cli.data import Data, augmentation
+from rnascl_cli.data import Augment, Data, augmentation, load_data
+from rnascl_cli.engine.cuda_graphs import CapturedStep
 from rnascl_cli.engine.device import DeviceConfig, resolve_device
 from rnascl_cli.engine.provenance import make_provenance
 from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.engine.training_loop import TrainingConfig
-from rnascl_cli.recipes import AttentionSettings, Recipe, SearchSettings, StudentSettings, TeacherTrainSettings
+from rnascl_cli.recipes.settings import AttentionSettings, Recipe, SearchSettings, StudentSettings, TeacherTrainSettings
 from rnascl_cli.teachers.load import Teacher
+from rnascl_cli.teachers.output_cache import CachedTeacher, open_output_cache
 
 
-def training_compute(recipe: Recipe) -> DeviceConfig:
-    """Return device, precision and recorder of a stage that trains a supernet or a student.
+@dataclass(frozen=True)
+class TrainingRun:
+    """What all training stages share: the recipe, the device, the images and the run directory.
+
+    Attributes:
+        recipe: All settings; stages read their own table, and seed and teacher.
+        compute: Device and precision.
+        data: Training, held-out and test images.
+        directory: Where metrics, checkpoints and artifacts go.
+    """
+
+    recipe: Recipe
+    compute: DeviceConfig
+    data: Data
+    directory: RunDirectory
+
+    def config(
+        self,
+        stage: str,
+        settings: SearchSettings | StudentSettings | TeacherTrainSettings,
+        *,
+        teacher: Teacher | None = None,
+        **identity: Any,
+    ) -> TrainingConfig:
+        """Return the training loop's configuration for a stage.
+
+        Args:
+            stage: Stage name.
+            settings: Settings of the stage.
+            teacher: Its hash is part of the run's identity.
+            identity: Further parts of the run's identity; a checkpoint of another identity is refused.
+        """
+        recipe, data, minutes = self.recipe, self.data, self.recipe.checkpoint_minutes
+        return TrainingConfig(
+            stage=stage,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            seed=recipe.seed,
+            images=data.train,
+            augment=self._augment,
+            compute=self.compute,
+            run=self.directory,
+            identity={
+                "settings": settings.model_dump(mode="json"),
+                "data": data.fingerprint,
+                "augment": recipe.data.augment,
+                "teacher": teacher.reference.sha256 if teacher else None,
+                "seed": recipe.seed,
+                **identity,
+            },
+            checkpoint_seconds=math.inf if minutes is None else 60 * minutes,
+        )
+
+    def output_cache(self, teacher: Teacher, *, attention: AttentionSettings, maps: bool) -> CachedTeacher | None:
+        """Open the cache of a teacher's outputs for the training images; None where there is none."""
+        return open_output_cache(
+            self.recipe.teacher_cache,
+            teacher,
+            images=self.data.train,
+            augment=self._augment,
+            attention=attention,
+            maps=maps,
+            compute=self.compute,
+        )
+
+    @property
+    def _augment(self) -> Augment:
+        return augmentation(self.recipe.data, self.data.input_size)
+
+    def provenance(self, *, teacher: Teacher | None, inputs: Mapping[str, str] | None = None) -> Provenance:
+        """Return the provenance of the stage's artifact."""
+        return make_provenance(
+            self.recipe,
+            device=self.compute.device_name,
+            precision=self.compute.precision if teacher else self.compute.student,
+            data=self.data.reference(),
+            teacher=teacher.reference if teacher else None,
+            inputs=inputs,
+        )
+
+
+def training_run(recipe: Recipe, directory: RunDirectory) -> TrainingRun:
+    """Find the device and load the images of a stage that trains a supernet or a student.
 
     Raises:
-        UserError: See :func:`~rnascl_cli.engine.device.resolve_device`.
+        UserError: Device, precision or data are unusable.
     """
-    return resolve_device(
+    compute = resolve_device(
         recipe.device,
         recipe.precision,
         deterministic=recipe.deterministic,
         capture=recipe.capture_steps,
         compile_enabled=recipe.compile_steps,
     )
+    return TrainingRun(recipe, compute, load_data(recipe.data, seed=recipe.seed), directory)
 
 
-def training_provenance(
-    recipe: Recipe,
-    *,
+def captured_step(
+    update: Callable[..., dict[str, Tensor]],
+    *functions: Callable[..., Any],
     compute: DeviceConfig,
-    data: Data,
-    teacher: Teacher | None,
-    inputs: Mapping[str, str] | None = None,
-) -> Provenance:
-    """Return the provenance of what a training stage made; without a teacher only the student's precision counts."""
-    return make_provenance(
-        recipe,
-        device=compute.device_name,
-        precision=compute.precision if teacher else compute.student,
-        data=data.reference(),
-        teacher=teacher.reference if teacher else None,
-        inputs=inputs,
-    )
-
-
-def plan_training(
-    stage: str,
-    recipe: Recipe,
-    settings: SearchSettings | StudentSettings | TeacherTrainSettings,
-    *,
-    data: Data,
-    compute: DeviceConfig,
-    run: RunDirectory,
-    teacher: Teacher | None = None,
-    **own: Any,
-) -> TrainingConfig:
-    """Return the plan of a training stage.
+    what: str,
+    compilable: bool = True,
+    capturable: bool = True,
+) -> CapturedStep[..., dict[str, Tensor]]:
+    """Return a step that runs from a CUDA graph, compiled, or both, as ``capture_steps`` and ``compile_steps`` say.
 
     Args:
-        stage: Its name.
-        recipe: For seed and augmentation.
-        settings: The stage's own table.
-        data: Its training images are trained on.
+        update: Takes ``functions`` first, then the step's tensors.
+        functions: The parts of the step that can be compiled, such as its loss.
         compute: Device and precision.
-        run: Where metrics and checkpoints go.
-        teacher: Whose outputs the loss depends on.
-        own: What else must be the same for a checkpoint to fit, as JSON-able values.
+        what: The step in messages, e.g. ``"the search step"``.
+        compilable: False where torch.compile cannot follow the step.
+        capturable: False where the step reads or writes the CPU's memory.
     """
-    return TrainingConfig(
-        stage=stage,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        seed=recipe.seed,
-        images=data.train,
-        augment=augmentation(recipe.data, data.input_size),
-        compute=compute,
-        run=run,
-        identity={
-            "settings": settings.model_dump(mode="json"),
-            "data": data.fingerprint,
-            "augment": recipe.data.augment,
-            "teacher": teacher.reference.sha256 if teacher else None,
-            "seed": recipe.seed,
-            **own,
-        },
-        checkpoint_seconds=math.inf if recipe.checkpoint_minutes is None else 60 * recipe.checkpoint_minutes,
+    if compute.compile_enabled and not compilable:
+        warning(f"compile_steps: {what} with these settings cannot be compiled and runs uncompiled")
+    compiled = [compute.maybe_compile(function) for function in functions] if compilable else [None]
+    return CapturedStep(
+        partial(update, *functions),
+        compute.graph_backend if capturable else None,
+        what=what,
+        compiled=None if None in compiled else partial(update, *compiled),
     )
 
 
 RELATIONAL: tuple[Baseline, ...] = ("sp", "rkd", "crd", "pkt")
-"""The rival losses that compare images of a batch with one another, or remember all of them."""
+"""Baselines that compare the images of a batch with one another, or keep a memory of all of them."""
 
 
 def check_can_be_shared(
@@ -105,29 +160,29 @@ def check_can_be_shared(
     *,
     smallest_part: int | None = None,
     attention: AttentionSettings | None,
-    rival: Baseline | None = None,
+    baseline: Baseline | None = None,
 ) -> None:
-    """Refuse a training that several ranks could not share; alone, everything is allowed.
+    """Refuse a training that cannot be distributed over the ranks; a single process may train anything.
 
     Args:
-        batch: Images a step.
-        smallest_part: Images in the smallest part of the batch that takes a step of its own; None for ``batch``.
-        attention: How maps are compared; None where they are not.
-        rival: The rival loss, if there is one.
+        batch: Global batch size.
+        smallest_part: Images in the smallest part of the batch that has a step of its own; None for ``batch``.
+        attention: How maps are compared; None without an attention term.
+        baseline: The distillation baseline, if any.
 
     Raises:
-        UserError: A rank would be left without an image, maps are normed over the batch, or a rival loss relates images
-            that different ranks have.
+        UserError: A rank would have no image, maps are normalized over the batch, or a baseline compares images that
+            are on different ranks.
     """
     count = distributed.size()
     part = batch if smallest_part is None else smallest_part
     if part < count:
-        of_them = "" if part == batch else f", of which one step takes {part},"
+        of_them = "" if part == batch else f", of which one step uses {part},"
         raise UserError(
             f"--batch-size: a batch of {batch} images{of_them} cannot be shared by {count} processes; use larger "
             "batches or fewer processes"
         )
     if count > 1 and attention is not None and attention.norm == "batch":
         raise UserError("recipe key 'attention.norm': 'batch' needs the whole batch in one process; use 'image'")
-    if count > 1 and rival in RELATIONAL:
-        raise UserError(f"--distill {rival}: relates the images of a whole batch; run it in one process")
+    if count > 1 and baseline in RELATIONAL:
+        raise UserError(f"--distill {baseline}: compares the images of a whole batch; run it in one process")

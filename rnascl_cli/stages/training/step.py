@@ -1,217 +1,226 @@
-"""One training step of a student, for ``train`` and ``adv-finetune`` alike.
+"""The training step of a student, for ``train`` and ``adv-finetune``.
 
-    L = CE(y, p) + KL(p, q) + gamma_t L_attn                                           (eq. 3)
+    L = CE(y, p) + KL(p, q) + gamma_t L_attn        (eq. 3; each student layer has one tutor)
 
-With a method of adversarial training, its terms stand in the place of the cross-entropy; the other two stay, on the
-clean images. A rival loss (``train --distill``) stands in the place of both, and beside no method.
+With adversarial training, the method's terms take the place of the cross-entropy; KL and attention stay, on the clean
+images. A distillation baseline (``train --distill``) takes the place of KL and attention.
 
-Where no term is on the clean images (PGD-AT and Fast-AT without a teacher), they teach nothing, and BatchNorm's running
-statistics are those of the perturbed images alone, as in Madry et al. 2018 and Wong et al. 2020.
-
-Shape suffixes: B images, C channels, H height, W width, K classes.
+Shape suffixes: B images, C channels, H height, W width, K classes, S student layers, T tutors, P map pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rnascl_cli.attacks.gradient import LogitFunction
-from rnascl_cli.core.console import warning
 from rnascl_cli.data import Batch, BatchShard, ImageSet
-from rnascl_cli.distill.losses import cross_entropy, weighted_sum
-from rnascl_cli.engine.cuda_graphs import CapturedStep
+from rnascl_cli.distill.attention import tutor_distances, tutored_attention_loss
+from rnascl_cli.distill.losses import cross_entropy, kl_divergence, weighted_sum
 from rnascl_cli.engine.device import DeviceConfig
 from rnascl_cli.engine.modes import fixed_statistics
 from rnascl_cli.engine.optimizer import build_optimizer, optimizer_step
 from rnascl_cli.engine.training_loop import ScheduledOptimizer, Stateful
 from rnascl_cli.engine.weight_averaging import averaging
-from rnascl_cli.recipes import StudentSettings
+from rnascl_cli.recipes.settings import StudentSettings
 from rnascl_cli.stages.training.adversarial import BatchNormStatistics, adversarial_objective
 from rnascl_cli.stages.training.distillation import DistillationModel, StudentOutput
 from rnascl_cli.stages.training.model_selection import ModelSelection
+from rnascl_cli.stages.training.setup import captured_step
 from rnascl_cli.teachers.forward import TeacherOutput
+
+TrainingStage = Literal["train", "adv-finetune"]
+# From scratch, running statistics lag behind the weights, so training follows each method's authors; a trained network
+# is attacked as it will be evaluated.
+ATTACK_STATISTICS: dict[TrainingStage, BatchNormStatistics] = {"train": "published", "adv-finetune": "running"}
 
 
 class StepOutput(NamedTuple):
-    """The loss of a batch, and what the step tells of it: the terms and accuracies by name."""
+    """The loss of a batch, its terms and the accuracies by name."""
 
     loss: Tensor
-    metrics: dict[str, Tensor]
+    terms: dict[str, Tensor]
+    accuracies: dict[str, Tensor]
+
+
+Loss = Callable[[Batch, TeacherOutput | None, Tensor | None], StepOutput]
 
 
 class StudentStep:
-    """The step, and what is measured, averaged and chosen around it.
+    """One training step, and weight averaging and model selection around it.
 
     Args:
-        settings: Of the stage.
-        distillation: The student under its teacher.
-        holdout: Training images set aside for choosing.
+        stage: Which stage this is.
+        settings: Settings of the stage.
+        model: The student under its teacher.
+        holdout: Held-out training images.
         compute: Device and precision.
-        seed: Of the run.
-
-    Attributes:
-        stage: Its name.
-        statistics: How images are perturbed, see :class:`~rnascl_cli.stages.training.adversarial.AdversarialObjective`.
+        seed: Seed of the run.
     """
-
-    stage: ClassVar[str]
-    statistics: ClassVar[BatchNormStatistics]
 
     def __init__(
         self,
+        stage: TrainingStage,
         settings: StudentSettings,
-        distillation: DistillationModel,
+        model: DistillationModel,
         *,
         holdout: ImageSet,
         compute: DeviceConfig,
         seed: int,
     ) -> None:
-        student = distillation.student
-        self._distillation = distillation
-        self._robust = adversarial_objective(settings, statistics=self.statistics)
-        self._uses_clean_images = (
-            self._robust is None or self._robust.uses_clean_images or distillation.has_teacher_terms
-        )
+        self.model, student = model, model.student
+        self._adversarial = adversarial_objective(settings.robust, statistics=ATTACK_STATISTICS[stage])
         learning: dict[str, nn.Module] = {"student": student}
-        if distillation.baseline is not None:
-            learning["distill"] = distillation.baseline.module
+        if model.baseline is not None:
+            learning["distill"] = model.baseline.module
         parameters = [parameter for module in learning.values() for parameter in module.parameters()]
-        # A rival draws negatives and looks up its own memory within the step.
-        alone = (
-            compute if distillation.baseline is None else replace(compute, graph_backend=None, compile_enabled=False)
+        # A baseline draws negatives and reads its own memory within the step: neither compiled nor captured.
+        self._captured_update = captured_step(
+            self.update,
+            self.loss,
+            self._student,
+            compute=compute,
+            what=f"the {stage} step",
+            compilable=model.baseline is None,
+            capturable=model.baseline is None,
         )
-        if compute.compile_enabled and not alone.compile_enabled:
-            warning("compile_steps: a step with a rival loss is not compiled")
-        objective, attacked = alone.maybe_compile(self._objective), alone.maybe_compile(self._attacked)
-        compiled = None
-        if objective is not None and attacked is not None:
-            compiled = partial(self._learn_from, objective, attacked)
-        self._learn = CapturedStep(
-            partial(self._learn_from, self._objective, self._attacked),
-            alone.graph_backend,
-            what=f"the step of {self.stage}",
-            compiled=compiled,
-        )
-        recorded_on = compute.device if self._learn.captures else None
-        optimiser = build_optimizer(parameters, settings.optimiser, recorded_on=recorded_on)
+        captured_on = compute.device if self._captured_update.captures else None
+        self._optimizer = build_optimizer(parameters, settings.optimiser, recorded_on=captured_on)
         self._average = averaging(student, settings.average, epochs=settings.epochs)
-        self.validation = ModelSelection(
+        self.selection = ModelSelection(
             student,
             holdout,
-            settings.stop,
-            eps=settings.perturbation.eps,
+            settings.select,
+            eps=settings.selection_eps,
             compute=compute,
             seed=seed,
-            stage=self.stage,
+            stage=stage,
             average=self._average,
         )
-        self.optimizers = [ScheduledOptimizer(optimiser, settings.schedule, settings.optimiser.lr)]
-        self.state: dict[str, Stateful] = {**learning, "optimiser": optimiser}
+        self.optimizers = [ScheduledOptimizer(self._optimizer, settings.schedule, settings.optimiser.lr)]
+        self.state: dict[str, Stateful] = {**learning, "optimizer": self._optimizer}
         if self._average is not None:
             self.state["average"] = self._average
-        if self.validation.best is not None:
-            self.state["best"] = self.validation.best
+        if self.selection.best is not None:
+            self.state["best"] = self.selection.best
         self._epoch, self._noise = 0, torch.Generator()
 
     def start_epoch(self, epoch: int, noise: torch.Generator) -> None:
-        """Draw this epoch's starting points from ``noise``; look anew for a teacher that teaches nothing."""
+        """Draw the random numbers of this epoch from ``noise``."""
         self._epoch, self._noise = epoch, noise
-        self._distillation.sanity_check.start_epoch()
-        if self._distillation.baseline is not None:
-            self._distillation.baseline.start_epoch(noise)
+        self.model.start_epoch(noise)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """Perturb the batch where there is a method, then take one step of SGD."""
-        teacher_output, offset_BCHW = self._distillation.teacher_output(batch), None
-        if self._robust is not None:
-            offset_BCHW = self._robust.draw(batch.x_BCHW, noise=self._noise, share=batch.shard)
-        self._distillation.check_sanity(batch.x_BCHW, teacher_output)
-        learn = self._learn if batch.full else self._learn.eager
-        # Rows and views lie on the CPU; only a rival reads them, and its steps are not recorded.
-        metrics = learn(batch.x_BCHW, batch.y_B, batch.rows_B, batch.views_B, batch.shard, teacher_output, offset_BCHW)
+        """Run the teacher on the batch and update the student; return the metrics."""
+        teacher, offset_BCHW = self.model.teacher_output(batch), None
+        if self._adversarial is not None:
+            offset_BCHW = self._adversarial.draw(batch.x_BCHW, noise=self._noise, share=batch.shard)
+        self.model.check_sanity(batch.x_BCHW, teacher)
+        update = self._captured_update if batch.full else self._captured_update.eager
+        # Rows and views are on the CPU; only a baseline reads them, and its steps are not captured.
+        metrics = update(batch.x_BCHW, batch.y_B, batch.rows_B, batch.views_B, batch.shard, teacher, offset_BCHW)
         if self._average is not None:
             self._average.after_step()
         return metrics
 
-    def _learn_from(
+    def update(
         self,
-        objective: Callable[[Batch, TeacherOutput | None, Tensor | None], StepOutput],
+        loss: Loss,
         attacked: LogitFunction,
         x_BCHW: Tensor,
         y_B: Tensor,
         rows_B: Tensor,
         views_B: Tensor,
-        share: BatchShard,
-        teacher_output: TeacherOutput | None,
+        shard: BatchShard,
+        teacher: TeacherOutput | None,
         offset_BCHW: Tensor | None,
     ) -> dict[str, Tensor]:
-        """Take the step on a batch, whose parts are given one by one so that it may be recorded."""
-        batch = Batch(x_BCHW, y_B, rows_B, views_B, share)
-        self._distillation.student.train()
-        found = objective(batch, teacher_output, self._perturb(attacked, batch, teacher_output, offset_BCHW))
-        optimizer_step(self.optimizers[0].optimizer, found.loss, images=len(batch))
-        return {name: value.detach() for name, value in {"loss": found.loss, **found.metrics}.items()}
+        """Update the student; the batch comes in tensors, as a captured step needs it."""
+        batch = Batch(x_BCHW, y_B, rows_B, views_B, shard)
+        self.model.student.train()
+        x_adversarial_BCHW = self._attack(attacked, batch, teacher, offset_BCHW)
+        output = loss(batch, teacher, x_adversarial_BCHW)
+        optimizer_step(self._optimizer, output.loss, images=len(batch))
+        metrics = {"loss": output.loss, **output.terms, **output.accuracies}
+        return {name: value.detach() for name, value in metrics.items()}
 
-    def _objective(
-        self, batch: Batch, teacher_output: TeacherOutput | None, adversarial_BCHW: Tensor | None
-    ) -> StepOutput:
-        """Return eq. (3), or what stands in its place."""
-        distillation, y_B = self._distillation, batch.y_B
-        clean = self._answer(batch.x_BCHW)
-        right = {"train_accuracy": _share_right(clean.logits_BK, y_B)}
-        if self._robust is None or adversarial_BCHW is None:
-            terms, weights = {"ce": cross_entropy(clean.logits_BK, y_B)}, {}
+    def loss(self, batch: Batch, teacher: TeacherOutput | None, x_adversarial_BCHW: Tensor | None) -> StepOutput:
+        """Return eq. (3), L = CE(y, p) + KL(p, q) + gamma_t L_attn, and its terms.
+
+        Args:
+            batch: Clean images and labels.
+            teacher: The teacher's output for them; None without a teacher.
+            x_adversarial_BCHW: Adversarial images, which are trained on in place of, or beside, the clean ones.
+        """
+        model, y_B = self.model, batch.y_B
+        student = self._forward_clean(batch.x_BCHW)
+        p_BK = student.logits_BK
+        accuracies = {"train_accuracy": _accuracy(p_BK, y_B)}
+        weights = {"kl": 1.0 if model.kl is None else model.kl.weight, "attention": model.attention.gamma}
+
+        if self._adversarial is None or x_adversarial_BCHW is None:
+            terms = {"ce": cross_entropy(p_BK, y_B)}  # CE(y, p)
         else:
-            perturbed_BK = distillation.logits(adversarial_BCHW)
-            teacher_BK = None if teacher_output is None else teacher_output.logits_BK
-            terms, weights = self._robust.terms(clean.logits_BK, perturbed_BK, y_B, teacher_BK), self._robust.weights
-            right["train_robust_accuracy"] = _share_right(perturbed_BK, y_B)
-        terms |= distillation.teacher_terms(batch, clean, teacher_output)
-        return StepOutput(weighted_sum(terms, {**weights, **distillation.weights}), {**terms, **right})
+            adversarial_BK = model.forward(x_adversarial_BCHW)
+            q_BK = None if teacher is None else teacher.logits_BK
+            terms = self._adversarial.terms(p_BK, adversarial_BK, y_B, q_BK)
+            weights |= self._adversarial.weights
+            accuracies["train_robust_accuracy"] = _accuracy(adversarial_BK, y_B)
+        if model.baseline is not None:
+            terms["distill"] = model.baseline.term(batch, p_BK)
+            weights |= model.baseline.weights
+        if teacher is not None and model.kl is not None:  # KL(p, q)
+            kl = model.kl
+            terms["kl"] = kl_divergence(p_BK, teacher.logits_BK, direction=kl.direction, temperature=kl.temperature)
+        if teacher is not None and student.maps_BSP is not None and teacher.maps_BTP is not None:  # L_attn, eq. (1)
+            distances_S = tutor_distances(student.maps_BSP, teacher.maps_BTP[:, model.tutor_index_S])
+            terms["attention"] = tutored_attention_loss(distances_S, teacher_layers=model.teacher_layers)
+        return StepOutput(weighted_sum(terms, weights), terms, accuracies)
 
-    def _answer(self, x_BCHW: Tensor) -> StudentOutput:
-        """Run the student on the clean images; only for its accuracy where no term is on them."""
-        if self._uses_clean_images:
-            return self._distillation.forward_with_maps(x_BCHW)
-        with torch.no_grad(), fixed_statistics(self._distillation.student):
-            return StudentOutput(self._distillation.logits(x_BCHW), None)
+    def _forward_clean(self, x_BCHW: Tensor) -> StudentOutput:
+        """Run the student on the clean images; only for their accuracy where no term needs them.
 
-    def _perturb(
-        self, attacked: LogitFunction, batch: Batch, teacher_output: TeacherOutput | None, offset_BCHW: Tensor | None
+        PGD-AT and Fast-AT without a teacher train on adversarial images alone, and so do BatchNorm's running
+        statistics, as in Madry et al. 2018 and Wong et al. 2020.
+        """
+        if self._adversarial is None or self._adversarial.uses_clean_images or self.model.has_teacher_terms:
+            return self.model.forward_with_maps(x_BCHW)
+        with torch.no_grad(), fixed_statistics(self.model.student):
+            return StudentOutput(self.model.forward(x_BCHW), None)
+
+    def _attack(
+        self, attacked: LogitFunction, batch: Batch, teacher: TeacherOutput | None, offset_BCHW: Tensor | None
     ) -> Tensor | None:
-        if self._robust is None or offset_BCHW is None:
+        if self._adversarial is None or offset_BCHW is None:
             return None
-        return self._robust.perturb(
-            self._distillation.student,
+        return self._adversarial.perturb(
+            self.model.student,
             batch.x_BCHW,
             batch.y_B,
             offset_BCHW=offset_BCHW,
-            teacher_BK=None if teacher_output is None else teacher_output.logits_BK,
-            unwatched=self._distillation.without_recording(),
+            teacher_BK=None if teacher is None else teacher.logits_BK,
+            unwatched=self.model.without_recording(),
             model=attacked,
         )
 
-    def _attacked(self, x_BCHW: Tensor) -> Tensor:
-        """Return the logits of the network against which images are perturbed."""
-        logits_BK: Tensor = self._distillation.student(x_BCHW)
+    def _student(self, x_BCHW: Tensor) -> Tensor:
+        """Return the logits that the adversarial images are found with."""
+        logits_BK: Tensor = self.model.student(x_BCHW)
         return logits_BK
 
     def end_epoch(self) -> dict[str, Any]:
-        """Measure on the held-out images."""
-        self._distillation.end_epoch()
-        with self._distillation.without_recording():
-            return self.validation.end_epoch(self._epoch)
+        """Evaluate on the held-out images and return the epoch's metrics."""
+        self.model.end_epoch()
+        with self.model.without_recording():
+            return self.selection.end_epoch(self._epoch)
 
     def finished(self) -> bool:
-        """Return whether the run is to end before its last epoch."""
-        return self.validation.finished()
+        """Return whether early stopping ends the run."""
+        return self.selection.finished()
 
 
-def _share_right(logits_BK: Tensor, y_B: Tensor) -> Tensor:
+def _accuracy(logits_BK: Tensor, y_B: Tensor) -> Tensor:
     return (logits_BK.argmax(dim=1) == y_B).float().mean()
