@@ -1,4 +1,4 @@
-"""Any model by name or path: a student, a teacher, a public checkpoint."""
+"""Load any model by name or path: a student, a teacher, or a public checkpoint."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from rnascl_cli.teachers.load import read_teacher
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model as read from disk.
+    """A loaded model.
 
     Attributes:
-        module: In eval mode; images in [0, 1] to logits.
-        path: The file it came from; ``timm:NAME`` where the weights are timm's.
-        sha256: Of that file, or over timm's tensors.
+        module: In eval mode; maps images in [0, 1] to logits.
+        path: The file it came from; ``timm:NAME`` for timm's weights.
+        sha256: sha256 of that file, or over timm's tensors.
         kind: Student or teacher.
         num_classes: Number of logits.
-        run: The run directory it came from, if one was named.
+        run: The run directory it came from; None where a file was named.
     """
 
     module: nn.Module
@@ -37,20 +37,19 @@ class LoadedModel:
 
 
 def load_model(path: str | Path) -> nn.Module:
-    """Read a student or teacher as a module in eval mode; see :func:`resolve_model`."""
+    """Load a student or teacher as a module in eval mode; see :func:`resolve_model`."""
     return resolve_model(path).module
 
 
 def resolve_model(name_or_path: str | Path) -> LoadedModel:
-    """Find and read a model.
+    """Find and load a model.
 
     Args:
         name_or_path: A run directory with a student, a student or teacher file, a public checkpoint, a
             teacher's name in the teacher cache, or ``timm:NAME``.
 
     Raises:
-        UserError: There is no such thing, it cannot be read, or it is not the student that the run's document
-            recorded.
+        UserError: It does not exist, cannot be read, or is not the student that the run's document records.
     """
     path = Path(name_or_path)
     run = None

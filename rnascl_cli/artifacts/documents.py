@@ -196,7 +196,7 @@ class Validation(FrozenModel):
     """Accuracies on the held-out training images."""
 
     clean: Fraction
-    robust: Fraction = Field(description="under PGD of the recipe's eps and stop.steps")
+    robust: Fraction = Field(description="under PGD of the recipe's eps and select.steps")
 
 
 class TrainedStudent(Document):

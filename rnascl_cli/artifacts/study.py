@@ -1,4 +1,4 @@
-"""What a study measured, as one JSON document: a row a student."""
+"""Results of a study as one JSON document, ``study.json``: one row per student."""
 
 from __future__ import annotations
 
@@ -12,26 +12,24 @@ NonNegative = Annotated[int, Field(ge=0)]
 
 
 class MeasuredAttack(FrozenModel):
-    """One attack at one eps, on one student."""
+    """Accuracy of one student under one attack at one eps."""
 
     attack: str
     eps: str
     accuracy: Fraction
-    interval: tuple[Fraction, Fraction] = Field(description="95 % Wilson interval for the images drawn")
+    interval: tuple[Fraction, Fraction] = Field(description="95 % Wilson interval over the test images")
 
 
 class AttackSummary(FrozenModel):
-    """One measurement of one student."""
+    """One attack run on one student."""
 
     protocol: Protocol
-    n: int = Field(ge=1, description="test images")
-    clean_accuracy: Fraction = Field(description="of those images")
+    n: int = Field(ge=1, description="number of test images")
+    clean_accuracy: Fraction = Field(description="on those images")
     results: list[MeasuredAttack]
     warnings: list[str]
-    audit_passed: NonNegative | None = Field(
-        default=None, description="checks of the audit card that passed; null without"
-    )
-    audit_failed: list[str] | None = Field(default=None, description="names of those that did not")
+    audit_passed: NonNegative | None = Field(default=None, description="audit checks passed; null without an audit")
+    audit_failed: list[str] | None = Field(default=None, description="names of the audit checks that failed")
 
 
 class StudyRow(FrozenModel):
@@ -40,37 +38,37 @@ class StudyRow(FrozenModel):
     space: str
     seed: NonNegative
     arm: str
-    stage: str = Field(description="'train', or the fine-tuning's name")
-    run: str = Field(description="its run directory below the study's")
+    stage: str = Field(description="'train', or the name of the fine-tuning")
+    run: str = Field(description="run directory relative to the study's folder")
     widths: list[int]
     params: int
     macs: int
     clean_accuracy: Fraction = Field(description="on all test images of the run")
     test_images: NonNegative
     epochs: NonNegative
-    seconds: float = Field(ge=0.0, description="of its training alone")
+    seconds: float = Field(ge=0.0, description="training time of this stage")
     attacks: dict[str, AttackSummary]
 
 
 class SearchRow(FrozenModel):
-    """A search of the study, and the network that it ended in."""
+    """A search of the study and the network derived from it."""
 
     space: str
     seed: NonNegative
     arm: str
-    run: str = Field(description="its run directory below the study's")
+    run: str = Field(description="run directory relative to the study's folder")
     epochs: NonNegative
     seconds: float = Field(ge=0.0)
     width_entropy: Fraction = Field(
-        description="of softmax(v) after the last epoch, over the log of the choices' number"
+        description="mean entropy of softmax(v) after the last epoch, divided by the log of the number of choices"
     )
-    tutor_entropy: Fraction | None = Field(description="likewise; null where the search has no tutors")
+    tutor_entropy: Fraction | None = Field(description="the same for the tutors; null without tutors")
     macs: int = Field(description="of the derived network")
-    smallest_macs: int = Field(description="of the smallest network of the space")
+    smallest_macs: int = Field(description="of the smallest network in the space")
 
 
 class Circumstances(FrozenModel):
-    """What the numbers depend on besides the study's file; lists where not all runs agree."""
+    """Data, hardware and software of the runs; several entries where runs differ."""
 
     data: list[str] = Field(description="spec, fingerprint and numbers of images")
     teachers: list[str]
@@ -82,20 +80,20 @@ class Circumstances(FrozenModel):
 
 
 class StudyDocument(FrozenModel):
-    """A study, as far as it has been run."""
+    """Results of a study so far."""
 
     kind: Literal["study"] = "study"
     schema_version: Literal[1] = 1
     title: str
     command: list[str]
     study_sha256: str
-    reference: str
-    arms: list[str] = Field(description="in the study's order")
+    reference: str = Field(description="arm that the others are compared with")
+    arms: list[str] = Field(description="in the order of the study")
     stages: list[str] = Field(description="'train', then the fine-tunings")
     steps: NonNegative
     steps_done: NonNegative
-    failed: dict[str, str] = Field(default_factory=dict, description="steps that failed, and the last line of each")
-    not_begun: list[str] = Field(default_factory=list, description="steps that need one that failed")
+    failed: dict[str, str] = Field(default_factory=dict, description="failed steps, and the last line of each error")
+    not_begun: list[str] = Field(default_factory=list, description="steps that depend on a failed one")
     circumstances: Circumstances
     searches: list[SearchRow] = Field(default_factory=list)
     rows: list[StudyRow]

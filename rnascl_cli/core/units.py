@@ -1,4 +1,4 @@
-"""Perturbation sizes and counts as people write them: ``8/255``, ``0.031``; ``8M``, ``900k``."""
+"""Parse perturbation sizes (``8/255``, ``0.031``) and counts (``8M``, ``900k``)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from pydantic import BeforeValidator, Field
 
 from rnascl_cli.core.errors import UserError
 
-# Few digits: 1e999999999 is a number too, of a gigabyte of zeros.
+# The number of digits is limited, because Fraction("1e999999999") takes a gigabyte.
 SIZE = re.compile(r"[+-]?[0-9.]{1,30}(/[0-9]{1,30}|e[+-]?[0-9]{1,2})?", re.IGNORECASE)
-
-
 COUNT = re.compile(r"([+-]?[0-9.]{1,30}(?:e[+-]?[0-9]{1,2})?)([kKMG]?)")
-THOUSANDS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9}
+SCALES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9}
 LARGEST_COUNT = 10**18
 
 
 @dataclass(frozen=True)
 class Epsilon:
-    """A perturbation size in units of a pixel range of [0, 1], and the text it was given as."""
+    """A perturbation size.
+
+    Attributes:
+        text: As it was written, e.g. ``8/255``.
+        value: For pixels in [0, 1].
+    """
 
     text: str
     value: float
@@ -35,10 +38,10 @@ def parse_epsilon(text: str, *, option: str = "--eps", norm: Literal["Linf", "L2
     Args:
         text: A fraction (``"8/255"``) or a decimal (``"0.03"``); ``"0"`` is allowed.
         option: What to call it in an error.
-        norm: A Euclidean norm over all pixels of an image may well be above 1 (3 is usual on ImageNet).
+        norm: The norm it is measured in. An L2 norm over all pixels may exceed 1 (3 is usual on ImageNet).
 
     Raises:
-        UserError: Not a number, negative, or in L-inf above 1 (``"8"`` most likely means ``8/255``).
+        UserError: Not a number, negative, or above 1 in L-inf (``"8"`` most likely means ``8/255``).
     """
     try:
         if not SIZE.fullmatch(compact := "".join(text.split())):
@@ -68,21 +71,20 @@ PixelSize = Annotated[float, BeforeValidator(_pixels), Field(ge=0.0, le=1.0)]
 
 
 def parse_count(text: str, *, option: str) -> int:
-    """Read a number of MACs or params, rounded down to a whole one.
+    """Read a number of MACs or parameters, rounded down to an integer.
 
     Args:
-        text: A number (``"8000000"``, ``"8e6"``), with ``k``, ``M`` or ``G`` for thousands, millions or thousands of
-            millions: ``"0.2M"``, ``"900k"``.
+        text: A number, also with the suffix ``k``, ``M`` or ``G``: ``"8000000"``, ``"8e6"``, ``"0.2M"``, ``"900k"``.
         option: What to call it in an error.
 
     Raises:
-        UserError: Not such a number, or not between 1 and 10^18.
+        UserError: Not a number, or not between 1 and 10^18.
     """
     try:
-        found = COUNT.fullmatch("".join(text.split()))
-        if found is None:
+        match = COUNT.fullmatch("".join(text.split()))
+        if match is None:
             raise ValueError
-        value = Fraction(found[1]) * THOUSANDS[found[2]]
+        value = Fraction(match[1]) * SCALES[match[2]]
     except ValueError:
         raise UserError(f"{option}: '{text[:40]}' is not a number; write 8M, 0.2M, 900k or 8e6") from None
     if not 1 <= value <= LARGEST_COUNT:
@@ -97,4 +99,4 @@ def _count(value: Any) -> Any:
 
 
 Count = Annotated[int, BeforeValidator(_count), Field(ge=1, le=LARGEST_COUNT)]
-"""A pydantic field type: a whole number that may be written as ``"8M"`` or ``8e6``."""
+"""A pydantic field type: an integer that may be written as ``"8M"`` or ``8e6``."""

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rnascl_cli.core.device_transfer import to_device_async
-from rnascl_cli.recipes import DataSettings
 from rnascl_cli.recipes.data_spec import LARGEST_CIFAR_LIKE
+from rnascl_cli.recipes.settings import DataSettings
 
 
 class Augment(Protocol):

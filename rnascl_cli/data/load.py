@@ -26,8 +26,8 @@ from rnascl_cli.data.source import Source, Split
 from rnascl_cli.data.statistics import ChannelStatistics, Triple, channel_statistics
 from rnascl_cli.data.stream import Feeder, StreamedSet, default_workers
 from rnascl_cli.data.subset import balanced_subset, holdout_mask
-from rnascl_cli.recipes import DataSettings
 from rnascl_cli.recipes.data_spec import no_training_images, parse_spec
+from rnascl_cli.recipes.settings import DataSettings
 
 KEPT_BYTES = 2 * 2**30
 """Up to here a split of image files is decoded once and kept in memory; a larger one is streamed."""

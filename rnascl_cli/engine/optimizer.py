@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rnascl_cli.core import distributed
-from rnascl_cli.recipes import SGD, Optimiser, Schedule, StepSchedule
+from rnascl_cli.recipes.settings import SGD, Optimiser, Schedule, StepSchedule
 
 
 def build_optimizer(

@@ -12,7 +12,7 @@ from pathlib import Path
 from rnascl_cli.artifacts.documents import DataReference, Provenance, TeacherReference
 from rnascl_cli.core.version import __version__
 from rnascl_cli.engine.resume_command import running_command
-from rnascl_cli.recipes import Recipe
+from rnascl_cli.recipes.settings import Recipe
 
 
 def make_provenance(

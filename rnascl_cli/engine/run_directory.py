@@ -17,7 +17,7 @@ from rnascl_cli.artifacts.store import STUDENT, is_temporary, read_document, sha
 from rnascl_cli.core import distributed
 from rnascl_cli.core.console import info
 from rnascl_cli.core.errors import UserError, WriteError
-from rnascl_cli.engine.lock import LOCK, Lock, lock_directory, refuse_if_in_use
+from rnascl_cli.core.file_lock import LOCK, DirectoryLock, lock_directory, refuse_if_in_use
 
 D = TypeVar("D", bound=Document)
 
@@ -48,7 +48,7 @@ class RunDirectory:
     force: bool = False
     restart: bool = False
     out: Path | None = None
-    _locks: list[Lock] = field(default_factory=list, init=False, repr=False, compare=False)
+    _locks: list[DirectoryLock] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
     def open(

@@ -32,7 +32,7 @@ from rnascl_cli.engine.optimizer import learning_rate, set_learning_rate
 from rnascl_cli.engine.resume_command import resume_hint
 from rnascl_cli.engine.run_directory import PREVIOUS, RunDirectory
 from rnascl_cli.engine.stop_consensus import StopConsensus, StopFlags
-from rnascl_cli.recipes import Schedule
+from rnascl_cli.recipes.settings import Schedule
 
 History = list[dict[str, Any]]
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rnascl_cli.recipes import EMA, SWA
+from rnascl_cli.recipes.settings import EMA, SWA
 
 
 class WeightAverage:

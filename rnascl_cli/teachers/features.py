@@ -1,6 +1,6 @@
-"""Features of a network: what leaves each of its stages, and the embedding that its classifier reads.
+"""Features of a network: the outputs of its stages, and the embedding that its classifier takes.
 
-Shape suffixes: B images, C channels, H height, W width, E numbers of an embedding, K classes.
+Shape suffixes: B images, C channels, H height, W width, E embedding size, K classes.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from rnascl_cli.spaces import SearchSpace
 from rnascl_cli.teachers.architectures import network_of
 
 STAGES = (("layer1", "layer2", "layer3", "layer4"), ("block1", "block2", "block3"))
-"""Names of the stages of ResNets and of WideResNets."""
+"""Stage modules of ResNets and of WideResNets."""
 
 
 class Point(NamedTuple):
-    """What a module of a network gives, or what it is given."""
+    """The output or the input of a module of a network."""
 
     module: str
     side: Literal["output", "input"] = "output"
@@ -31,13 +31,13 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class FeaturePoints:
-    """Where a network's features are.
+    """Where to record a network's features.
 
     Attributes:
-        stages: Where the stages end, from the first to the last.
-        channels: Of each stage's feature map; None where what leaves it is no (B, C, H, W).
-        embedding: The input of the linear layer that gives the logits; None where no such layer does.
-        width: Numbers of the embedding.
+        stages: The outputs of the stages, from the first to the last.
+        channels: Channels of each stage's feature map; None where the output is not (B, C, H, W).
+        embedding: The input of the linear layer that gives the logits; None where there is no such layer.
+        width: Size of the embedding.
     """
 
     stages: tuple[Point, ...]
@@ -47,7 +47,7 @@ class FeaturePoints:
 
 
 def student_points(student: Student, space: SearchSpace, widths: Sequence[int]) -> FeaturePoints:
-    """Return the points of a network of a space: the last block of each stage, and what is averaged of the last map."""
+    """Return the feature points of a student: the last block of each stage, and the classifier's input."""
     ends = [end - 1 for end in itertools.accumulate(stage.depth for stage in space.stages)]
     return FeaturePoints(
         stages=tuple(Point(f"blocks.{end}") for end in ends),
@@ -58,68 +58,68 @@ def student_points(student: Student, space: SearchSpace, widths: Sequence[int]) 
 
 
 def teacher_points(teacher: nn.Module, *, input_size: int) -> FeaturePoints:
-    """Show a teacher one grey image and see what leaves its stages, and which linear layer gives its logits.
+    """Return the feature points of a teacher, found by a forward pass of one grey image.
 
-    ResNets and WideResNets have stages by name, networks of timm where its ``feature_info`` says.
+    The stages of ResNets and WideResNets are known by name; those of timm's networks come from ``feature_info``.
 
     Args:
-        teacher: In eval mode; images in [0, 1] to logits.
-        input_size: Height and width of an image it takes, pixels.
+        teacher: In eval mode; maps images in [0, 1] to logits.
+        input_size: Height and width of the image, pixels.
     """
     stages = _stage_names(teacher)
     linear = {name: module for name, module in teacher.named_modules() if isinstance(module, nn.Linear)}
     device = next(teacher.parameters()).device
     points = [Point(name) for name in dict.fromkeys([*stages, *linear])]
-    with torch.no_grad(), _seeing(teacher, points) as seen:
+    with torch.no_grad(), _recording(teacher, points) as recorded:
         logits_BK = teacher(torch.full((1, 3, input_size, input_size), 0.5, device=device))
-    # A module may stand there and not be called, or give a tuple.
-    outputs = {point.module: output for point, output in seen.items() if isinstance(output, Tensor)}
-    givers = [name for name in linear if name in outputs and torch.equal(outputs[name], logits_BK)]
+    # A module may exist and not be called, or return a tuple.
+    outputs = {point.module: output for point, output in recorded.items() if isinstance(output, Tensor)}
+    classifiers = [name for name in linear if name in outputs and torch.equal(outputs[name], logits_BK)]
     ends = [name for name in stages if name in outputs]
     return FeaturePoints(
         stages=tuple(Point(name) for name in ends),
         channels=tuple(_channels(outputs[name], stages[name]) for name in ends),
-        embedding=Point(givers[-1], "input") if givers else None,
-        width=linear[givers[-1]].in_features if givers else 0,
+        embedding=Point(classifiers[-1], "input") if classifiers else None,
+        width=linear[classifiers[-1]].in_features if classifiers else 0,
     )
 
 
 def _stage_names(teacher: nn.Module) -> dict[str, int | None]:
-    """Return the names of the stages' modules, each with its number of channels where that is said."""
+    """Return the names of the stages' modules, each with its number of channels where timm lists it."""
     network = network_of(teacher)
     prefix = "" if network is teacher else "network."
     modules = dict(network.named_modules())
     info = getattr(network, "feature_info", None)
     listed = [item for item in info if isinstance(item, Mapping)] if isinstance(info, list) else []
-    said = {str(item.get("module")): item.get("num_chs") for item in listed}
-    for names in (*STAGES, tuple(said)):
+    channels = {str(item.get("module")): item.get("num_chs") for item in listed}
+    for names in (*STAGES, tuple(channels)):
         if names and all(name in modules for name in names):
-            return {f"{prefix}{name}": said.get(name) for name in names}
+            return {f"{prefix}{name}": channels.get(name) for name in names}
     return {}
 
 
-def _channels(output: Tensor, said: int | None) -> int | None:
-    """Return the channels of a feature map; None for tokens, and for maps whose channels stand last."""
-    return output.shape[1] if output.ndim == 4 and said in (None, output.shape[1]) else None
+def _channels(output: Tensor, listed: int | None) -> int | None:
+    """Return the channels of a feature map; None for tokens, and for channels-last maps."""
+    return output.shape[1] if output.ndim == 4 and listed in (None, output.shape[1]) else None
 
 
 class FeatureRecorder:
-    """Holds the features of the last forward pass; see :func:`recording_features`."""
+    """The features of the last forward pass; see :func:`recording_features`."""
 
-    def __init__(self, points: Sequence[Point], seen: dict[Point, Any]) -> None:
-        self._points, self._seen = list(points), seen
+    def __init__(self, points: Sequence[Point], recorded: dict[Point, Any]) -> None:
+        self._points, self._recorded = list(points), recorded
 
     def take(self) -> list[Tensor]:
-        """Return the features in the order of the points, as float32, and forget them.
+        """Return the features in the order of the points, as float32, and clear them.
 
         Raises:
             ValueError: A module did not run since the last call.
         """
-        if missing := [point.module for point in self._points if point not in self._seen]:
+        if missing := [point.module for point in self._points if point not in self._recorded]:
             raise ValueError(f"no forward pass reached {', '.join(missing[:3])}")
-        taken = [self._seen[point].float() for point in self._points]
-        self._seen.clear()
-        return taken
+        features = [self._recorded[point].float() for point in self._points]
+        self._recorded.clear()
+        return features
 
 
 @contextlib.contextmanager
@@ -127,24 +127,24 @@ def recording_features(network: nn.Module, points: Sequence[Point]) -> Iterator[
     """Record the features of each forward pass while the context is open.
 
     Args:
-        network: Its outputs are not changed.
-        points: Where; one may stand there more than once.
+        network: The network; its outputs do not change.
+        points: The feature points; they may repeat.
     """
-    with _seeing(network, points) as seen:
-        yield FeatureRecorder(points, seen)
+    with _recording(network, points) as recorded:
+        yield FeatureRecorder(points, recorded)
 
 
 @contextlib.contextmanager
-def _seeing(network: nn.Module, points: Sequence[Point]) -> Iterator[dict[Point, Any]]:
-    """Keep what passes the points in each forward pass while the context is open."""
-    seen: dict[Point, Any] = {}
+def _recording(network: nn.Module, points: Sequence[Point]) -> Iterator[dict[Point, Any]]:
+    """Hook the points, and record their values in each forward pass while the context is open."""
+    recorded: dict[Point, Any] = {}
 
     def hook_for(point: Point) -> Any:
         def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            seen[point] = inputs[0]
+            recorded[point] = inputs[0]
 
         def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            seen[point] = output
+            recorded[point] = output
 
         return before if point.side == "input" else after
 
@@ -154,4 +154,4 @@ def _seeing(network: nn.Module, points: Sequence[Point]) -> Iterator[dict[Point,
             hook = hook_for(point)
             register = module.register_forward_pre_hook if point.side == "input" else module.register_forward_hook
             stack.callback(register(hook).remove)
-        yield seen
+        yield recorded

@@ -1,4 +1,4 @@
-"""What the teacher says about a batch: logits and unit attention maps, once, without gradient.
+"""The frozen teacher: logits and unit attention maps of a batch, without gradients.
 
 Shape suffixes: B images, K classes, T teacher layers, P pixels of a map.
 """
@@ -23,8 +23,8 @@ from rnascl_cli.engine.cuda_graphs import CapturedStep
 from rnascl_cli.engine.device import DeviceConfig
 from rnascl_cli.models.attention_maps import MapRecorder, MapSource, attention_layers, record_attention_maps
 from rnascl_cli.models.input_size import check_input_size
-from rnascl_cli.recipes import AttentionSettings, KLSettings, RobustMethod
 from rnascl_cli.recipes.paradigms import required_teacher, uses_kl
+from rnascl_cli.recipes.settings import AttentionSettings, KLSettings, RobustMethod
 from rnascl_cli.teachers.load import Teacher, read_teacher
 from rnascl_cli.teachers.output_cache import CachedTeacher, Outputs, map_dtype
 
@@ -38,19 +38,19 @@ def require_teacher(
     input_size: int,
     method: RobustMethod | None = None,
 ) -> Teacher | None:
-    """Read the teacher that a paradigm or a method needs; None where neither does.
+    """Load the teacher that a paradigm or a method needs; return None where neither needs one.
 
     Args:
         source: The ``--teacher`` value.
-        paradigm: Which terms of eqs. (2) and (3) there are.
-        kl: Of the stage. Only while the KL term is on must teacher and data have the same number of classes.
-        num_classes: Of the data.
+        paradigm: Which terms eqs. (2) and (3) have.
+        kl: KL settings of the stage. With the KL term, teacher and data must have the same number of classes.
+        num_classes: Number of classes in the data.
         input_size: Height and width of the data's images, pixels.
-        method: Of adversarial training, if its targets are the teacher's logits.
+        method: Adversarial training method whose targets are the teacher's logits, if any.
 
     Raises:
-        UserError: A teacher is needed and none is named, it cannot be read or cannot see such images, or logits of
-            different numbers of classes would be compared.
+        UserError: A teacher is needed but none is named, it cannot be read, does not take such images, or has another
+            number of classes than the data.
     """
     source = required_teacher(source, paradigm, method=method)
     if source is None:
@@ -65,53 +65,56 @@ def require_teacher(
 
 
 def refuse_changed_teacher(teacher: Teacher, derived: DerivedDocument) -> None:
-    """Refuse the search's teacher where its file is no longer what it was.
+    """Refuse the search's teacher if its file has changed since the search.
 
     Raises:
-        UserError: It is not.
+        UserError: It has.
     """
     before = derived.provenance.teacher
     if before is not None and teacher.reference.path == before.path:
-        path, found = Path(before.path), teacher.reference.sha256
-        refuse_changed(path, document="the derived document", expected=before.sha256, found=found)
+        path, sha256 = Path(before.path), teacher.reference.sha256
+        refuse_changed(path, document="the derived document", expected=before.sha256, found=sha256)
 
 
-def tutor_layers(teacher: Teacher, tap: MapSource) -> list[str]:
-    """Return the names of the teacher's layers that can be tutors.
+def tutor_layers(teacher: Teacher, source: MapSource) -> list[str]:
+    """Return the names of the teacher's layers that can be tutors; warn if there is only one.
 
-    A network without any is refused; one with a single one (a vision transformer has its patch embedding only)
-    leaves nothing to choose, and that is said.
+    A vision transformer, for example, has a single convolution, its patch embedding.
 
     Raises:
         UserError: There are none.
     """
-    layers = list(attention_layers(teacher.module, tap))
+    layers = list(attention_layers(teacher.module, source))
     if not layers:
         raise UserError(
-            f"--teacher {teacher.reference.source}: has no {tap} layers to be tutors; use --paradigm kl, or another "
-            "teacher or attention.tap"
+            f"--teacher {teacher.reference.source}: has no {source} layers to be tutors; use --paradigm kl, or another "
+            "teacher or attention.source"
         )
     if len(layers) == 1:
         warning(
-            f"teacher {teacher.reference.source}: has one {tap} layer, {layers[0]}, so that every student layer has "
+            f"teacher {teacher.reference.source}: has one {source} layer, {layers[0]}, so that every student layer has "
             "the same tutor; use --paradigm kl, or a teacher with more"
         )
     return layers
 
 
 class TeacherOutput(NamedTuple):
-    """The teacher's view of a batch: logits (B, K), and unit maps (B, T, P) or None where none are wanted."""
+    """The teacher's output for a batch: logits (B, K), and unit maps (B, T, P), or None where no maps are needed."""
 
     logits_BK: Tensor
     maps_BTP: Tensor | None
 
     def rows(self, rows: slice) -> TeacherOutput:
-        """Return the teacher_output of some of the images."""
+        """Return the output for some of the images."""
         return TeacherOutput(self.logits_BK[rows], None if self.maps_BTP is None else self.maps_BTP[rows])
 
 
 class FrozenTeacher:
-    """A teacher in eval mode whose layers are tapped; see :func:`frozen_teacher`."""
+    """A teacher in eval mode with hooks that record its attention maps; see :func:`frozen_teacher`.
+
+    Attributes:
+        layers: Names of the layers whose maps an output has, in order.
+    """
 
     def __init__(
         self,
@@ -125,29 +128,28 @@ class FrozenTeacher:
     ) -> None:
         self._teacher, self._recorder, self._attention, self._compute = teacher, recorder, attention, compute
         self._cache, self._selected_T = cache, selected_T
-        tapped = [] if recorder is None else recorder.layers
-        self.layers = tapped if selected_T is None else [tapped[index] for index in selected_T.tolist()]
-        """Names of the layers whose maps a teacher_output has, in their order."""
-        compiled = compute.maybe_compile(self._uncached_forward) if cache is None else None
+        recorded = [] if recorder is None else recorder.layers
+        self.layers = recorded if selected_T is None else [recorded[index] for index in selected_T.tolist()]
+        compiled = compute.maybe_compile(self._forward) if cache is None else None
         self._captured_forward = CapturedStep(
-            self._uncached_forward, compute.graph_backend, what="the teacher's pass", compiled=compiled
+            self._forward, compute.graph_backend, what="the teacher's forward pass", compiled=compiled
         )
 
     @torch.no_grad()
-    def forward(self, batch: Batch) -> TeacherOutput:
-        """Return the teacher_output of a batch: from the kept outputs where there are any, else from the teacher."""
+    def __call__(self, batch: Batch) -> TeacherOutput:
+        """Return the output for a batch, from the cache where there is one."""
         if self._cache is None:
-            ask = self._captured_forward if batch.full else self._captured_forward.eager
-            logits_BK, maps_BTP = ask(batch.x_BCHW)
-        else:  # the teacher is asked for the views not seen before: batches of any size
-            logits_BK, maps_BTP = self._cache.forward(batch, self._uncached_forward)
+            forward = self._captured_forward if batch.full else self._captured_forward.eager
+            logits_BK, maps_BTP = forward(batch.x_BCHW)
+        else:  # runs the teacher on the views that are not cached: batches of any size, so nothing is captured
+            logits_BK, maps_BTP = self._cache.forward(batch, self._forward)
         if maps_BTP is None:
             return TeacherOutput(logits_BK, None)
-        return TeacherOutput(
-            logits_BK, (maps_BTP if self._selected_T is None else maps_BTP[:, self._selected_T]).float()
-        )
+        if self._selected_T is not None:
+            maps_BTP = maps_BTP[:, self._selected_T]
+        return TeacherOutput(logits_BK, maps_BTP.float())
 
-    def _uncached_forward(self, x_BCHW: Tensor) -> Outputs:
+    def _forward(self, x_BCHW: Tensor) -> Outputs:
         with self._compute.teacher_autocast():
             logits_BK: Tensor = self._teacher.module(x_BCHW)
         if self._recorder is None:
@@ -156,10 +158,10 @@ class FrozenTeacher:
         return logits_BK.float(), maps_BTP.to(map_dtype(self._compute))
 
     def flush_cache(self) -> None:
-        """Bring newly kept outputs to disk; to be called once an epoch.
+        """Write new outputs to disk; called once per epoch.
 
         Raises:
-            RunError: The disk is full, or failed.
+            RunError: Writing failed, for example because the disk is full.
         """
         if self._cache is not None:
             self._cache.flush()
@@ -174,28 +176,28 @@ def frozen_teacher(
     layers: Sequence[str] | None,
     cache: CachedTeacher | None = None,
 ) -> Iterator[FrozenTeacher]:
-    """Move the teacher to the device and tap its layers while the context is open.
+    """Move the teacher to the device and record its attention maps while the context is open.
 
     Args:
-        teacher: The teacher; its parameters take no gradient.
-        attention: Map size, tap and norm.
+        teacher: The teacher; its parameters get no gradients.
+        attention: Map size, source and norm.
         compute: Device and precision.
-        layers: The layers whose maps are wanted; an empty list for logits only, None for all.
-        kept: Outputs kept for the images to be looked at; of all layers, where maps are wanted.
+        layers: The layers whose maps are needed; an empty list for logits only, None for all.
+        cache: Cached outputs for the training images, of all layers where it has maps.
     """
     teacher.module.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     with contextlib.ExitStack() as stack:
         stack.enter_context(compute.teacher_weights(teacher.module))
-        recorder = wanted_T = None
+        recorder = selected_T = None
         if layers is None or layers:
-            every = list(attention_layers(teacher.module, attention.tap))
-            if cache is not None and layers is not None and list(layers) != every:
-                # What is kept serves any run, so it is kept of every layer.
-                wanted_T = torch.tensor([every.index(layer) for layer in layers], device=compute.device)
-                layers = every
+            all_layers = list(attention_layers(teacher.module, attention.source))
+            if cache is not None and layers is not None and list(layers) != all_layers:
+                # The cache serves other runs, too, so it holds the maps of all layers.
+                selected_T = torch.tensor([all_layers.index(layer) for layer in layers], device=compute.device)
+                layers = all_layers
             recorder = stack.enter_context(
-                record_attention_maps(teacher.module, side=attention.map_size, tap=attention.tap, layers=layers)
+                record_attention_maps(teacher.module, side=attention.map_size, source=attention.source, layers=layers)
             )
-        yield FrozenTeacher(teacher, recorder, attention, compute, cache=cache, selected_T=wanted_T)
+        yield FrozenTeacher(teacher, recorder, attention, compute, cache=cache, selected_T=selected_T)
     if cache is not None:
         cache.log_hit_rate()

@@ -1,10 +1,10 @@
-"""Pickled checkpoints, read without running anything that they name.
+"""Read pickled checkpoints without running any code that they name.
 
 ``torch.load(..., weights_only=True)`` builds tensors and plain containers and refuses every other class. Checkpoints
-of MadryLab's robustness and of Rice et al. hold some beside the weights: NumPy numbers, an ``args`` object of
-``cox.utils.Parameters``. For these the names in the file are listed first, which reads opcodes and runs none, and each
-name is given to the same restricted unpickler as an :class:`Inert` class of that name. So nothing the file names is
-ever imported or called; torch's own list of what makes a tensor stands as it is.
+of MadryLab's robustness and of Rice et al. hold others beside the weights, such as NumPy numbers or an ``args`` object
+of ``cox.utils.Parameters``. The names in such a file are therefore listed first, which runs no opcode, and the same
+restricted unpickler is given a placeholder class (:class:`UnknownObject`) for each. Nothing that the file names is
+ever imported or called, except what torch itself allows.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import torch
 
 from rnascl_cli.core.errors import UserError
 
-MAX_PICKLE_BYTES = 64 * 2**20  # of the description of a checkpoint; its tensors lie outside
-LEGACY_HEADER = 3  # pickles before the object in torch's format of before 1.6: magic number, version, system
-TRUST = "save its state dict alone with torch.save or safetensors, where you trust it"
+MAX_PICKLE_BYTES = 64 * 2**20  # of data.pkl, which describes the tensors; their data is stored outside of it
+LEGACY_HEADER = 3  # pickles before the object in torch's format before 1.6: magic number, version, system
+TRUST = "if you trust it, save its state dict alone with torch.save or safetensors"
 
 
 class UnknownObject:
-    """Stands for an object of a class that is not to be had: takes anything, does nothing, says what it was.
+    """Placeholder for an object of an unknown class: accepts anything and does nothing.
 
     Attributes:
         path: The name in the file, e.g. ``cox.utils.Parameters``.
@@ -38,39 +38,39 @@ class UnknownObject:
     path = "?"
 
     def __new__(cls, *_: Any, **__: Any) -> UnknownObject:
-        """Make one, whatever it is made from."""
+        """Create one from any arguments."""
         return super().__new__(cls)
 
     def __init__(self, *_: Any, **__: Any) -> None:
-        """Forget what it is made from."""
+        """Ignore the arguments."""
 
     def __setstate__(self, _: Any) -> None:
-        """Forget its state."""
+        """Ignore the state."""
 
     def __call__(self, *_: Any, **__: Any) -> UnknownObject:
-        """Do nothing: it may have been a function, as dill writes lambdas."""
+        """Do nothing; it may have been a function, as dill writes lambdas."""
         return self
 
     def __eq__(self, other: object) -> bool:
-        """Pass torch's check that what is to be called is one of the classes it was given: an inert one is."""
+        """Pass torch's check that a called object is one of the allowed classes."""
         return self is other or (isinstance(other, type) and issubclass(other, UnknownObject))
 
     def __hash__(self) -> int:
-        """It may have been a key."""
+        """Allow it as a dictionary key."""
         return id(self)
 
 
 def load_pickled(path: Path) -> Any:
-    """Read a ``torch.save`` file, of the zip format or the one before; unknown classes become :class:`Inert`.
+    """Read a ``torch.save`` file, zipped or legacy; objects of unknown classes become :class:`UnknownObject`.
 
     Raises:
         UserError: It is damaged, in the tar format of torch before 0.2, a TorchScript archive, or needs more than
-            tensors, plain containers and things that can be left out.
+            tensors, plain containers and objects that can be ignored.
     """
     try:
         return _load(path, ())
     except pickle.UnpicklingError:
-        pass  # other classes; or no pickle at all, which the second reading says
+        pass  # it holds other classes, or is no pickle at all, which the second attempt reports
     except Exception as error:
         raise _unreadable(path, error) from None
     try:
@@ -81,21 +81,22 @@ def load_pickled(path: Path) -> Any:
         raise _unreadable(path, error) from None
 
 
-def _load(path: Path, inert: Collection[str]) -> Any:
-    with torch.serialization.safe_globals([_inert_class(name) for name in sorted(inert)]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of pickle protocols that torch does not write itself
+def _load(path: Path, unknown: Collection[str]) -> Any:
+    placeholders: list[Any] = [_placeholder_class(name) for name in sorted(unknown)]
+    with torch.serialization.safe_globals(placeholders), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickle protocols that torch does not write itself
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
-    """Say what is wrong with a file that torch does not read."""
+    """Return the error for a file that torch does not read."""
     if isinstance(error, pickle.UnpicklingError):
         text = " ".join(str(error).split())
-        # Between torch's advice on how to load it all the same.
-        found = re.search(
+        # torch surrounds the reason with advice on how to load the file all the same.
+        match = re.search(
             r"(?:WeightsUnpickler error: |file did not contain |Trying to ).*?(?= Please | Check the |$)", text
         )
-        reason = (found[0] if found else text).removeprefix("WeightsUnpickler error: ")[:160]
+        reason = (match[0] if match else text).removeprefix("WeightsUnpickler error: ")[:160]
         return UserError(
             f"{path}: holds more than tensors, and rnascl runs no code from checkpoints ({reason}); {TRUST}"
         )
@@ -107,13 +108,13 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     return UserError(f"{path}: damaged or not a checkpoint ({type(error).__name__}); copy it again")
 
 
-def _inert_class(name: str) -> type[UnknownObject]:
+def _placeholder_class(name: str) -> type[UnknownObject]:
     module, _, last = name.rpartition(".")
     return type(last, (UnknownObject,), {"__module__": module, "__qualname__": last, "path": name})
 
 
 def _named_in(path: Path) -> set[str]:
-    """Return the dotted names that a checkpoint's pickle would import, without unpickling it."""
+    """Return the dotted names that a checkpoint's pickle imports, without unpickling it."""
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             return {name for _ in range(LEGACY_HEADER + 1) for name in _globals(file)}
@@ -121,7 +122,7 @@ def _named_in(path: Path) -> set[str]:
         for entry in archive.infolist():
             if entry.filename.endswith("data.pkl"):
                 if entry.file_size > MAX_PICKLE_BYTES:
-                    raise UserError(f"{path}: describes its tensors in more than {MAX_PICKLE_BYTES} bytes; {TRUST}")
+                    raise UserError(f"{path}: its data.pkl has more than {MAX_PICKLE_BYTES} bytes; {TRUST}")
                 with archive.open(entry) as file:
                     return set(_globals(file))
     return set()
@@ -132,7 +133,7 @@ def _globals(file: IO[bytes]) -> Iterator[str]:
         if opcode.name == "GLOBAL":
             module, _, name = str(argument).partition(" ")
             yield f"{module}.{name}"
-            # The unpickler knows some of Python 2's names by those of Python 3.
+            # The unpickler maps some names of Python 2 to those of Python 3.
             yield f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
             if (module, name) in _compat_pickle.NAME_MAPPING:
                 yield ".".join(_compat_pickle.NAME_MAPPING[module, name])

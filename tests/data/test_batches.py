@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from rnascl_cli.data import ImageSet, augmentation, batch_count, batches, ordered_batches
 from rnascl_cli.data.augment import Augment, Crop, ResizedCrop, Unchanged
-from rnascl_cli.recipes import DataSettings
+from rnascl_cli.recipes.settings import DataSettings
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ import pytest
 from rnascl_cli.core.errors import UserError
 from rnascl_cli.data import folder, load_data
 from rnascl_cli.data.folder import imagenet100_classes, imagenet_classes
-from rnascl_cli.recipes import DataSettings
+from rnascl_cli.recipes.settings import DataSettings
 from tests.data.conftest import write_image
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "imagenet100-classes.txt"

@@ -18,7 +18,7 @@ from rnascl_cli.data.folder import imagenet100_classes, imagenet_classes
 from rnascl_cli.spaces import SPACES
 from rnascl_cli.teachers.architectures import build_teacher
 from rnascl_cli.teachers.load import write_teacher
-from rnascl_cli.teachers.public_checkpoints import IMAGENET_MEAN, IMAGENET_STD
+from rnascl_cli.teachers.public_checkpoints import IMAGENET
 from tests.command import done, refused
 from tests.photographs import write_photographs
 
@@ -55,7 +55,7 @@ def write_random_teacher(path: Path, name: str, *, num_classes: int) -> Path:
     architecture = ARCHITECTURES[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        module = build_teacher(architecture, num_classes=num_classes, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        module = build_teacher(architecture, num_classes=num_classes, mean=IMAGENET.mean, std=IMAGENET.std)
     write_teacher(path, module, architecture=architecture, num_classes=num_classes, about={"source": "a test"})
     return path
 
@@ -112,7 +112,7 @@ def test_adversarial_fine_tuning(
     space = ["--space", "I"] if recipe else ["--space", "IS"]
     done("search", *space, "--paradigm", "icc", *common, "--out", tmp_path / "s")
     done("train", tmp_path / "s", *common, "--out", tmp_path / "t")
-    steps = ["--set", "adv_finetune.perturbation.steps=2"]
+    steps = [] if method == "fast-at" else ["--set", "robust.steps=2"]
     done("adv-finetune", tmp_path / "t", "--method", method, *common, *steps, "--out", tmp_path / "f")
     tuned = read_document(tmp_path / "f" / "adv-finetune.json", AdvFinetuneDocument)
     assert (tuned.method, tuned.paradigm) == (method, "icc")

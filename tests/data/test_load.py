@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from rnascl_cli.artifacts.documents import DataReference
 from rnascl_cli.core.errors import UserError
 from rnascl_cli.data import Data, load_data
-from rnascl_cli.recipes import DataSettings
+from rnascl_cli.recipes.settings import DataSettings
 from tests.data.conftest import MakeFolder
 
 

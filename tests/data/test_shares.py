@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from rnascl_cli.data import BatchShard, batches
 from rnascl_cli.data.augment import Crop
-from rnascl_cli.recipes import AdvFinetuneSettings, TeacherTrainSettings
+from rnascl_cli.recipes.settings import METHODS
 from rnascl_cli.stages.search.step import split_batch
 from rnascl_cli.stages.training.adversarial import perturb, starting_offset
 from tests.engine.toy import image_set
@@ -92,11 +93,7 @@ def test_an_image_is_perturbed_alike_on_any_rank(monkeypatch: pytest.MonkeyPatch
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).double()
     x_BCHW, y_B = torch.rand(7, 3, 8, 8, dtype=torch.float64), torch.arange(7) % 3
-    settings = (
-        TeacherTrainSettings(method="fgsm-rs")
-        if method == "fgsm-rs"
-        else AdvFinetuneSettings.model_validate({"method": method})
-    )
+    settings: Any = METHODS[method]()
 
     def perturbed(share: BatchShard | None) -> tuple[Tensor, Tensor]:
         noise = torch.Generator().manual_seed(4)

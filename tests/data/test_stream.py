@@ -21,7 +21,7 @@ from rnascl_cli.core.errors import RunError, UserError
 from rnascl_cli.data import Batch, Data, batches, load_data, ordered_batches, stream
 from rnascl_cli.data.augment import Augment, Crop, ResizedCrop, Unchanged
 from rnascl_cli.data.stream import StreamedSet, default_workers
-from rnascl_cli.recipes import DataSettings
+from rnascl_cli.recipes.settings import DataSettings
 from tests.data.conftest import MakeFolder
 from tests.photographs import write_photograph, write_photographs
 from tests.ranks import become

@@ -46,7 +46,7 @@ def chain(squares: Path, out: Path, *, workers: int, teacher: Path) -> dict[str,
     options = streamed(squares, workers)
     done("search", "--space", "S3", "--teacher", teacher, "--epochs", 2, *options, "--out", out / "search")
     done("train", out / "search", "--epochs", 2, *options, "--out", out / "train")
-    fine = ["--epochs", 1, "--set", "perturbation.steps=1"]
+    fine = ["--epochs", 1, "--set", "robust.steps=1"]
     done("adv-finetune", out / "train", *fine, *options, "--out", out / "fine")
     done("attack", out / "fine", "--attack", "fgsm,pgd2", *options)
     found: dict[str, Any] = {

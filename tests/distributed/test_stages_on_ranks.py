@@ -80,7 +80,7 @@ class World:
             "adv-finetune": ("adv-finetune", self.out("train", "one"), "--method", "fast-at"),
             "teacher train": (
                 *("teacher", "train", "--arch", "r8", "--method", "fgsm-rs", *self.images),
-                *("--set", "perturbation.steps=2", "--set", "data.holdout=0.1", "--set", "optimiser.lr=0.01"),
+                *("--set", "data.holdout=0.1", "--set", "optimiser.lr=0.01"),
             ),
         }
         # 54 images in batches of 25, 25 and 4: 13 and 12 a rank. The two steps of a search take 20 and 5 of them, and
@@ -258,7 +258,7 @@ def test_an_attack_goes_on_with_another_number_of_ranks(world: World, tmp_path: 
     job.send(signal.SIGTERM)
     assert job.end() == [143, 143], job.said
     kept = len(journal.read_text().splitlines()) - 1
-    assert f"going on behind {kept} finished batches" in done(*command, "--out", out, "--resume").err
+    assert f"resuming after {kept} finished batches" in done(*command, "--out", out, "--resume").err
     expected, found = (read_document(path / "attack.json", AttackDocument) for path in (whole, out))
     assert found.verdicts == expected.verdicts
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from rnascl_cli.engine.weight_averaging import WeightAverage
-from rnascl_cli.recipes import EMA, SWA
+from rnascl_cli.recipes.settings import EMA, SWA
 
 pytestmark = pytest.mark.unit
 

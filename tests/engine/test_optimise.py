@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from rnascl_cli.engine.optimizer import build_optimizer, learning_rate, set_learning_rate
-from rnascl_cli.recipes import SGD, Adam, CosineSchedule, StepSchedule
+from rnascl_cli.recipes.settings import SGD, Adam, CosineSchedule, StepSchedule
 
 pytestmark = pytest.mark.unit
 

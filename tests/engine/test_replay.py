@@ -15,7 +15,7 @@ from rnascl_cli.engine.cuda_graphs import CapturedStep, CudaGraphBackend
 from rnascl_cli.engine.device import resolve_device
 from rnascl_cli.engine.interrupts import stop_after_step
 from rnascl_cli.engine.optimizer import build_optimizer, set_learning_rate
-from rnascl_cli.recipes import SGD, Adam
+from rnascl_cli.recipes.settings import SGD, Adam
 from tests.engine.recording import Recording
 
 pytestmark = pytest.mark.unit

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rnascl_cli.core.errors import UserError
-from rnascl_cli.engine.lock import LOCK
+from rnascl_cli.core.file_lock import LOCK
 from rnascl_cli.engine.run_directory import ARTIFACTS, RunDirectory
 
 pytestmark = pytest.mark.unit

@@ -14,7 +14,7 @@ from rnascl_cli.data.augment import Crop
 from rnascl_cli.engine.device import DeviceConfig
 from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.engine.training_loop import History, ScheduledOptimizer, Stateful, TrainingConfig
-from rnascl_cli.recipes import StepSchedule
+from rnascl_cli.recipes.settings import StepSchedule
 
 CPU = DeviceConfig(torch.device("cpu"), "fp32", "fp32")
 

@@ -22,7 +22,7 @@ from rnascl_cli.artifacts.documents import (
 from rnascl_cli.artifacts.store import sha256_file, write_document
 from rnascl_cli.models.attention_maps import attention_layers
 from rnascl_cli.models.files import build_student, save_student
-from rnascl_cli.recipes import Recipe
+from rnascl_cli.recipes.settings import Recipe
 from rnascl_cli.spaces import SPACES, network_cost
 from rnascl_cli.teachers.load import read_teacher
 

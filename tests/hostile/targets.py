@@ -27,8 +27,8 @@ from rnascl_cli.data.decode import Shape, decode
 from rnascl_cli.engine.checkpoint import SEAL
 from rnascl_cli.engine.checkpoint import read_checkpoint as read_own_checkpoint
 from rnascl_cli.loading import resolve_model
-from rnascl_cli.recipes import Recipe, parse_setting, read_recipe_file, recipes_folder, resolve
-from rnascl_cli.recipes.load import STUDIES
+from rnascl_cli.recipes.load import STUDIES, parse_setting, read_recipe_file, recipes_folder, resolve
+from rnascl_cli.recipes.settings import Recipe
 from rnascl_cli.recipes.study import read_study
 from rnascl_cli.reporting.data.collect import collect
 from rnascl_cli.reporting.figures.style import LIGHT, Plot, Rendered

@@ -20,7 +20,7 @@ from torchvision.datasets import CIFAR10
 
 from rnascl_cli.core.errors import UserError
 from rnascl_cli.data import Data, load_data
-from rnascl_cli.recipes import DataSettings
+from rnascl_cli.recipes.settings import DataSettings
 from tests.command import done, rnascl
 from tests.conftest import FAST
 from tests.hostile.conftest import Untouched

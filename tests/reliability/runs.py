@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from rnascl_cli import load
+from rnascl_cli.core.file_lock import LOCK
 from rnascl_cli.data import load_data
-from rnascl_cli.engine.lock import LOCK
 from rnascl_cli.engine.run_directory import JOURNAL, has_checkpoint
-from rnascl_cli.recipes import DataSettings
+from rnascl_cli.recipes.settings import DataSettings
 from tests.reliability.processes import run_command
 
 STAGES = ("search", "train", "adv-finetune", "attack", "teacher train")
@@ -25,7 +25,6 @@ IMAGES = ("--data", "digits", "--limit-train", 60, "--limit-test", 30)
 OFTEN = ("--set", "checkpoint_minutes=0.0005")
 CLOCKS = {"seconds", "images_per_second", "peak_memory_bytes"}
 CIRCUMSTANCES = {"created", "command", "commit"}  # of a provenance
-PERTURBED = ("--set", "perturbation.steps=2")
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def command_for(stage: str, inputs: Inputs, out: Path, *, epochs: int = 3) -> li
     start: dict[str, Sequence[object]] = {
         "search": ("search", "--space", "S3", "--teacher", inputs.teacher, *IMAGES, *common),
         "train": ("train", inputs.derived, *common, "--precision", "bf16"),  # as by default on many CPUs
-        "adv-finetune": ("adv-finetune", inputs.train, *PERTURBED, *common),
+        "adv-finetune": ("adv-finetune", inputs.train, "--set", "robust.steps=2", *common),
         "attack": ("attack", inputs.train, "--attack", "pgd5,cw,mi-fgsm", "--eps", "4/255,16/255", *FAST[2:]),
         "teacher train": (
             "teacher",
@@ -70,7 +69,6 @@ def command_for(stage: str, inputs: Inputs, out: Path, *, epochs: int = 3) -> li
             *IMAGES,
             "--set",
             "data.holdout=0.2",
-            *PERTURBED,
             *common,
         ),
     }

@@ -20,7 +20,7 @@ from rnascl_cli.attacks.resume import FinishedBatch, Journal
 from rnascl_cli.core.errors import RunError, WriteError
 from rnascl_cli.engine.checkpoint import read_checkpoint, write_checkpoint
 from rnascl_cli.engine.training_loop import fit
-from rnascl_cli.teachers.disk_store import ArrayRecord, DiskStore
+from rnascl_cli.teachers.output_store import OutputStore, StoredKind
 from tests.command import files
 from tests.engine.toy import CPU, ToyTask, numbers, toy_plan
 from tests.reliability.conftest import Whole
@@ -138,13 +138,14 @@ def test_a_training_whose_disk_gives_out(small_disk: Path, tmp_path: Path, fault
 @pytest.mark.unit
 def test_kept_teacher_outputs_on_a_full_disk(small_disk: Path) -> None:
     digests = [bytes([number]) * 16 for number in range(8)]
-    store = DiskStore.open(small_disk / "store", ArrayRecord((1000,), torch.float32), views=162, digests=digests)
+    kind = StoredKind({"kind": "logits"}, 162, (1000,), torch.float32)
+    store = OutputStore(kind, digests, folder=small_disk / "store")
     store.put(torch.arange(4), torch.ones(4, 1000))
     store.flush()
     fill(small_disk)
     with pytest.raises(OSError, match="No space left on device"):  # and not SIGBUS, which ends the process
         store.put(torch.arange(200, 1200), torch.ones(1000, 1000))
-    again = DiskStore.open(small_disk / "store", ArrayRecord((1000,), torch.float32), views=162, digests=digests)
+    again = OutputStore(kind, digests, folder=small_disk / "store")
     assert again.is_cached(torch.tensor([0, 3, 4, 200])).tolist() == [True, True, False, False]
     assert torch.equal(again.read(torch.arange(4)), torch.ones(4, 1000))
 

@@ -6,15 +6,17 @@ import errno
 import fcntl
 import gc
 import os
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rnascl_cli.core.errors import UserError
-from rnascl_cli.engine import lock as module
-from rnascl_cli.engine.lock import LOCK, lock_directory, refuse_if_in_use
+from rnascl_cli.core.file_lock import LOCK, lock_directory, refuse_if_in_use
 from rnascl_cli.engine.run_directory import RunDirectory
 from tests.command import refused
 from tests.reliability.drills import leftovers
@@ -24,7 +26,7 @@ from tests.reliability.runs import Inputs, command_for
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["train", "attack", "teacher train"])
-def test_the_second_is_refused_until_the_first_is_dead(inputs: Inputs, tmp_path: Path, stage: str) -> None:
+def test_a_second_process_is_refused_until_the_first_has_ended(inputs: Inputs, tmp_path: Path, stage: str) -> None:
     out = tmp_path / "run"
     arguments = command_for(stage, inputs, out, epochs=100)
     if stage == "attack":
@@ -47,7 +49,7 @@ def test_the_second_is_refused_until_the_first_is_dead(inputs: Inputs, tmp_path:
 
 
 @pytest.mark.pipeline
-def test_two_that_start_together(inputs: Inputs, tmp_path: Path) -> None:
+def test_two_processes_that_start_together(inputs: Inputs, tmp_path: Path) -> None:
     arguments = command_for("train", inputs, tmp_path / "run", epochs=1)
     both = [Command(arguments, log=tmp_path / str(number)) for number in range(2)]
     codes = [command.end() for command in both]
@@ -58,7 +60,7 @@ def test_two_that_start_together(inputs: Inputs, tmp_path: Path) -> None:
 
 
 @pytest.mark.unit
-def test_given_back_with_the_last_reference(tmp_path: Path) -> None:
+def test_released_with_the_last_reference(tmp_path: Path) -> None:
     run = RunDirectory.open(tmp_path / "run")
     run.create()
     assert (tmp_path / "run" / LOCK).read_text() == f"process {os.getpid()} on {socket.gethostname()}"
@@ -69,7 +71,7 @@ def test_given_back_with_the_last_reference(tmp_path: Path) -> None:
 
 
 @pytest.mark.unit
-def test_the_same_process_may_ask_again(tmp_path: Path) -> None:
+def test_the_same_process_may_lock_again(tmp_path: Path) -> None:
     first = lock_directory(tmp_path)
     assert lock_directory(tmp_path) is first
     refuse_if_in_use(tmp_path)
@@ -80,11 +82,34 @@ def test_the_same_process_may_ask_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.unit
-def test_a_forked_worker_gives_nothing_back(tmp_path: Path) -> None:
-    lock = lock_directory(tmp_path)
-    module._release(tmp_path / LOCK, -1, os.getpid() + 1)
-    assert (tmp_path / LOCK).is_file()
-    assert lock.release.alive
+def test_a_forked_worker_neither_releases_nor_keeps_the_lock(tmp_path: Path) -> None:
+    """A worker that ends leaves the lock to its parent; one that outlives a killed parent does not hold it."""
+    program = """
+import os, signal, sys, time
+from pathlib import Path
+from rnascl_cli.core.file_lock import lock_directory
+lock = lock_directory(Path(sys.argv[1]))
+if os.fork() == 0:
+    os._exit(0)
+os.wait()
+worker = os.fork()
+if worker == 0:
+    time.sleep(60)
+print(worker, flush=True)
+time.sleep(60)
+"""
+    holder = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    worker = int(holder.stdout.readline())
+    try:
+        with pytest.raises(UserError, match=f"another rnascl \\(process {holder.pid} on"):
+            lock_directory(tmp_path)
+        holder.kill()
+        holder.wait()
+        lock_directory(tmp_path)
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        holder.stdout.close()
 
 
 @pytest.mark.unit
@@ -105,13 +130,13 @@ def test_a_file_system_without_locks(
     def without(*_: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "lockf", without)
+    monkeypatch.setattr(fcntl, "flock", without)
     lock_directory(tmp_path)
     assert "its file system has no locks" in capsys.readouterr().err
 
 
 @pytest.mark.unit
-def test_what_a_killed_write_left_is_cleared_away(tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_write_are_removed(tmp_path: Path) -> None:
     for name in (".checkpoint.pt.abc123.tmp", LOCK):
         (tmp_path / name).write_text("half")
     RunDirectory.open(tmp_path).create()
@@ -123,7 +148,7 @@ def test_what_a_killed_write_left_is_cleared_away(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["attack", "teacher train"])
-def test_what_a_killed_last_write_left_is_cleared_away(inputs: Inputs, tmp_path: Path, stage: str) -> None:
+def test_temporary_files_of_a_killed_last_write_are_removed(inputs: Inputs, tmp_path: Path, stage: str) -> None:
     out, name = tmp_path / "run", {"attack": "attack.json", "teacher train": "t.safetensors"}[stage]
     out.mkdir()
     (out / f".{name}.abc123.tmp").write_text("half")
@@ -132,7 +157,7 @@ def test_what_a_killed_last_write_left_is_cleared_away(inputs: Inputs, tmp_path:
 
 
 @pytest.mark.unit
-def test_who_was_quicker_is_not_overwritten(tmp_path: Path) -> None:
+def test_the_faster_process_is_not_overwritten(tmp_path: Path) -> None:
     late = RunDirectory.open(tmp_path / "run")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "train.json").write_text("theirs")

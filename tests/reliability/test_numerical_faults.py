@@ -36,7 +36,7 @@ def arguments(stage: str, folder: Path, runs: dict[str, Path], *, paradigm: str 
     start: dict[str, list[object]] = {
         "search": ["search", "--space", "S3", "--paradigm", paradigm, *IMAGES],
         "train": ["train", runs["searched"], "--paradigm", paradigm],
-        "adv-finetune": ["adv-finetune", runs["trained"], "--paradigm", paradigm, "--set", "perturbation.steps=1"],
+        "adv-finetune": ["adv-finetune", runs["trained"], "--paradigm", paradigm, "--set", "robust.steps=1"],
         "teacher train": ["teacher", "train", "--arch", "r8", *IMAGES, "--set", "data.holdout=0.2"],
     }
     out = folder / "t.safetensors" if stage == "teacher train" else folder / "run"
@@ -132,7 +132,9 @@ def test_a_batch_of_one_image(stage: str, tmp_path: Path, runs: dict[str, Path])
 @pytest.mark.pipeline
 def test_a_batch_of_one_image_cannot_be_searched_on(tmp_path: Path, runs: dict[str, Path]) -> None:
     line = refused(*arguments("search", tmp_path, runs), "--limit-train", 1, "--set", "data.holdout=0")
-    assert "--batch-size: a batch of 1 cannot give 1 or more images to the weights and as many to the Gumbel" in line
+    assert (
+        "--batch-size: a batch of 1 is too small to give 1 or more images to each of weights and architecture" in line
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -159,12 +161,12 @@ def test_a_batch_of_one_tiny_image(stage: str, tmp_path: Path) -> None:
 
 @pytest.mark.pipeline
 def test_an_eps_of_zero(tmp_path: Path, runs: dict[str, Path]) -> None:
-    outcome = done(*arguments("adv-finetune", tmp_path, runs), "--set", "perturbation.eps=0")
+    outcome = done(*arguments("adv-finetune", tmp_path, runs), "--set", "robust.eps=0")
     said = " ".join(outcome.err.split())
-    assert "warning: adv-finetune: perturbation.eps is 0, so no image is perturbed; 'adversarial' is a loss on" in said
+    assert "warning: adv-finetune: robust.eps is 0, so no image is perturbed; 'adversarial' is a loss on" in said
     assert all(tensor.isfinite().all() for tensor in load(tmp_path / "run").state_dict().values())
     outcome = done(*arguments("teacher train", tmp_path, runs), "--eps", 0)
-    assert "warning: teacher-train: perturbation.eps is 0" in outcome.err
+    assert "warning: teacher-train: robust.eps is 0" in outcome.err
     assert all(tensor.isfinite().all() for tensor in load(tmp_path / "t.safetensors").state_dict().values())
     attack = ("attack", tmp_path / "run", "--attack", "fgsm,pgd2")
     done(*attack, "--eps", 0, "--out", tmp_path / "a")

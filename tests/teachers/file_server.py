@@ -1,169 +1,129 @@
-"""A web server on this machine that serves files as badly as it is told to."""
+"""A web server on this machine that stands for Google Drive, the Hugging Face Hub and every other host."""
 
 from __future__ import annotations
 
 import http.server
-import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import pytest
 
-ETAG = '"one"'
-STALL_AT = 2**17  # bytes sent before a stall or a break
+from rnascl_cli.teachers import download
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers with the next of the answers that stand for the path; the last one stands for ever."""
+    """Answers with the next of the path's answers; the last one is repeated."""
 
     server: Server
 
     def do_GET(self) -> None:
-        path, _, _ = self.path.partition("?")
-        self.server.seen.append(Seen(self.command, self.path, dict(self.headers)))
+        path = self.path.partition("?")[0]
+        self.server.requests.append(f"{self.command} {self.path}")
         answers = self.server.answers.get(path, [status(404)])
-        answer = answers.pop(0) if len(answers) > 1 else answers[0]
-        answer(self)
+        (answers.pop(0) if len(answers) > 1 else answers[0])(self)
 
     do_HEAD = do_GET
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
-    def send(
-        self, code: int, body: bytes = b"", *, length: int | None = None, headers: Mapping[str, str] | None = None
-    ) -> None:
-        """Send a whole answer, or one that announces another length than it has; ``_`` in a header's name is ``-``."""
+    def send(self, code: int, body: bytes = b"", *, length: int | None = None, **headers: str) -> None:
+        """Send an answer, which may announce another length than it has; ``_`` in a header's name is ``-``."""
         self.send_response(code)
-        for name, value in (headers or {}).items():
+        for name, value in {"Content_Type": "application/octet-stream", **headers}.items():
             self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(body) if length is None else length))
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(body)
-            self.wfile.flush()
         self.close_connection = True
 
 
 Answer = Callable[[Handler], None]
 
 
-class Seen(NamedTuple):
-    """A request."""
-
-    method: str
-    path: str
-    headers: dict[str, str]
-
-
 class Server(http.server.ThreadingHTTPServer):
-    """The server's state."""
-
     daemon_threads = True
-    block_on_close = False
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers: dict[str, list[Answer]] = {}
-        self.seen: list[Seen] = []
-        self.closing = threading.Event()
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: the client hangs up on us in half of these tests."""
+        self.requests: list[str] = []
 
 
 @dataclass
 class FileServer:
-    """What a test sees of it."""
+    """The server as a test uses it."""
 
     server: Server = field(default_factory=Server)
+
+    @property
+    def requests(self) -> list[str]:
+        return self.server.requests
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.server.server_address[1]}{path}"
 
     def serve(self, path: str, *answers: Answer) -> str:
-        """Answer requests for ``path``, in this order; the last answer stands for all that follow."""
+        """Answer requests for ``path`` in this order; the last answer is repeated."""
         self.server.answers[path] = list(answers)
         return self.url(path)
 
-    @property
-    def seen(self) -> list[Seen]:
-        return self.server.seen
-
-    @property
-    def ranges(self) -> list[str | None]:
-        """The Range of each request for a body."""
-        return [seen.headers.get("Range") for seen in self.seen if seen.method == "GET"]
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
 
 
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
-    """A server that knows no file yet."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    """A server to which requests for Google Drive and the Hub are redirected; without pauses between attempts."""
     served = FileServer()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("HF_ENDPOINT", served.url(""))
+    monkeypatch.setattr(download, "PAUSE", 0.01)
+    session = pytest.importorskip("requests").Session
+    request = session.request
+
+    def redirected(self: object, method: str, url: str, **options: object) -> object:
+        return request(self, method, url.replace("https://drive.google.com", served.url("")), **options)
+
+    monkeypatch.setattr(session, "request", redirected)
     thread = threading.Thread(target=served.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     yield served
-    served.server.closing.set()
-    served.server.shutdown()
-    served.server.server_close()
+    served.stop()
     thread.join()
 
 
-def whole(data: bytes, *, ranges: bool = True, etag: str | None = ETAG, **headers: str) -> Answer:
-    """Serve the file; with ``ranges`` the part that is asked for, where If-Range names this file."""
-
-    def answer(handler: Handler) -> None:
-        asked = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("Range", ""))
-        tags = headers if etag is None else {**headers, "ETag": etag}
-        if asked is None or not ranges or handler.headers.get("If-Range", etag) != etag:
-            handler.send(200, data, headers=tags)
-        elif (start := int(asked[1])) >= len(data):
-            handler.send(416, headers={"Content_Range": f"bytes */{len(data)}", **tags})
-        else:
-            rest = {"Content_Range": f"bytes {start}-{len(data) - 1}/{len(data)}", **tags}
-            handler.send(206, data[start:], headers=rest)
-
-    return answer
+def whole(data: bytes, **headers: str) -> Answer:
+    """Send a file."""
+    return lambda handler: handler.send(200, data, Content_Disposition='attachment; filename="x"', **headers)
 
 
-def broken_off(data: bytes, at: int = STALL_AT, *, etag: str | None = ETAG) -> Answer:
-    """Announce the file, send its beginning, hang up."""
-
-    def answer(handler: Handler) -> None:
-        handler.send(200, data[:at], length=len(data), headers={} if etag is None else {"ETag": etag})
-
-    return answer
+def on_hub(data: bytes, sha256: str) -> Answer:
+    """Send a file as the Hugging Face Hub does."""
+    return whole(data, ETag=f'"{sha256}"', X_Repo_Commit="c" * 40)
 
 
-def stalled(data: bytes, at: int = STALL_AT, *, then: Callable[[], None] | None = None) -> Answer:
-    """Announce the file, send its beginning, and then nothing; nothing at all where ``at`` is 0."""
-
-    def answer(handler: Handler) -> None:
-        if at:
-            handler.send(200, data[:at], length=len(data), headers={"ETag": ETAG})
-        if then is not None:
-            then()
-        server = handler.server
-        server.closing.wait(10)
-
-    return answer
+def truncated(data: bytes) -> Answer:
+    """Announce a file, send half of it, and hang up."""
+    return lambda handler: handler.send(200, data[: len(data) // 2], length=len(data))
 
 
 def status(code: int, body: bytes = b"", **headers: str) -> Answer:
-    """Answer with a status, and perhaps a page."""
-    return lambda handler: handler.send(code, body, headers=headers)
+    """Answer with a status."""
+    return lambda handler: handler.send(code, body, **headers)
 
 
-def redirect(to: str) -> Answer:
-    """Send the client elsewhere."""
-    return status(302, Location=to)
-
-
-def page(title: str, body: str = "", *, content_type: str = "text/html; charset=utf-8") -> Answer:
+def page(title: str, body: str = "") -> Answer:
     """Answer 200 with a web page."""
-    text = f"\n<!DOCTYPE html><html><head><title>{title}</title></head><body>{body}</body></html>"
-    return status(200, text.encode(), Content_Type=content_type)
+    text = f"\n<!DOCTYPE html><html><head><title>{title}</title></head><body>\n{body}\n</body></html>"
+    return status(200, text.encode(), Content_Type="text/html; charset=utf-8")
+
+
+def scan_page(action: str) -> Answer:
+    """The page that Google Drive shows before a large file."""
+    fields = {"id": "1-Z", "confirm": "t", "uuid": "u-1"}
+    inputs = "".join(f'<input type="hidden" name="{name}" value="{value}">' for name, value in fields.items())
+    return page("Virus scan warning", f'<form id="download-form" action="{action}" method="get">{inputs}</form>')

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from rnascl_cli.core.errors import UserError
 from rnascl_cli.models.attention_maps import attention_layers
 from rnascl_cli.stages.teacher.registry import layer_table
-from rnascl_cli.teachers.architectures import ARCHITECTURES, architecture_named, build_teacher, without_memory
+from rnascl_cli.teachers.architectures import ARCHITECTURES, architecture_named, build_on_meta, build_teacher
 from rnascl_cli.teachers.architectures.resnet import BasicBlock, Bottleneck, CifarResNet
 from rnascl_cli.teachers.architectures.wide_resnet import WideResNet
 from rnascl_cli.teachers.state_dict_conversion import expected_tensors
@@ -141,7 +141,7 @@ def test_aliases_and_unknown_names() -> None:
 
 def layers(name: str, num_classes: int) -> list[dict[str, Any]]:
     architecture = architecture_named(name)
-    return layer_table(without_memory(architecture, num_classes=num_classes).eval(), input_size=architecture.input_size)
+    return layer_table(build_on_meta(architecture, num_classes=num_classes).eval(), input_size=architecture.input_size)
 
 
 def test_layer_table_lists_convs_with_the_sides_of_their_maps() -> None:

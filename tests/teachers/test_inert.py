@@ -83,7 +83,7 @@ def test_a_checkpoint_of_madrylabs_robustness(tmp_path: Path, cox: Callable[[], 
     teacher = read_teacher(str(path), num_classes=10)
     torch.testing.assert_close(teacher.module(images()), original(images()), atol=1e-6, rtol=0)
     assert "cox" not in sys.modules
-    dropped = read_checkpoint(path).translation.dropped
+    dropped = read_checkpoint(path).converted.dropped
     assert dropped["args"] == "an object of cox.utils.Parameters, not weights"
     assert dropped["epoch"] == "int, not weights"
     assert {"optimizer", "schedule", "adv_prec1", "history"} <= set(dropped)

@@ -10,7 +10,7 @@ import pytest
 
 from rnascl_cli.artifacts.documents import AttackDocument
 from rnascl_cli.artifacts.store import read_document, sha256_file, write_document
-from rnascl_cli.recipes import AttackSettings
+from rnascl_cli.recipes.settings import AttackSettings
 from rnascl_cli.stages.attack import attack as attack_stage
 from rnascl_cli.stages.attack.plan import AttackPlan, plan_attack
 from rnascl_cli.stages.teacher import registry

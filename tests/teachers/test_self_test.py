@@ -14,9 +14,13 @@ from torch.nn import functional as F
 
 from rnascl_cli.data import Data, load_data
 from rnascl_cli.engine.evaluate import TeacherAccuracy
-from rnascl_cli.recipes import DataSettings
+from rnascl_cli.recipes.settings import DataSettings
 from rnascl_cli.stages.teacher import self_test
-from rnascl_cli.stages.teacher.self_test import ExpectedAccuracy, _far_apart, expectation
+from rnascl_cli.stages.teacher.self_test import (
+    ExpectedAccuracy,
+    describe_difference,
+    expected_accuracy,
+)
 from rnascl_cli.teachers.architectures import build_teacher
 from rnascl_cli.teachers.load import read_teacher
 from rnascl_cli.teachers.public_checkpoints import PUBLIC
@@ -161,8 +165,8 @@ MEASURED = TeacherAccuracy(clean=0.85, pgd20=0.58, eps="8/255", n=256, data="cif
         (None, None, False),
     ],
 )
-def test_what_counts_as_far_apart(clean: float | None, robust: float | None, far: bool) -> None:
-    found = _far_apart(MEASURED, ExpectedAccuracy(clean, robust))
+def test_what_counts_asdescribe_difference(clean: float | None, robust: float | None, far: bool) -> None:
+    found = describe_difference(MEASURED, ExpectedAccuracy(clean, robust))
     assert (found is not None) == far
     if found is not None and robust is not None:
         assert "measured clean 0.850" in found
@@ -173,7 +177,7 @@ def test_what_is_expected() -> None:
     data = load_data(DataSettings(spec="digits", limit_test=10), seed=0, training=False)
     published = {"clean": 0.9, "autoattack": 0.5, "eps": "4/255"}
     before = {"clean": 0.8, "pgd20": 0.4, "eps": "8/255", "fingerprint": data.fingerprint}
-    assert expectation(published, before, data) == ExpectedAccuracy(0.9, 0.5, "AutoAttack", "4/255")
-    assert expectation(None, before, data) == ExpectedAccuracy(0.8, 0.4, "PGD-20", "8/255", "as the file")
-    assert expectation(None, {**before, "fingerprint": "other"}, data) == ExpectedAccuracy()
-    assert expectation({"clean": None, "eps": "4/255"}, None, data) == ExpectedAccuracy(eps="4/255")
+    assert expected_accuracy(published, before, data) == ExpectedAccuracy(0.9, 0.5, "AutoAttack", "4/255")
+    assert expected_accuracy(None, before, data) == ExpectedAccuracy(0.8, 0.4, "PGD-20", "8/255", "as the file")
+    assert expected_accuracy(None, {**before, "fingerprint": "other"}, data) == ExpectedAccuracy()
+    assert expected_accuracy({"clean": None, "eps": "4/255"}, None, data) == ExpectedAccuracy(eps="4/255")

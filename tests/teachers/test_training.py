@@ -20,7 +20,8 @@ from rnascl_cli.engine.device import DeviceConfig
 from rnascl_cli.engine.evaluate import as_fraction, robust_accuracy
 from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.loading import resolve_model
-from rnascl_cli.recipes import DataSettings, PerturbationSettings, Recipe, TeacherTrainSettings, resolve
+from rnascl_cli.recipes.load import resolve
+from rnascl_cli.recipes.settings import TRADES, DataSettings, Recipe, TeacherTrainSettings
 from rnascl_cli.stages.teacher import train as stage
 from rnascl_cli.stages.teacher.train import TeacherStep, train_teacher
 from rnascl_cli.stages.training import model_selection
@@ -32,6 +33,12 @@ from tests.batches import as_batch
 from tests.teachers.conftest import random_teacher
 
 CPU = DeviceConfig(torch.device("cpu"), "fp32", "fp32")
+
+
+def robust(method: str, **settings: float) -> dict[str, Any]:
+    """The table of a method, without the settings that it does not have."""
+    fast = method == "fgsm-rs"
+    return {"method": method, **{key: value for key, value in settings.items() if not fast or key == "eps"}}
 
 
 def recipe(**own: object) -> Recipe:
@@ -51,7 +58,7 @@ def recipe(**own: object) -> Recipe:
 @pytest.mark.parametrize("method", ["fgsm-rs", "pgd-at", "trades"])
 def test_a_trained_teacher_is_a_teacher(tmp_path: Path, method: str) -> None:
     out = tmp_path / "r8.safetensors"
-    trained = train_teacher(recipe(method=method, perturbation={"steps": 2}), out, RunDirectory(tmp_path / "run"))
+    trained = train_teacher(recipe(robust=robust(method, steps=2)), out, RunDirectory(tmp_path / "run"))
     teacher = read_teacher(str(out), num_classes=10)
     assert teacher.reference.sha256 == trained.sha256
     assert resolve_model(out).kind == "teacher"
@@ -95,7 +102,7 @@ def test_trades_looks_for_its_images_in_float32(
         return perturb(*args, **kwargs)
 
     monkeypatch.setattr(stage, "perturb", noting)
-    settings = recipe(method=method, perturbation={"steps": 1}).model_copy(update={"precision": "bf16"})
+    settings = recipe(robust=robust(method, steps=1)).model_copy(update={"precision": "bf16"})
     train_teacher(settings, tmp_path / "t.safetensors", RunDirectory(tmp_path / "run"))
     assert set(seen) == {rounded}
 
@@ -107,8 +114,7 @@ def batch() -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("method", ["fgsm-rs", "pgd-at"])
 def test_a_step_trains_on_the_images_that_its_method_perturbs(method: str) -> None:
-    perturbation = PerturbationSettings(eps=0.1, step_size=0.03, steps=3)
-    task, module = training(method=method, perturbation=perturbation)
+    task, module = training(robust=robust(method, eps=0.1, step_size=0.03, steps=3))
     x_BCHW, y_B = batch()
     twin = random_teacher("r8").train()
     ball = Linf(0.1)
@@ -129,8 +135,7 @@ def test_a_step_trains_on_the_images_that_its_method_perturbs(method: str) -> No
 
 def test_a_step_of_trades(monkeypatch: pytest.MonkeyPatch) -> None:
     """CE(p(x), y) + beta KL(p(x) || p(x')) in train mode; x' is looked for in eval mode and starts near x."""
-    perturbation = PerturbationSettings(eps=0.1, step_size=0.03, steps=3)
-    task, module = training(method="trades", perturbation=perturbation, beta=2.5)
+    task, module = training(robust=TRADES(eps=0.1, step_size=0.03, steps=3, beta=2.5))
     x_BCHW, y_B = batch()
     twin = random_teacher("r8").eval()
     noise = torch.randn(x_BCHW.shape, generator=torch.Generator().manual_seed(0))
@@ -160,7 +165,7 @@ def test_a_step_of_trades(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_beta_zero_is_plain_training() -> None:
-    task, module = training(method="trades", beta=0.0, perturbation=PerturbationSettings(steps=1))
+    task, module = training(robust=TRADES(beta=0.0, steps=1))
     x_BCHW, y_B = batch()
     twin = random_teacher("r8").train()
     metrics = task.step(as_batch(x_BCHW, y_B))
@@ -234,7 +239,7 @@ def test_another_start_is_another_training(tmp_path: Path, monkeypatch: pytest.M
 def test_any_architecture_can_be_trained(name: str) -> None:
     """One step of each kind of network, where a whole epoch would take minutes."""
     module = build_teacher(name, num_classes=10)
-    settings = TeacherTrainSettings(architecture=name, perturbation=PerturbationSettings(steps=1))
+    settings = TeacherTrainSettings(architecture=name)
     data = load_data(DataSettings(spec="digits", limit_train=20, holdout=0.5), seed=0)
     task = TeacherStep(module, settings, holdout=data.holdout, compute=CPU, seed=0)
     task.start_epoch(0, torch.Generator().manual_seed(0))
@@ -279,7 +284,7 @@ def test_a_teacher_may_be_a_mean_of_weights(tmp_path: Path, monkeypatch: pytest.
 
     def noted(self: TeacherStep, batch: Batch) -> dict[str, Tensor]:
         found = step(self, batch)
-        seen.append(self._module.state_dict()["conv1.weight"].clone())
+        seen.append(self.module.state_dict()["conv1.weight"].clone())
         return found
 
     monkeypatch.setattr(TeacherStep, "step", noted)
@@ -356,7 +361,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path, monkeypa
     ended = TeacherStep.end_epoch
 
     def stop_in_the_second(self: TeacherStep) -> dict[str, Any]:
-        if self._epoch == 1:
+        if self.epoch == 1:
             raise KeyboardInterrupt
         return ended(self)
 

@@ -1,36 +1,33 @@
-"""``teacher fetch``: download a checkpoint, then import it as a teacher file."""
+"""``teacher fetch``: download a checkpoint, and import it as a teacher file."""
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from rnascl_cli.artifacts.store import read_header, sha256_file
-from rnascl_cli.core.cache_dir import cache_dir
 from rnascl_cli.core.console import info, warning
 from rnascl_cli.core.errors import RunError, UserError, did_you_mean
-from rnascl_cli.data import Data
-from rnascl_cli.engine.download import (
+from rnascl_cli.stages.teacher.import_checkpoint import ImportResult, import_teacher
+from rnascl_cli.stages.teacher.self_test import SelfTestSettings
+from rnascl_cli.stages.teacher.train import check_out
+from rnascl_cli.teachers.download import (
+    FORMS,
     Address,
     DownloadError,
-    Patience,
-    alone,
     check_writable,
-    downloaded,
+    download,
+    exclusive,
     parse_address,
 )
-from rnascl_cli.engine.download.addresses import FORMS, Drive
-from rnascl_cli.recipes import SELF_TEST_IMAGES
-from rnascl_cli.stages.teacher.import_checkpoint import ImportResult, default_file, import_teacher
-from rnascl_cli.stages.teacher.train import check_out
-from rnascl_cli.teachers.files import SUFFIX
-from rnascl_cli.teachers.public_checkpoints import PUBLIC
-from rnascl_cli.teachers.state_dict_conversion import Constants
+from rnascl_cli.teachers.files import SUFFIX, default_file
+from rnascl_cli.teachers.public_checkpoints import PUBLIC, NormalisationConstants
 
-PATIENCE = Patience()
+HEADER_FIELDS = ("architecture", "num_classes", "mean", "std")
+Import = Callable[..., ImportResult]
 
 
 @dataclass(frozen=True)
@@ -38,12 +35,12 @@ class FetchRequest:
     """What ``teacher fetch`` was asked for.
 
     Attributes:
-        text: As it was asked.
-        public: The name of a public checkpoint; None for an address.
-        addresses: Where it is, the first choice first, each with the sha256 that it must have, where one is known.
-        stem: What to call it in the teacher cache.
-        source: What a teacher file that was made from it says of its source.
-        import_options: What ``teacher import`` needs to be told to do the rest by hand.
+        text: The argument.
+        public: Name of the public checkpoint; None for an address.
+        addresses: Where it is, the first choice first, each with the expected sha256 where one is known.
+        stem: Name of its file in the teacher cache, without suffix.
+        source: The ``source`` field in the header of its teacher file.
+        import_options: Options for importing it by hand.
     """
 
     text: str
@@ -54,21 +51,16 @@ class FetchRequest:
     import_options: str
 
 
-def downloads_dir() -> Path:
-    """Return where downloads are kept while they are under way: ``downloads/`` in the cache folder."""
-    return cache_dir() / "downloads"
-
-
 def fetch_request(text: str, *, architecture: str | None = None, sha256: str | None = None) -> FetchRequest:
-    """Return what a name or an address means.
+    """Resolve a name or an address.
 
     Args:
-        text: A name of the public table, or ``https://...``, ``hf:OWNER/REPO[@REVISION]/FILE``, ``gdrive:ID``.
-        architecture: What it is, for the advice how to import it by hand.
-        sha256: What the file must be; over what the table knows.
+        text: A name of :data:`PUBLIC`, or ``https://...``, ``hf:OWNER/REPO[@REVISION]/FILE``, ``gdrive:ID``.
+        architecture: Its architecture, for the advice on importing it by hand.
+        sha256: Expected sha256 of the checkpoint, instead of the published one.
 
     Raises:
-        UserError: It is neither, or the sha256 is none.
+        UserError: It is neither, or the sha256 is malformed.
     """
     if sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", sha256 := sha256.lower()):
         raise UserError(f"--sha256 {sha256[:80]}: write 64 hexadecimal digits")
@@ -78,12 +70,11 @@ def fetch_request(text: str, *, architecture: str | None = None, sha256: str | N
         return FetchRequest(text, text, addresses, text, f"RobustBench {known.robustbench}", f"--public {text}")
     if ":" not in text:
         if Path(text).is_file():
-            raise UserError(f"teacher fetch: {text} is a file that is here; run 'rnascl teacher import {text}'")
+            raise UserError(f"teacher fetch: {text} is a local file; run 'rnascl teacher import {text}'")
         raise UserError(f"teacher fetch: no public teacher '{text}'{did_you_mean(text, PUBLIC)}; or write {FORMS}")
     address = parse_address(text)
     stem = re.sub(r"\.(pt|pth|ckpt|tar|safetensors)$", "", address.file_name, flags=re.IGNORECASE)
-    options = f"--arch {architecture or 'NAME'}"
-    return FetchRequest(text, None, ((address, sha256),), stem, str(address), options)
+    return FetchRequest(text, None, ((address, sha256),), stem, address.text, f"--arch {architecture or 'NAME'}")
 
 
 def fetch_teacher(
@@ -91,105 +82,98 @@ def fetch_teacher(
     out: Path | None = None,
     *,
     architecture: str | None = None,
-    constants: Constants | None = None,
+    constants: NormalisationConstants | None = None,
     sha256: str | None = None,
-    data: Data | None = None,
-    limit_test: int = SELF_TEST_IMAGES,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    seed: int = 0,
+    settings: SelfTestSettings | None = None,
     force: bool = False,
 ) -> ImportResult:
-    """Download a checkpoint and import it, unless it is there already.
+    """Download a checkpoint and import it, unless its teacher file exists already.
 
     Args:
-        text: See :func:`wanted`.
+        text: See :func:`fetch_request`.
         out: The teacher file; by default in the teacher cache.
-        architecture: What it is; None for what the table says, or to tell it from the tensors.
-        constants: Mean and std to put before the network, over what the file holds.
-        sha256: What the checkpoint must be.
-        data: Test images for the self-test; None for those of the usual set, where they are here.
-        limit_test: How many images of that set.
-        device: Of the self-test.
-        seed: Of the self-test's random starts.
-        force: Whether to fetch it again and replace ``out``.
+        architecture: Its architecture; None for that of the public checkpoint, or to infer it from the tensors.
+        constants: Normalisation to use instead of the file's own.
+        sha256: Expected sha256 of the checkpoint.
+        settings: Of the self-test.
+        force: Whether to download it again and replace ``out``.
 
     Raises:
-        UserError: An unknown name or address; ``out`` is another file; the checkpoint is unusable.
-        RunError: None of its addresses gives it, the disk is full, or a folder cannot be written.
+        UserError: The name or address is unknown, ``out`` is another file, or the checkpoint is unusable.
+        RunError: No address gives the file, the disk is full, or a folder cannot be written to.
     """
-    asked = fetch_request(text, architecture=architecture, sha256=sha256)
-    out = out or default_file(asked.stem)
-    lock = downloads_dir() / f"out-{hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:8]}.lock"
-    if not force and (here := _already_here(asked, out)) is not None:
-        return here
+    request = fetch_request(text, architecture=architecture, sha256=sha256)
+    out = out or default_file(request.stem)
+    if not force and (existing := _existing(request, out)) is not None:
+        return existing
     check_out(out, force=force)
     check_writable(out.parent)
-    how = {
-        "architecture": architecture,
-        "constants": constants,
-        "data": data,
-        "limit_test": limit_test,
-        "device": device,
-        "seed": seed,
-    }
-    with alone(lock, what=f"{text} to {out}"):
-        if not force and (here := _already_here(asked, out)) is not None:  # another process has just brought it
-            return here
-        problems = []
-        for address, expected in asked.addresses:
-            try:
-                return _fetch_from(address, out, asked=asked, sha256=expected, force=force, how=how)
-            except DownloadError as error:
-                problems.append(f"{address.page}: {error}")
-                if len(problems) < len(asked.addresses):
-                    warning(f"{problems[-1]}; there is a mirror")
+    import_download = functools.partial(
+        import_teacher,
+        out=out,
+        architecture=architecture,
+        public=request.public,
+        constants=constants,
+        settings=settings,
+        force=force,
+    )
+    problems: list[str] = []
+    for address, expected_sha256 in request.addresses:
+        if problems:
+            warning(f"{problems[-1]}; trying the mirror")
+        try:
+            with exclusive(address):
+                if not force and (existing := _existing(request, out)) is not None:
+                    return existing  # another process has fetched it meanwhile
+                return _fetch_from(address, request, import_download, sha256=expected_sha256, fresh=force)
+        except DownloadError as error:
+            problems.append(str(error))
     raise RunError(
-        f"teacher fetch {text}: {'; '.join(problems)}. Try again later: what has arrived is kept. Or open "
-        f"{asked.addresses[0][0].page} in a browser and run 'rnascl teacher import FILE {asked.import_options}'"
+        f"teacher fetch {text}: {'; '.join(problems)}. Check the network connection and try again later, or open "
+        f"{request.addresses[0][0].url} in a browser and run 'rnascl teacher import FILE {request.import_options}'"
     )
 
 
 def _fetch_from(
-    address: Address, out: Path, *, asked: FetchRequest, sha256: str | None, force: bool, how: dict[str, Any]
+    address: Address, request: FetchRequest, import_download: Import, *, sha256: str | None, fresh: bool
 ) -> ImportResult:
-    """Download from one address, and import what came."""
-    what = f"{asked.public}, {asked.source}, from " if asked.public is not None else ""
-    info(f"fetching {what}{address.page}")
-    # Google Drive's file has RobustBench's name; elsewhere the address says it.
-    stem = PUBLIC[asked.public].robustbench if asked.public and isinstance(address, Drive) else None
-    with downloaded(address, downloads_dir(), stem=stem, sha256=sha256, fresh=force, patience=PATIENCE) as file:
-        info(f"downloaded {file.path.name}: sha256 {file.sha256}, {'as published' if file.checked else 'recorded'}")
-        try:
-            return import_teacher(file.path, out, public=asked.public, source_url=address.page, force=force, **how)
-        except UserError as error:
-            raise UserError(
-                f"teacher fetch {asked.text}: the download is whole, but cannot be imported: {error}. It is kept; "
-                f"'rnascl teacher import {file.path} ...' tries again, and --force downloads it again"
-            ) from None
+    info(f"fetching {request.source} from {address.url}")
+    # Google Drive does not tell the name that RobustBench gave the file; elsewhere it is in the address.
+    is_drive = request.public is not None and address.text.startswith("gdrive:")
+    stem = PUBLIC[str(request.public)].robustbench if is_drive else None
+    path = download(address, stem=stem, sha256=sha256, fresh=fresh)
+    try:
+        imported = import_download(path, source_url=address.url)
+    except UserError as error:
+        raise UserError(
+            f"teacher fetch {request.text}: downloaded, but it cannot be imported: {error}. 'rnascl teacher import "
+            f"{path} ...' tries again, and --force downloads it again"
+        ) from None
+    path.unlink()
+    return imported
 
 
-def _already_here(asked: FetchRequest, out: Path) -> ImportResult | None:
-    """Describe the teacher file at ``out`` where it was made from what is asked for.
+def _existing(request: FetchRequest, out: Path) -> ImportResult | None:
+    """Describe the teacher file at ``out`` if it was made from the requested checkpoint; None if there is no file.
 
     Raises:
-        UserError: There is a file, but another one.
+        UserError: There is another file.
     """
     if out.suffix != SUFFIX or not out.is_file():
         return None
     header = read_header(out) or {}
-    facts = ("architecture", "num_classes", "mean", "std")
-    pages = [address.page for address, _ in asked.addresses]
-    same = header.get("source") == asked.source or header.get("source_url") in pages
-    if header.get("kind") != "teacher" or not same or not all(fact in header for fact in facts):
+    urls = [address.url for address, _ in request.addresses]
+    same = header.get("source") == request.source or header.get("source_url") in urls
+    if header.get("kind") != "teacher" or not same or not all(name in header for name in HEADER_FIELDS):
         made_from = header.get("source") or "something else"
         raise UserError(
             f"--out {out}: already exists and was made from {made_from}; use another name, or --force to replace it"
         )
-    info(f"{asked.text} is here: {out}; --force fetches it again")
+    info(f"{request.text} exists already: {out}; --force fetches it again")
     return ImportResult(
         path=str(out),
         sha256=sha256_file(out),
-        **{fact: header[fact] for fact in facts},
+        **{name: header[name] for name in HEADER_FIELDS},
         source=header.get("source_file", ""),
         source_sha256=header.get("source_sha256", ""),
         published=header.get("published"),

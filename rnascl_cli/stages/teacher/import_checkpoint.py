@@ -1,49 +1,42 @@
-"""Importing a checkpoint into the teacher cache."""
+"""``teacher import``: convert a checkpoint, test it, and write it as a teacher file."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rnascl_cli.artifacts.store import sha256_file
 from rnascl_cli.core.console import warning
 from rnascl_cli.core.errors import UserError, did_you_mean
 from rnascl_cli.core.version import __version__
-from rnascl_cli.data import Data
-from rnascl_cli.engine.device import resolve_device
 from rnascl_cli.engine.evaluate import TeacherAccuracy
-from rnascl_cli.models.input_size import check_input_size
-from rnascl_cli.recipes import SELF_TEST_IMAGES
-from rnascl_cli.stages.teacher.self_test import default_data, expectation, say_skipped, self_test
-from rnascl_cli.stages.teacher.train import check_out, check_size
-from rnascl_cli.teachers.architectures import architecture_named
-from rnascl_cli.teachers.files import SUFFIX, teachers_dir
+from rnascl_cli.stages.teacher.self_test import SelfTestSettings, expected_accuracy, self_test, warn_untested
+from rnascl_cli.stages.teacher.train import check_out
 from rnascl_cli.teachers.load import Checkpoint, build_teacher_from, default_constants, read_checkpoint, write_teacher
-from rnascl_cli.teachers.public_checkpoints import IDENTITY, PUBLIC, PublicTeacher
-from rnascl_cli.teachers.state_dict_conversion import Constants
+from rnascl_cli.teachers.public_checkpoints import IDENTITY, PUBLIC, NormalisationConstants, PublicTeacher
 
 CONSTANTS_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class ImportResult:
-    """What ``teacher import`` made of a checkpoint.
+    """The outcome of ``teacher import``.
 
     Attributes:
         path: The teacher file.
-        sha256: Of it.
-        architecture: Given or told from the tensors.
+        sha256: Its sha256.
+        architecture: As given, or inferred from the tensors.
         num_classes: Number of logits.
         mean: Of the normalisation inside the teacher.
         std: Of the normalisation inside the teacher.
         source: The checkpoint.
-        source_sha256: Of it.
-        renamed: Tensor names changed, theirs to ours.
+        source_sha256: Its sha256.
+        renamed: Tensor names that changed: theirs to ours.
         dropped: Tensors left out, and why.
         missed: Names filled in.
-        measured: Accuracies of the self-test; None where it was skipped for want of images.
-        published: Accuracies published of this checkpoint, where known.
+        measured: Accuracies of the self-test; None where there were no images for it.
+        published: Published accuracies of this checkpoint; None where unknown.
     """
 
     path: str
@@ -61,50 +54,27 @@ class ImportResult:
     published: dict[str, Any] | None = None
 
 
-def public_named(name: str, *, option: str) -> PublicTeacher:
-    """Return one of the public checkpoints.
-
-    Raises:
-        UserError: There is none of that name; the nearest is given.
-    """
-    if name not in PUBLIC:
-        raise UserError(f"{option}: no public teacher '{name}'{did_you_mean(name, PUBLIC)}")
-    return PUBLIC[name]
-
-
-def default_file(stem: str) -> Path:
-    """Return where a teacher goes without ``--out``: the teacher cache."""
-    return teachers_dir() / f"{stem}{SUFFIX}"
-
-
 def import_teacher(
     source: Path,
     out: Path,
     *,
-    architecture: str | None,
+    architecture: str | None = None,
     public: str | None = None,
-    constants: Constants | None = None,
+    constants: NormalisationConstants | None = None,
     source_url: str | None = None,
-    data: Data | None = None,
-    limit_test: int = SELF_TEST_IMAGES,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    seed: int = 0,
+    settings: SelfTestSettings | None = None,
     force: bool = False,
 ) -> ImportResult:
-    """Bring a checkpoint to our names, test it on a few hundred images, and write it as a teacher file.
+    """Convert a checkpoint to our tensor names, test it on a few hundred images, and write it as a teacher file.
 
     Args:
         source: The checkpoint.
         out: The teacher file.
-        architecture: What it is; None to tell it from the tensors.
-        public: Which public checkpoint it is: its published normalisation and accuracies are then known.
-        constants: Mean and std to put before the network, over what the file holds.
-        source_url: Where the checkpoint was downloaded from; kept in the header.
-        data: Test images for the self-test; None for those of the set that the architecture is for, where they
-            are here already. Where they are not, it is said that nothing was tested.
-        limit_test: How many images of that set.
-        device: Of the self-test.
-        seed: Of the self-test's random starts.
+        architecture: Its architecture; None to infer it from the tensors.
+        public: Name of the public checkpoint that it is, whose normalisation and accuracies are known.
+        constants: Normalisation to use instead of the file's own.
+        source_url: Where the checkpoint was downloaded from, for the header.
+        settings: Of the self-test. Where there are no images for it, a warning says so.
         force: Whether to replace ``out``.
 
     Raises:
@@ -113,120 +83,92 @@ def import_teacher(
     check_out(out, force=force)
     if out.resolve() == source.resolve():
         raise UserError(f"--out {out}: is the file to import; name another")
-    known = public_named(public, option="--public") if public is not None else None
+    if public is not None and public not in PUBLIC:
+        raise UserError(f"--public: no public teacher '{public}'{did_you_mean(public, PUBLIC)}")
+    known = PUBLIC[public] if public is not None else None
     if known is not None and architecture is None:
         architecture = known.architecture
     checkpoint = read_checkpoint(source, architecture=architecture)
-    found = checkpoint.translation
-    if data is not None:
-        _check_fits(found.architecture, found.num_classes, data)
-    else:
-        data = default_data(found.architecture, found.num_classes, limit=limit_test, seed=seed)
+    converted = checkpoint.converted
+    settings = settings or SelfTestSettings()
+    data = settings.data_for(converted)
     chosen = _choose_constants(checkpoint, constants, known, source)
-    module = build_teacher_from(found, chosen)
-    published = published_of(known) if known is not None else checkpoint.header.get("published")
+    module = build_teacher_from(converted, chosen)
+    published = known.published if known is not None else checkpoint.header.get("published")
     measured = None
     if data is not None:
-        check_input_size(module, str(source), input_size=data.input_size)
-        expected = expectation(published, checkpoint.header.get("measured"), data)
-        measured = self_test(module, data, expected, compute=resolve_device(device, "fp32"), seed=seed)
-    about = _about(checkpoint, source, known, measured, same_constants=chosen == checkpoint.constants)
+        expected = expected_accuracy(published, checkpoint.header.get("measured"), data)
+        measured = self_test(module, data, expected, settings, what=str(source))
+    about = _header_fields(checkpoint, source, known, same_constants=chosen == checkpoint.constants)
+    if measured is not None:
+        about["measured"] = asdict(measured)
     if source_url is not None:
         about["source_url"] = source_url
     module.to("cpu")
-    sha256 = write_teacher(out, module, architecture=found.architecture, num_classes=found.num_classes, about=about)
+    sha256 = write_teacher(
+        out, module, architecture=converted.architecture, num_classes=converted.num_classes, about=about
+    )
     if measured is None:
-        say_skipped(found.architecture, out)
+        warn_untested(converted.architecture, out)
     return ImportResult(
         path=str(out),
         sha256=sha256,
-        architecture=found.architecture,
-        num_classes=found.num_classes,
-        mean=list(chosen[0]),
-        std=list(chosen[1]),
+        architecture=converted.architecture,
+        num_classes=converted.num_classes,
+        mean=list(chosen.mean),
+        std=list(chosen.std),
         source=str(source),
         source_sha256=about["source_sha256"],
-        renamed=found.renamed,
-        dropped=found.dropped,
-        missed=found.missed,
+        renamed=converted.renamed,
+        dropped=converted.dropped,
+        missed=converted.missed,
         measured=measured,
         published=about.get("published"),
     )
 
 
-def _about(
-    checkpoint: Checkpoint,
-    source: Path,
-    known: PublicTeacher | None,
-    measured: TeacherAccuracy | None,
-    *,
-    same_constants: bool,
+def _header_fields(
+    checkpoint: Checkpoint, source: Path, known: PublicTeacher | None, *, same_constants: bool
 ) -> dict[str, Any]:
-    """Return the header's account of where the teacher came from."""
-    # What was measured, or published, holds for the same normalisation only.
-    kept = ("source", "training") + (("measured", "published") if same_constants else ())
+    """Return the header fields that say where the teacher came from."""
+    # Accuracies hold for the same normalisation only.
+    copied = ("source", "training") + (("measured", "published") if same_constants else ())
     about: dict[str, Any] = {
-        **{key: checkpoint.header[key] for key in kept if key in checkpoint.header},
+        **{key: checkpoint.header[key] for key in copied if key in checkpoint.header},
         "source_file": source.name,
         "source_sha256": sha256_file(source),
         "tool_version": __version__,
     }
     if known is not None:
-        about["published"] = published_of(known)
+        about["published"] = known.published
     about.setdefault("source", f"RobustBench {known.robustbench}" if known is not None else source.name)
-    if measured is not None:
-        about["measured"] = asdict(measured)
     return about
 
 
-def _check_fits(architecture: str, num_classes: int, data: Data) -> None:
-    if data.num_classes != num_classes:
-        raise UserError(f"--data {data.spec}: has {data.num_classes} classes, the teacher {num_classes}")
-    check_size(architecture_named(architecture), data)
-
-
 def _choose_constants(
-    checkpoint: Checkpoint, given: Constants | None, known: PublicTeacher | None, source: Path
-) -> Constants:
-    """Take the normalisation that is asked for, else the file's, else the published one, else the default."""
-    inside = checkpoint.constants
+    checkpoint: Checkpoint, given: NormalisationConstants | None, known: PublicTeacher | None, source: Path
+) -> NormalisationConstants:
+    """Return the normalisation given by option, else the file's, else the published one, else the default."""
+    stored = checkpoint.constants
     if given is not None:
-        if inside is not None and not _alike(inside, given):
-            warning(
-                f"{source}: holds the normalisation {_text(inside)}; --mean and --std put {_text(given)} in its place"
-            )
+        if stored is not None and not _almost_equal(stored, given):
+            warning(f"{source}: holds the normalisation {stored}; --mean and --std replace it by {given}")
         return given
-    if inside is not None:
-        if known is not None and not _alike(inside, known.constants):
+    if stored is not None:
+        if known is not None and not _almost_equal(stored, known.constants):
             warning(
-                f"{source}: holds the normalisation {_text(inside)}, but {known.robustbench} is published with "
-                f"{_text(known.constants)}; is it that checkpoint? The file's is used"
+                f"{source}: holds the normalisation {stored}, but {known.robustbench} is published with "
+                f"{known.constants}; is it that checkpoint? The file's is used"
             )
-        return inside
+        return stored
     if known is not None:
         return known.constants
-    default = default_constants(checkpoint.translation.architecture)
-    what = "none is put in" if default == IDENTITY else f"the usual {_text(default)} is put in"
-    warning(f"{source}: holds no normalisation, and {what}; if it was trained with another, give --mean and --std")
+    default = default_constants(checkpoint.converted.architecture)
+    used = "none is applied" if default == IDENTITY else f"the usual {default} is applied"
+    warning(f"{source}: holds no normalisation, and {used}; if it was trained with another, give --mean and --std")
     return default
 
 
-def _alike(one: Constants, other: Constants) -> bool:
-    pairs = zip((*one[0], *one[1]), (*other[0], *other[1]), strict=True)
+def _almost_equal(first: NormalisationConstants, second: NormalisationConstants) -> bool:
+    pairs = zip((*first.mean, *first.std), (*second.mean, *second.std), strict=True)
     return all(abs(a - b) <= CONSTANTS_TOLERANCE for a, b in pairs)
-
-
-def _text(constants: Constants) -> str:
-    mean, std = (", ".join(f"{value:.4g}" for value in part) for part in constants)
-    return f"mean {mean}, std {std}"
-
-
-def published_of(known: PublicTeacher) -> dict[str, Any]:
-    """Return what is published of a checkpoint, as it stands in a teacher's header."""
-    return {
-        "name": known.robustbench,
-        "data": known.dataset,
-        "eps": known.eps,
-        "clean": known.clean,
-        "autoattack": known.autoattack,
-    }

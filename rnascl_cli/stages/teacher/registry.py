@@ -1,7 +1,7 @@
-"""What is known of teachers: where they came from, what is published of them, and what was measured here.
+"""``teacher list``, ``show`` and ``measure``: where teachers came from, and their published and measured accuracies.
 
-A teacher's file is never changed after it is made, for tutor maps know it by its sha256. So what is measured later
-lies beside it, as the ``attack.json`` of ``NAME.measured/``, and counts only while it is of the file's sha256.
+A teacher file never changes after it is written, because tutor maps identify it by its sha256. Later measurements are
+therefore kept beside it, in ``NAME.measured/attack.json``, and count only for a file of the recorded sha256.
 """
 
 from __future__ import annotations
@@ -17,16 +17,14 @@ from rnascl_cli.artifacts.store import read_document, read_header, sha256_file
 from rnascl_cli.core.console import warning
 from rnascl_cli.core.errors import UserError
 from rnascl_cli.models.attention_maps import attention_layers
-from rnascl_cli.models.normalise import Normalise
-from rnascl_cli.recipes import Recipe
+from rnascl_cli.recipes.settings import Recipe
 from rnascl_cli.stages.attack.attack import attack
 from rnascl_cli.stages.attack.plan import plan_attack
 from rnascl_cli.stages.attack.target import ATTACK_JSON, claim_directory, find_target
-from rnascl_cli.stages.teacher.import_checkpoint import published_of
-from rnascl_cli.teachers.architectures import TeacherArchitecture, architecture_named, without_memory
+from rnascl_cli.teachers.architectures import architecture_named, build_on_meta
 from rnascl_cli.teachers.architectures.timm_models import timm_model
 from rnascl_cli.teachers.files import PREFIX, SUFFIX, cached_teachers, find_teacher, teachers_dir
-from rnascl_cli.teachers.load import Teacher, read_checkpoint, read_teacher
+from rnascl_cli.teachers.load import read_checkpoint, read_teacher
 from rnascl_cli.teachers.public_checkpoints import PUBLIC
 
 AUTOATTACK = "aa"
@@ -34,7 +32,7 @@ PGD = "pgd20"
 
 
 def measured_folder(source: str) -> Path:
-    """Return where measurements of a teacher lie: ``NAME.measured`` beside its file; timm's in the teacher cache.
+    """Return the folder of a teacher's measurements: ``NAME.measured`` beside its file; timm's in the teacher cache.
 
     Raises:
         UserError: There is no such teacher.
@@ -52,11 +50,11 @@ def measure_teacher(source: str, recipe: Recipe, *, force: bool, resume: bool) -
     Args:
         source: The teacher's name or file.
         recipe: Data, seed, device, and the attack table.
-        force: Whether an earlier measurement is replaced.
-        resume: Go on behind the batches that an interrupted measurement has finished.
+        force: Whether to replace an earlier measurement.
+        resume: Whether to resume an interrupted measurement.
 
     Returns:
-        What ``rnascl attack`` would have written, and where it is.
+        The document that ``rnascl attack`` would write, and its path.
 
     Raises:
         UserError: There is no such teacher, it does not fit the data, or it has been measured.
@@ -68,15 +66,16 @@ def measure_teacher(source: str, recipe: Recipe, *, force: bool, resume: bool) -
 
 
 def usual_eps(source: str) -> str:
-    """Return the eps that a teacher was published or trained with, else that of its kind of images."""
+    """Return the eps that a teacher was published or trained with, else the usual one for its image size."""
     if source.startswith(PREFIX):
         return "4/255"
     path = find_teacher(source)
     header = _header(path)
     for key in ("published", "measured"):
-        if isinstance(found := header.get(key), dict) and isinstance(found.get("eps"), str):
-            return str(found["eps"])
-    architecture = header.get("architecture") or read_checkpoint(path).translation.architecture
+        accuracies = header.get(key)
+        if isinstance(accuracies, dict) and isinstance(accuracies.get("eps"), str):
+            return str(accuracies["eps"])
+    architecture = header.get("architecture") or read_checkpoint(path).converted.architecture
     return "8/255" if architecture_named(str(architecture)).input_size == 32 else "4/255"
 
 
@@ -97,7 +96,7 @@ def list_teachers() -> list[dict[str, Any]]:
                     "path": None,
                     "architecture": known.architecture,
                     "source": f"RobustBench {known.robustbench}",
-                    "published": published_of(known),
+                    "published": known.published,
                     "measured": None,
                     "attacked": None,
                 }
@@ -106,25 +105,28 @@ def list_teachers() -> list[dict[str, Any]]:
 
 
 def show_teacher(source: str) -> dict[str, Any]:
-    """Describe a teacher: where it came from, what it can do, its convolutions and the sides of their maps.
+    """Describe a teacher: its origin, its accuracies, and its convolutions with the sizes of their feature maps.
 
     Raises:
         UserError: There is no such teacher.
     """
     teacher = read_teacher(source)
-    info = architecture_named(teacher.architecture)
-    normalise = teacher.module.normalise
-    assert isinstance(normalise, Normalise)
-    header = teacher.header
+    architecture = architecture_named(teacher.architecture)
+    module, header = teacher.module, teacher.header
+    normalise: Any = module.normalise
+    # The layers depend on shapes alone, and so a network without weights has the same ones.
+    runnable = module
+    if architecture.state_is_all:
+        runnable = build_on_meta(architecture, num_classes=teacher.num_classes).eval()
     return {
         "source": teacher.reference.source,
         "path": teacher.reference.path,
         "sha256": teacher.reference.sha256,
         "architecture": teacher.architecture,
-        "description": info.description,
+        "description": architecture.description,
         "num_classes": teacher.num_classes,
-        "params": sum(parameter.numel() for parameter in teacher.module.parameters()),
-        "input_size": info.input_size,
+        "params": sum(parameter.numel() for parameter in module.parameters()),
+        "input_size": architecture.input_size,
         **normalise.constants(),
         "made_from": header.get("source"),
         "made_from_file": header.get("source_file"),
@@ -134,15 +136,15 @@ def show_teacher(source: str) -> dict[str, Any]:
         "published": header.get("published"),
         "measured": header.get("measured"),
         "attacked": _attacked(measured_folder(source), teacher.reference.sha256),
-        "layers": layer_table(_runnable(teacher, info), input_size=info.input_size),
+        "layers": layer_table(runnable, input_size=architecture.input_size),
     }
 
 
 def layer_table(module: nn.Module, *, input_size: int) -> list[dict[str, Any]]:
-    """List the convolutions that a network runs, in order, with channels and the side of their output.
+    """List the convolutions of a network in the order of their execution, with channels and side of their output.
 
     Args:
-        module: In eval mode. One on the meta device runs on shapes alone, without any arithmetic.
+        module: In eval mode. On the meta device nothing is computed.
         input_size: Height and width of an image, pixels.
     """
     rows: list[dict[str, Any]] = []
@@ -163,25 +165,18 @@ def layer_table(module: nn.Module, *, input_size: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _runnable(teacher: Teacher, info: TeacherArchitecture) -> nn.Module:
-    """Return a network of shapes alone where that gives the same layers, else the teacher."""
-    if not info.state_is_all:
-        return teacher.module
-    return without_memory(info, num_classes=teacher.num_classes).eval()
-
-
 def _header(path: Path) -> dict[str, Any]:
     header = read_header(path) if path.suffix == SUFFIX else None
     return header or {}
 
 
 def _row(path: Path) -> dict[str, Any]:
-    """Describe a file of the cache, by its header where it has one: its tensors may be hundreds of megabytes."""
+    """Describe a file of the cache by its header where it has one, because its tensors may be large."""
     header = _header(path)
     architecture, num_classes = header.get("architecture"), header.get("num_classes")
     if header.get("kind") != "teacher" or not isinstance(architecture, str) or not isinstance(num_classes, int):
-        found = read_checkpoint(path).translation
-        architecture, num_classes = found.architecture, found.num_classes
+        converted = read_checkpoint(path).converted
+        architecture, num_classes = converted.architecture, converted.num_classes
     folder = measured_folder(str(path))
     return {
         "name": path.stem,
@@ -209,14 +204,15 @@ def _attacked(folder: Path, sha256: str) -> dict[str, Any] | None:
         warning(f"{path}: was measured on another file than this teacher (other sha256); measure it again with --force")
         return None
     largest = max(result.eps_value for result in document.results)
-    by_attack = {result.attack: result.accuracy for result in document.results if result.eps_value == largest}
+    results = [result for result in document.results if result.eps_value == largest]
+    accuracies = {result.attack: result.accuracy for result in results}
     data = document.provenance.data
     return {
         "clean": document.clean_accuracy,
-        PGD: by_attack.get(PGD),
-        "autoattack": by_attack.get(AUTOATTACK),
-        "accuracies": by_attack,
-        "eps": next(result.eps for result in document.results if result.eps_value == largest),
+        PGD: accuracies.get(PGD),
+        "autoattack": accuracies.get(AUTOATTACK),
+        "accuracies": accuracies,
+        "eps": results[0].eps,
         "protocol": document.protocol,
         "n": document.n,
         "data": data.spec if data else None,

@@ -1,125 +1,161 @@
-"""What an imported teacher can really do: a few hundred test images, beside what is published of it.
+"""Self-test of an imported teacher: its accuracies on a few hundred test images, compared with the published ones.
 
-A wrong normalisation is the commonest fault of an imported checkpoint. It raises no error and loses tens of points.
+A wrong normalisation is the most common fault of an imported checkpoint. It raises no error and costs tens of points.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from torch import nn
 
 from rnascl_cli.core.console import info, warning
+from rnascl_cli.core.errors import UserError
 from rnascl_cli.core.units import parse_epsilon
 from rnascl_cli.data import Data, load_data
 from rnascl_cli.data.builtin import cifar_is_here
-from rnascl_cli.engine.device import DeviceConfig
+from rnascl_cli.engine.device import DeviceConfig, resolve_device
 from rnascl_cli.engine.evaluate import TeacherAccuracy, accuracy, measure
+from rnascl_cli.models.input_size import check_input_size
 from rnascl_cli.models.normalise import Normalise
-from rnascl_cli.recipes import SELF_TEST_IMAGES, DataSettings
+from rnascl_cli.recipes.settings import SELF_TEST_IMAGES, DataSettings
+from rnascl_cli.stages.teacher.train import check_size
 from rnascl_cli.teachers.architectures import architecture_named
-from rnascl_cli.teachers.public_checkpoints import IDENTITY, PUBLIC
-from rnascl_cli.teachers.state_dict_conversion import Constants
+from rnascl_cli.teachers.public_checkpoints import IDENTITY, PUBLIC, NormalisationConstants
+from rnascl_cli.teachers.state_dict_conversion import ConvertedStateDict
 
-FAR_APART = 0.1  # a measured accuracy this far from the published one means that something is wrong
-TOO_GOOD = 0.2  # PGD-20 finds fewer mistakes than AutoAttack, by a few points and not by this
-CLEARLY_BETTER = 0.05
+MAX_DIFFERENCE = 0.1  # from the published accuracy; a larger one means that something is wrong
+MAX_PGD_EXCESS = 0.2  # of PGD-20 over AutoAttack, which is the stronger attack by a few points only
+CLEAR_GAIN = 0.05  # in clean accuracy, for another normalisation to be suggested
 NEAR_CHANCE = 2  # times the accuracy of guessing
-# What public checkpoints are normalised by; whatever else they hold, these are what one forgets to write down.
-USUAL: tuple[Constants, ...] = tuple(
-    dict.fromkeys([IDENTITY, *(known.constants for known in PUBLIC.values()), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))])
-)
+HALF = NormalisationConstants((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+USUAL = tuple(dict.fromkeys([IDENTITY, *(known.constants for known in PUBLIC.values()), HALF]))
+"""The normalisations that public checkpoints expect."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfTestSettings:
+    """How to test an imported teacher.
+
+    Attributes:
+        data: Test images; None for those of the data set that the architecture is made for, if it is in the cache.
+        limit_test: Number of images of that data set.
+        device: Where to run.
+        seed: Seed of the attack's random starts.
+    """
+
+    data: Data | None = None
+    limit_test: int = SELF_TEST_IMAGES
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = 0
+
+    def data_for(self, converted: ConvertedStateDict) -> Data | None:
+        """Return the test images for a teacher; None where its usual data set is not in the cache.
+
+        Raises:
+            UserError: The given data have other classes, or images of another kind.
+        """
+        architecture = architecture_named(converted.architecture)
+        if self.data is not None:
+            if self.data.num_classes != converted.num_classes:
+                raise UserError(
+                    f"--data {self.data.spec}: has {self.data.num_classes} classes, the teacher {converted.num_classes}"
+                )
+            check_size(architecture, self.data)
+            return self.data
+        if architecture.input_size == 32 and converted.num_classes == 10 and cifar_is_here("cifar10"):
+            spec = "cifar10"
+        elif architecture.input_size == 32 and converted.num_classes == 100 and cifar_is_here("cifar100"):
+            spec = "cifar100"
+        else:
+            return None
+        info(f"self-test on {self.limit_test} images of {spec}, as no --data is given")
+        return load_data(DataSettings(spec=spec, limit_test=self.limit_test), seed=self.seed, training=False)
 
 
 @dataclass(frozen=True)
 class ExpectedAccuracy:
-    """What a teacher should reach.
+    """The accuracies that a teacher should reach.
 
     Attributes:
         clean: Clean accuracy; None where unknown.
         robust: Accuracy under ``attack``; None where unknown.
-        attack: Which attack that was.
-        eps: Size of its perturbation, as text.
-        where: Who says so, for a message.
+        attack: The attack.
+        eps: Its perturbation size, as text.
+        source: Where the numbers are from, for a message.
     """
 
     clean: float | None = None
     robust: float | None = None
     attack: str = "AutoAttack"
     eps: str = "8/255"
-    where: str = "published"
+    source: str = "published"
 
 
-def expectation(
-    published: Mapping[str, Any] | None, before: Mapping[str, Any] | None, data: Data | None
+def expected_accuracy(
+    published: Mapping[str, Any] | None, earlier: Mapping[str, Any] | None, data: Data
 ) -> ExpectedAccuracy:
-    """Return what to compare with: the published accuracies, else what the file says was measured on these images."""
-    if published and published.get("clean") is not None:
-        return ExpectedAccuracy(
-            published["clean"], published.get("autoattack"), "AutoAttack", published.get("eps") or "8/255"
-        )
-    if before and data is not None and before.get("fingerprint") == data.fingerprint:
-        return ExpectedAccuracy(
-            before.get("clean"), before.get("pgd20"), "PGD-20", before.get("eps") or "8/255", "as the file"
-        )
-    return ExpectedAccuracy(eps=(published or {}).get("eps") or "8/255")
-
-
-def default_data(architecture: str, num_classes: int, *, limit: int, seed: int) -> Data | None:
-    """Return test images of the set that an architecture is for, where they are here already; never a download."""
-    small = architecture_named(architecture).input_size == 32
-    name = {10: "cifar10", 100: "cifar100"}.get(num_classes) if small else None
-    if name not in ("cifar10", "cifar100") or not cifar_is_here("cifar10" if name == "cifar10" else "cifar100"):
-        return None
-    info(f"self-test on {limit} images of {name}, as no --data is given")
-    return load_data(DataSettings(spec=name, limit_test=limit), seed=seed, training=False)
-
-
-def say_skipped(architecture: str, path: object) -> None:
-    """Warn that nothing was measured, and say how to do it."""
-    spec = "cifar10" if architecture_named(architecture).input_size == 32 else "imagenet:DIR"
-    warning(
-        "NOT TESTED: no --data is given and the usual data set is not in the cache, so nobody has looked whether this "
-        "teacher's normalisation is right. Give the import --data SPEC, or run "
-        f"'rnascl teacher measure {path} --data {spec} --attack pgd20 --limit-test {SELF_TEST_IMAGES}'"
-    )
+    """Return the published accuracies, else those that an earlier self-test on the same images measured."""
+    published = published or {}
+    eps = published.get("eps") or "8/255"
+    if published.get("clean") is not None:
+        return ExpectedAccuracy(published["clean"], published.get("autoattack"), eps=eps)
+    if earlier and earlier.get("fingerprint") == data.fingerprint:
+        eps = earlier.get("eps") or "8/255"
+        return ExpectedAccuracy(earlier.get("clean"), earlier.get("pgd20"), "PGD-20", eps, "in the file")
+    return ExpectedAccuracy(eps=eps)
 
 
 def self_test(
-    module: nn.Module, data: Data, expected: ExpectedAccuracy, *, compute: DeviceConfig, seed: int
+    module: nn.Module, data: Data, expected: ExpectedAccuracy, settings: SelfTestSettings, *, what: str
 ) -> TeacherAccuracy:
-    """Measure clean and PGD-20 accuracy on the test images, and warn where they are not what they should be."""
-    measured = measure(module, data, eps=parse_epsilon(expected.eps).value, compute=compute, seed=seed)
-    if wrong := _far_apart(measured, expected):
+    """Measure clean and PGD-20 accuracy on the test images, and warn where they are not as expected.
+
+    Args:
+        module: The teacher, in eval mode.
+        data: The test images.
+        expected: What to compare with.
+        settings: Device and seed.
+        what: What to call the teacher in an error.
+
+    Raises:
+        UserError: The teacher does not take images of this size.
+    """
+    check_input_size(module, what, input_size=data.input_size)
+    compute = resolve_device(settings.device, "fp32")
+    eps = parse_epsilon(expected.eps).value
+    measured = measure(module, data, eps=eps, compute=compute, seed=settings.seed)
+    if difference := describe_difference(measured, expected):
         warning(
-            f"FAR APART: {wrong}. A wrong normalisation is the commonest cause; compare --mean and --std with the "
-            "checkpoint's page. Or is it another checkpoint, or other images?"
+            f"FAR APART: {difference}. A wrong normalisation is the most common cause: compare --mean and --std with "
+            "the checkpoint's page. Otherwise it is another checkpoint, or other images"
         )
     elif expected.clean is None and measured.clean < NEAR_CHANCE / data.num_classes:
         warning(f"clean accuracy is {measured.clean:.3f}, close to chance: another data set, or a wrong normalisation?")
-    _try_others(module, data, measured.clean, compute=compute)
+    _try_usual_normalisations(module, data, measured.clean, compute=compute)
     return measured
 
 
-def _far_apart(measured: TeacherAccuracy, expected: ExpectedAccuracy) -> str | None:
-    """Say which accuracies are far from the expected ones, beside them; None where none is."""
+def describe_difference(measured: TeacherAccuracy, expected: ExpectedAccuracy) -> str | None:
+    """Return measured and expected accuracies side by side where they are far apart, else None."""
     if expected.clean is None:
         return None
-    said = f"measured clean {measured.clean:.3f}, {expected.where} {expected.clean:.3f}"
-    far = abs(measured.clean - expected.clean) > FAR_APART
+    text = f"measured clean {measured.clean:.3f}, {expected.source} {expected.clean:.3f}"
+    far = abs(measured.clean - expected.clean) > MAX_DIFFERENCE
     if expected.robust is not None:
-        said += f"; PGD-20 {measured.pgd20:.3f}, {expected.attack} {expected.where} {expected.robust:.3f}"
-        # AutoAttack is the stronger attack, so PGD-20 should leave more images standing, not fewer.
-        far |= not expected.robust - FAR_APART <= measured.pgd20 <= expected.robust + TOO_GOOD
-    return said if far else None
+        text += f"; PGD-20 {measured.pgd20:.3f}, {expected.attack} {expected.source} {expected.robust:.3f}"
+        # AutoAttack is the stronger attack, so the accuracy under PGD-20 should be higher, not lower.
+        far |= not expected.robust - MAX_DIFFERENCE <= measured.pgd20 <= expected.robust + MAX_PGD_EXCESS
+    return text if far else None
 
 
-def _try_others(module: nn.Module, data: Data, clean: float, *, compute: DeviceConfig) -> None:
-    """Warn where another usual normalisation is clearly better; it is not put in, as test images choose nothing."""
+def _try_usual_normalisations(module: nn.Module, data: Data, clean: float, *, compute: DeviceConfig) -> None:
+    """Warn where another usual normalisation is clearly better. It is not applied: test images select nothing."""
     own = module.normalise
-    scores: dict[Constants, float] = {}
+    scores: dict[NormalisationConstants, float] = {}
     try:
         for constants in USUAL:
             module.normalise = Normalise(*constants).to(compute.device)
@@ -127,9 +163,19 @@ def _try_others(module: nn.Module, data: Data, clean: float, *, compute: DeviceC
     finally:
         module.normalise = own
     best = max(scores, key=lambda constants: scores[constants])
-    if scores[best] > clean + CLEARLY_BETTER:
-        mean, std = (",".join(f"{value:g}" for value in part) for part in best)
+    if scores[best] > clean + CLEAR_GAIN:
+        mean, std = (",".join(f"{value:g}" for value in values) for values in best)
         warning(
             f"WRONG NORMALISATION? Clean accuracy is {clean:.3f} as imported, and would be {scores[best]:.3f} with "
             f"--mean {mean} --std {std}; nothing was changed"
         )
+
+
+def warn_untested(architecture: str, path: Path) -> None:
+    """Warn that nothing was measured, and say how to do it."""
+    spec = "cifar10" if architecture_named(architecture).input_size == 32 else "imagenet:DIR"
+    warning(
+        "NOT TESTED: no --data is given and the usual data set is not in the cache, so this teacher's normalisation "
+        "is unchecked. Give the import --data SPEC, or run "
+        f"'rnascl teacher measure {path} --data {spec} --attack pgd20 --limit-test {SELF_TEST_IMAGES}'"
+    )

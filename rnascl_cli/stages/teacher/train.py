@@ -1,11 +1,12 @@
-"""Training of teachers: adversarial training, the best epoch chosen on held-out images.
+"""``teacher train``: adversarial training of a teacher, with model selection on held-out images.
 
-- ``pgd-at``: cross-entropy on images perturbed by PGD (Madry et al. 2018);
-- ``trades``: cross-entropy on the clean images, and beta times the KL to the perturbed ones (Zhang et al. 2019);
-- ``fgsm-rs``: as ``pgd-at``, with one step of 1.25 eps from a random start (Wong et al. 2020).
+With p the teacher, x an image, x' the perturbed one and y the label, the loss is
 
-After each epoch PGD-10 is run on held-out training images, and the weights of the best epoch are kept
-(``stages/training/model_selection.py``).
+- ``pgd-at`` (Madry et al. 2018): CE(p(x'), y), with x' from PGD;
+- ``fgsm-rs`` (Wong et al. 2020): the same, with x' from one step of 1.25 eps and a random start;
+- ``trades`` (Zhang et al. 2019): CE(p(x), y) + beta KL(p(x) || p(x')), with x' from PGD on that KL.
+
+After each epoch PGD-10 is run on held-out training images; the file gets the weights of the best epoch.
 
 Shape suffixes: B images, C channels, H height, W width, K classes.
 """
@@ -37,12 +38,12 @@ from rnascl_cli.engine.training_loop import ScheduledOptimizer, Stateful, fit
 from rnascl_cli.engine.weight_averaging import averaging
 from rnascl_cli.models.batch_norm import convert_sync_batchnorm
 from rnascl_cli.models.conv import use_fast_depthwise_bf16
-from rnascl_cli.recipes import Recipe, SelectSettings, TeacherTrainSettings
 from rnascl_cli.recipes.data_spec import LARGEST_CIFAR_LIKE
+from rnascl_cli.recipes.settings import TRADES, Recipe, SelectSettings, TeacherTrainSettings
 from rnascl_cli.stages.training.adversarial import perturb, starting_offset
 from rnascl_cli.stages.training.model_selection import BestCheckpoint, ModelSelection, require_holdout
 from rnascl_cli.stages.training.sanity_checks import warn_without_perturbation
-from rnascl_cli.stages.training.setup import check_can_be_shared, plan_training
+from rnascl_cli.stages.training.setup import TrainingRun, check_can_be_shared
 from rnascl_cli.teachers.architectures import TeacherArchitecture, architecture_named, build_teacher
 from rnascl_cli.teachers.files import SUFFIX
 from rnascl_cli.teachers.load import Teacher, read_teacher, write_teacher
@@ -53,12 +54,12 @@ DEFAULT_ARCHITECTURE = "r18"
 
 @dataclass(frozen=True)
 class TrainedTeacher:
-    """What ``teacher train`` made.
+    """The outcome of ``teacher train``.
 
     Attributes:
         path: The teacher file.
-        sha256: Of it.
-        best_epoch: The epoch whose weights it holds, from 1.
+        sha256: Its sha256.
+        best_epoch: The epoch of its weights, from 1.
         validation: Accuracies on the held-out images after that epoch.
         measured: Accuracies on the test images.
     """
@@ -71,7 +72,7 @@ class TrainedTeacher:
 
 
 def training_folder(out: Path) -> Path:
-    """Return the folder that metrics and checkpoint of a training go to: ``FILE.training`` beside the file."""
+    """Return the folder of a training's metrics and checkpoint: ``FILE.training`` beside the teacher file."""
     return out.with_suffix(".training")
 
 
@@ -79,7 +80,7 @@ def check_out(out: Path, *, force: bool) -> Path:
     """Check that a teacher may be written to ``out``.
 
     Raises:
-        UserError: It exists and ``force`` is not given, or has another suffix than ``.safetensors``.
+        UserError: It exists and ``force`` is not given, or its suffix is not ``.safetensors``.
     """
     if out.suffix != SUFFIX:
         raise UserError(f"--out {out}: a teacher file ends in {SUFFIX}")
@@ -89,63 +90,53 @@ def check_out(out: Path, *, force: bool) -> Path:
 
 
 def train_teacher(recipe: Recipe, out: Path, run: RunDirectory) -> TrainedTeacher:
-    """Train a teacher adversarially and write its file.
-
-    The held-out images choose the epoch; the test images are looked at once, after that.
+    """Train a teacher adversarially and write its file. The test set is used once, after model selection.
 
     Args:
         recipe: Data, seed, device and the teacher_train table.
         out: The teacher file, checked by :func:`check_out`.
-        run: Where metrics and checkpoint go, claimed but not yet made. The checkpoint is removed at the end.
+        run: Claimed directory for metrics and checkpoint. The checkpoint is removed at the end.
 
     Raises:
-        UserError: The data do not fit the architecture or the teacher to start from, or nothing is held out.
+        UserError: The data do not fit the architecture or the initial teacher, or nothing is held out.
         RunError: The loss became NaN or infinite; no file is written.
     """
     settings = recipe.teacher_train
-    start = starting_point(settings)
-    architecture = architecture_named(chosen_architecture(settings, start))
+    initial = read_initial_teacher(settings)
+    architecture = architecture_named(chosen_architecture(settings, initial))
     compute = resolve_device(recipe.device, recipe.precision, deterministic=recipe.deterministic)
     data = load_data(recipe.data, seed=recipe.seed)
     check_size(architecture, data)
     require_holdout(data, who="teacher training")
     check_can_be_shared(min(settings.batch_size, len(data.train)), attention=None)
-    warn_without_perturbation(STAGE, settings.perturbation, term="loss")
-    if start is None:
+    warn_without_perturbation(STAGE, settings.robust, term="loss")
+    if initial is None:
         module = fresh_teacher(architecture, data, seed=recipe.seed)
     else:
-        check_start(start, data)
-        if Path(start.reference.path).resolve() == out.resolve():
-            raise UserError(f"--out {out}: is the teacher to start from, and would be lost; name another")
-        module = start.module.requires_grad_(True)
-    module = use_fast_depthwise_bf16(convert_sync_batchnorm(module)).to(
-        compute.device, memory_format=torch.channels_last
-    )  # type: ignore[call-overload]
+        check_initial_teacher(initial, data, out)
+        module = initial.module.requires_grad_(True)
+    module = use_fast_depthwise_bf16(convert_sync_batchnorm(module))
+    module = module.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     run.create()
     if out.parent.is_dir() and distributed.is_rank_zero():
         remove_temporary_files(out.parent, [out.name])
-    task = TeacherStep(module, settings, holdout=data.holdout, compute=compute, seed=recipe.seed)
-    fit(task, plan_training(STAGE, recipe, settings, data=data, compute=compute, run=run, teacher=start))
-    task.validation.restore_selected_weights()
-    measured = measure(module, data, eps=settings.perturbation.eps, compute=compute, seed=recipe.seed)
+    step = TeacherStep(module, settings, holdout=data.holdout, compute=compute, seed=recipe.seed)
+    fit(step, TrainingRun(recipe, compute, data, run).config(STAGE, settings, teacher=initial))
+    step.selection.restore_selected_weights()
+    measured = measure(module, data, eps=settings.robust.eps, compute=compute, seed=recipe.seed)
     if measured.pgd20 <= 1 / data.num_classes:
         warning(
             f"the teacher is no better than chance under PGD-20 at {measured.eps}; train longer or with a smaller eps"
         )
-    sha256 = write_teacher(
-        out,
-        module,
-        architecture=architecture.name,
-        num_classes=data.num_classes,
-        about=_about(recipe, data, task.best, measured, start),
-    )
+    about = _header_fields(recipe, data, step.best, measured, initial)
+    sha256 = write_teacher(out, module, architecture=architecture.name, num_classes=data.num_classes, about=about)
     run.remove(CHECKPOINT)
-    return TrainedTeacher(out, sha256, task.best.epoch + 1, task.best.validation, measured)
+    return TrainedTeacher(out, sha256, step.best.epoch + 1, step.best.validation, measured)
 
 
-def starting_point(settings: TeacherTrainSettings) -> Teacher | None:
-    """Read the teacher that the training goes on from; None from scratch.
+def read_initial_teacher(settings: TeacherTrainSettings) -> Teacher | None:
+    """Load the teacher whose weights training starts from; None to train from scratch.
 
     Raises:
         UserError: It cannot be read.
@@ -158,31 +149,36 @@ def starting_point(settings: TeacherTrainSettings) -> Teacher | None:
         raise UserError(str(error).replace("--teacher", "--from", 1)) from None
 
 
-def chosen_architecture(settings: TeacherTrainSettings, start: Teacher | None) -> str:
-    """Return the architecture asked for, that of the teacher to start from, or the default one.
+def chosen_architecture(settings: TeacherTrainSettings, initial: Teacher | None) -> str:
+    """Return the architecture given by ``--arch``, that of the initial teacher, or the default one.
 
     Raises:
-        UserError: Another one is asked for than the teacher to start from has.
+        UserError: ``--arch`` is not the architecture of the initial teacher.
     """
-    asked = settings.architecture
-    if start is None:
-        return asked or DEFAULT_ARCHITECTURE
-    if asked is not None and architecture_named(asked).name != start.architecture:
-        raise UserError(f"--arch {asked}: --from {start.reference.source} is a {start.architecture}; leave --arch out")
-    return start.architecture
-
-
-def check_start(start: Teacher, data: Data) -> None:
-    """Refuse to go on from a teacher of other classes: its last layer would mean something else.
-
-    Raises:
-        UserError: It has another number of classes than the data.
-    """
-    if start.num_classes != data.num_classes:
+    given = settings.architecture
+    if initial is None:
+        return given or DEFAULT_ARCHITECTURE
+    if given is not None and architecture_named(given).name != initial.architecture:
         raise UserError(
-            f"--from {start.reference.source}: has {start.num_classes} classes, --data {data.spec} has "
-            f"{data.num_classes}; choose another of them, or train from scratch"
+            f"--arch {given}: --from {initial.reference.source} is a {initial.architecture}; leave --arch out"
         )
+    return initial.architecture
+
+
+def check_initial_teacher(initial: Teacher, data: Data, out: Path) -> None:
+    """Check that training may start from a teacher.
+
+    Raises:
+        UserError: It has another number of classes than the data, or ``out`` would replace it.
+    """
+    source = initial.reference.source
+    if initial.num_classes != data.num_classes:
+        raise UserError(
+            f"--from {source}: has {initial.num_classes} classes, --data {data.spec} has {data.num_classes}; choose "
+            "another of them, or train from scratch"
+        )
+    if Path(initial.reference.path).resolve() == out.resolve():
+        raise UserError(f"--out {out}: is the teacher to start from, and would be lost; name another")
 
 
 def fresh_teacher(architecture: TeacherArchitecture, data: Data, *, seed: int) -> nn.Module:
@@ -193,10 +189,10 @@ def fresh_teacher(architecture: TeacherArchitecture, data: Data, *, seed: int) -
 
 
 def check_size(architecture: TeacherArchitecture, data: Data) -> None:
-    """Refuse images of another kind than the architecture was made for.
+    """Check that an architecture for CIFAR-sized images gets such images, and one for photographs photographs.
 
     Raises:
-        UserError: A CIFAR network is given photographs, or the other way round.
+        UserError: It does not.
     """
     if (data.input_size > LARGEST_CIFAR_LIKE) != (architecture.input_size > LARGEST_CIFAR_LIKE):
         raise UserError(
@@ -206,89 +202,103 @@ def check_size(architecture: TeacherArchitecture, data: Data) -> None:
 
 
 class TeacherStep:
-    """One step of adversarial training, and the validation after each epoch."""
+    """One step of TRADES, PGD-AT or Fast-AT, with weight averaging and model selection after each epoch.
+
+    Args:
+        module: The teacher, on the device.
+        settings: Of the teacher_train table.
+        holdout: Images for model selection.
+        compute: Device and precision.
+        seed: Of the run.
+    """
 
     def __init__(
         self, module: nn.Module, settings: TeacherTrainSettings, *, holdout: ImageSet, compute: DeviceConfig, seed: int
     ) -> None:
-        self._module, self._settings, self._compute = module, settings, compute
-        optimiser = build_optimizer(module.parameters(), settings.optimiser)
+        self.module, self._compute = module, compute
+        self._robust = settings.robust
+        optimizer = build_optimizer(module.parameters(), settings.optimiser)
         self._average = averaging(module, settings.average, epochs=settings.epochs)
-        self.validation = ModelSelection(
+        self.selection = ModelSelection(
             module,
             holdout,
             SelectSettings(),
-            eps=settings.perturbation.eps,
+            eps=settings.robust.eps,
             compute=compute,
             seed=seed,
             stage=STAGE,
             average=self._average,
         )
-        assert self.validation.best is not None
-        self.best: BestCheckpoint = self.validation.best
-        self.optimizers = [ScheduledOptimizer(optimiser, settings.schedule, settings.optimiser.lr)]
-        self.state: dict[str, Stateful] = {"teacher": module, "optimiser": optimiser, "best": self.best}
+        assert self.selection.best is not None
+        self.best: BestCheckpoint = self.selection.best
+        self.optimizers = [ScheduledOptimizer(optimizer, settings.schedule, settings.optimiser.lr)]
+        self.state: dict[str, Stateful] = {"teacher": module, "optimiser": optimizer, "best": self.best}
         if self._average is not None:
             self.state["average"] = self._average
-        self._epoch, self._noise = 0, torch.Generator()
+        self.epoch, self._noise = 0, torch.Generator()
 
     def start_epoch(self, epoch: int, noise: torch.Generator) -> None:
-        """Draw this epoch's starting points from ``noise``."""
-        self._epoch, self._noise = epoch, noise
-        self._module.train()
+        """Set train mode; the random starts of this epoch are drawn from ``noise``."""
+        self.epoch, self._noise = epoch, noise
+        self.module.train()
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """Perturb the batch, then take one step of SGD on the perturbed images; for TRADES on the clean ones too."""
+        """Perturb the batch, and take one optimizer step on the loss of the method."""
         x_BCHW, y_B = batch.x_BCHW, batch.y_B
-        adversarial_BCHW = self._perturb(batch)
-        terms: dict[str, Tensor] = {}
-        right: dict[str, Tensor] = {}
+        adversarial_BCHW = self.perturb(batch)
+        accuracies: dict[str, Tensor] = {}
         with self._compute.student_autocast():
-            if self._settings.method == "trades":
-                clean_BK = self._module(x_BCHW)
-                perturbed_BK = self._module(adversarial_BCHW)
-                terms = trades_terms(clean_BK, perturbed_BK, y_B)
-                right["train_accuracy"] = _share_right(clean_BK, y_B)
-            else:
-                perturbed_BK = self._module(adversarial_BCHW)
-                terms = adversarial_ce_terms(perturbed_BK, y_B)
-        loss = weighted_sum(terms, {"adversarial": self._settings.beta if self._settings.method == "trades" else 1.0})
+            if isinstance(self._robust, TRADES):  # CE(p(x), y) + beta KL(p(x) || p(x'))
+                clean_BK = self.module(x_BCHW)
+                adversarial_BK = self.module(adversarial_BCHW)
+                terms = trades_terms(clean_BK, adversarial_BK, y_B)
+                weights = {"adversarial": self._robust.beta}
+                accuracies["train_accuracy"] = _accuracy(clean_BK, y_B)
+            else:  # CE(p(x'), y)
+                adversarial_BK = self.module(adversarial_BCHW)
+                terms, weights = adversarial_ce_terms(adversarial_BK, y_B), {}
+        accuracies["train_robust_accuracy"] = _accuracy(adversarial_BK, y_B)
+        loss = weighted_sum(terms, weights)
         optimizer_step(self.optimizers[0].optimizer, loss, images=len(batch))
         if self._average is not None:
             self._average.after_step()
-        right["train_robust_accuracy"] = _share_right(perturbed_BK, y_B)
-        return {name: value.detach() for name, value in {"loss": loss, **terms, **right}.items()}
+        return {name: value.detach() for name, value in {"loss": loss, **terms, **accuracies}.items()}
 
-    def _perturb(self, batch: Batch) -> Tensor:
-        # Train mode on the cross-entropy, as Madry, Wong and Rice do: from scratch, running statistics lag far behind
-        # the weights, and what is to be fooled is the function that the step then trains. The passes on half-made
-        # images leave the running statistics alone. TRADES's authors look for its images in eval mode, and start so
-        # near x that bf16 would round the difference of the logits away.
-        module, trades = self._module, self._settings.method == "trades"
-        mode = evaluating(module) if trades else fixed_statistics(module)
-        precision = contextlib.nullcontext() if trades else self._compute.student_autocast()
+    def perturb(self, batch: Batch) -> Tensor:
+        """Return the adversarial images of a batch; weights and running statistics do not change.
+
+        PGD-AT and Fast-AT attack the network in train mode, as Madry et al. and Wong et al. do: when training from
+        scratch, the running statistics lag behind the weights, and the function that the step trains is the one to
+        attack. TRADES attacks in eval mode, as its authors do, and in float32: it starts so near to x that bf16 would
+        round the difference of the logits away.
+        """
+        module = self.module
+        is_trades = isinstance(self._robust, TRADES)
+        mode = evaluating(module) if is_trades else fixed_statistics(module)
+        precision = contextlib.nullcontext() if is_trades else self._compute.student_autocast()
         with mode, frozen(module.parameters()), precision:
-            offset_BCHW = starting_offset(batch.x_BCHW, self._settings, noise=self._noise, share=batch.shard)
-            return perturb(module, batch.x_BCHW, batch.y_B, self._settings, offset_BCHW=offset_BCHW)
+            offset_BCHW = starting_offset(batch.x_BCHW, self._robust, noise=self._noise, share=batch.shard)
+            return perturb(module, batch.x_BCHW, batch.y_B, self._robust, offset_BCHW=offset_BCHW)
 
     def end_epoch(self) -> dict[str, Any]:
-        """Measure clean and PGD-10 accuracy on the held-out images; keep the weights if they are the best."""
-        return dict(self.validation.end_epoch(self._epoch))
+        """Measure clean and PGD-10 accuracy on the held-out images, and keep the weights if they are the best."""
+        return dict(self.selection.end_epoch(self.epoch))
 
 
-def _share_right(logits_BK: Tensor, y_B: Tensor) -> Tensor:
+def _accuracy(logits_BK: Tensor, y_B: Tensor) -> Tensor:
     return (logits_BK.argmax(dim=1) == y_B).float().mean()
 
 
-def _about(
-    recipe: Recipe, data: Data, best: BestCheckpoint, measured: TeacherAccuracy, start: Teacher | None
+def _header_fields(
+    recipe: Recipe, data: Data, best: BestCheckpoint, measured: TeacherAccuracy, initial: Teacher | None
 ) -> dict[str, Any]:
-    """Return the header's account of how the teacher was made; no clock in it, so that equal runs give equal bytes."""
+    """Return the header fields that say how the teacher was trained, without times: equal runs give equal bytes."""
     settings = recipe.teacher_train
-    before = f", from {start.architecture} sha256 {start.reference.sha256[:12]}" if start else ""
+    method = settings.robust.method
+    origin = f", from {initial.architecture} sha256 {initial.reference.sha256[:12]}" if initial else ""
     return {
-        "source": f"rnascl teacher train, {settings.method}, eps {measured.eps}, {settings.epochs} epochs{before}",
-        "source_sha256": start.reference.sha256 if start else None,
+        "source": f"rnascl teacher train, {method}, eps {measured.eps}, {settings.epochs} epochs{origin}",
+        "source_sha256": initial.reference.sha256 if initial else None,
         "tool_version": __version__,
         "training": {
             "settings": settings.model_dump(mode="json"),

@@ -1,7 +1,8 @@
-"""Teacher networks: images in [0, 1] to logits, normalisation inside."""
+"""Teacher networks, which map images in [0, 1] to logits and contain the normalisation."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,52 +12,52 @@ from torch import nn
 
 from rnascl_cli.core.errors import UserError, did_you_mean
 from rnascl_cli.models.normalise import Normalise
-from rnascl_cli.teachers.architectures.imagenet import Normalised, torchvision_resnet
+from rnascl_cli.teachers.architectures.imagenet import Normalised, TorchvisionName, torchvision_resnet
 from rnascl_cli.teachers.architectures.resnet import BasicBlock, Bottleneck, CifarResNet
 from rnascl_cli.teachers.architectures.timm_models import timm_model
 from rnascl_cli.teachers.architectures.wide_resnet import WideResNet
 from rnascl_cli.teachers.files import PREFIX
-from rnascl_cli.teachers.public_checkpoints import IMAGENET_MEAN, IMAGENET_STD
+from rnascl_cli.teachers.public_checkpoints import IDENTITY, IMAGENET, NormalisationConstants
 
 __all__ = [
     "ALIASES",
     "ARCHITECTURES",
     "TeacherArchitecture",
     "architecture_named",
+    "build_on_meta",
     "build_teacher",
     "network_of",
-    "without_memory",
 ]
 
 
 class Builder(Protocol):
-    """Builds a network with fresh weights; its ``normalise`` does nothing yet."""
+    """Builds a network with fresh weights, whose ``normalise`` is the identity."""
 
     def __call__(self, *, num_classes: int) -> nn.Module:
-        """Build it."""
+        """Build the network."""
         ...
 
 
 @dataclass(frozen=True)
 class TeacherArchitecture:
-    """A network that can teach.
+    """A teacher network.
 
     Attributes:
         name: As in ``--arch``.
-        description: A line for people.
-        input_size: Height and width it was made for, pixels.
-        build: The builder.
-        normalised_as: Mean and std that public checkpoints of it expect, where all of them agree.
+        description: One line.
+        input_size: Height and width of its training images, pixels.
+        build: Builds it.
+        normalised_as: Normalisation of its public checkpoints, where all of them agree.
         classifiers: Names that the layer of the logits may have in its state dict.
-        state_is_all: Whether everything it computes with is in its state dict, so that it can be built on
-            torch's meta device and filled from a file.
+        state_is_all: Whether its state dict holds every tensor it computes with, so that it can be built on torch's
+            meta device and filled from a file.
     """
 
     name: str
     description: str
     input_size: int
     build: Builder
-    normalised_as: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
+    normalised_as: NormalisationConstants | None = None
     classifiers: tuple[str, ...] = ("linear", "fc")
     state_is_all: bool = True
 
@@ -65,9 +66,9 @@ def _cifar(name: str, description: str, build: Callable[[int], nn.Module]) -> Te
     return TeacherArchitecture(name, description, 32, lambda *, num_classes: build(num_classes))
 
 
-def _imagenet(name: str, description: str, build: Callable[[int], nn.Module]) -> TeacherArchitecture:
-    constants = (IMAGENET_MEAN, IMAGENET_STD)
-    return TeacherArchitecture(name, description, 224, lambda *, num_classes: build(num_classes), constants)
+def _imagenet(name: str, description: str, torchvision_name: TorchvisionName) -> TeacherArchitecture:
+    build = functools.partial(torchvision_resnet, torchvision_name)
+    return TeacherArchitecture(name, description, 224, build, IMAGENET)
 
 
 ARCHITECTURES: Mapping[str, TeacherArchitecture] = {
@@ -75,51 +76,44 @@ ARCHITECTURES: Mapping[str, TeacherArchitecture] = {
     for item in (
         _cifar(
             "r8",
-            "CIFAR ResNet, one basic block a stage, 16 to 128 channels: small enough for a CPU",
+            "CIFAR ResNet with one basic block per stage and 16 to 128 channels: small enough for a CPU",
             lambda classes: CifarResNet(BasicBlock, (1, 1, 1, 1), width=16, num_classes=classes),
         ),
-        _cifar(
-            "r18",
-            "CIFAR ResNet-18",
-            lambda classes: CifarResNet(BasicBlock, (2, 2, 2, 2), num_classes=classes),
-        ),
-        _cifar(
-            "r50",
-            "CIFAR ResNet-50",
-            lambda classes: CifarResNet(Bottleneck, (3, 4, 6, 3), num_classes=classes),
-        ),
+        _cifar("r18", "CIFAR ResNet-18", lambda classes: CifarResNet(BasicBlock, (2, 2, 2, 2), num_classes=classes)),
+        _cifar("r50", "CIFAR ResNet-50", lambda classes: CifarResNet(Bottleneck, (3, 4, 6, 3), num_classes=classes)),
         _cifar("wrn-34-10", "CIFAR WideResNet-34-10", lambda classes: WideResNet(34, 10, num_classes=classes)),
         _cifar("wrn-34-20", "CIFAR WideResNet-34-20", lambda classes: WideResNet(34, 20, num_classes=classes)),
-        _imagenet(
-            "imagenet-r18",
-            "torchvision's ResNet-18",
-            lambda classes: torchvision_resnet("resnet18", num_classes=classes),
-        ),
-        _imagenet(
-            "imagenet-r50",
-            "torchvision's ResNet-50",
-            lambda classes: torchvision_resnet("resnet50", num_classes=classes),
-        ),
-        _imagenet(
-            "imagenet-wrn-50-2",
-            "torchvision's WideResNet-50-2",
-            lambda classes: torchvision_resnet("wide_resnet50_2", num_classes=classes),
-        ),
+        _imagenet("imagenet-r18", "torchvision's ResNet-18", "resnet18"),
+        _imagenet("imagenet-r50", "torchvision's ResNet-50", "resnet50"),
+        _imagenet("imagenet-wrn-50-2", "torchvision's WideResNet-50-2", "wide_resnet50_2"),
     )
 }
 
 ALIASES: Mapping[str, str] = {"wrt34": "wrn-34-20", "wrt50": "imagenet-wrn-50-2"}
-"""The paper's names of teachers, for the architecture of the public checkpoint."""
+"""The paper's names of its teachers, and the architecture of the public checkpoint."""
 
 
 def architecture_named(name: str, *, option: str = "--arch") -> TeacherArchitecture:
-    """Return the architecture of that name or alias, or timm's of a name ``timm:NAME``.
+    """Return an architecture.
+
+    Args:
+        name: A name of :data:`ARCHITECTURES` or :data:`ALIASES`, or ``timm:NAME``.
+        option: What to call it in an error.
 
     Raises:
-        UserError: There is none; the nearest known name is given.
+        UserError: There is none; the message names the nearest one.
     """
     if name.startswith(PREFIX):
-        return _timm(name.removeprefix(PREFIX), option=option)
+        model = timm_model(name.removeprefix(PREFIX), option=option)
+        return TeacherArchitecture(
+            f"{PREFIX}{model.name}",
+            "a network of PyTorch Image Models",
+            model.input_size,
+            model.build,
+            model.constants,
+            classifiers=(model.classifier,),
+            state_is_all=False,  # some keep position tables and masks outside of it
+        )
     name = ALIASES.get(name, name)
     if name not in ARCHITECTURES:
         raise UserError(
@@ -128,36 +122,23 @@ def architecture_named(name: str, *, option: str = "--arch") -> TeacherArchitect
     return ARCHITECTURES[name]
 
 
-def _timm(name: str, *, option: str) -> TeacherArchitecture:
-    found = timm_model(name, option=option)
-    return TeacherArchitecture(
-        f"{PREFIX}{found.name}",
-        "one of PyTorch Image Models",
-        found.input_size,
-        found.build,
-        found.constants,
-        classifiers=(found.classifier,),
-        state_is_all=False,  # some keep tables of positions and masks outside it
-    )
-
-
 def build_teacher(
     architecture: str,
     *,
     num_classes: int,
-    mean: Sequence[float] = (0.0, 0.0, 0.0),
-    std: Sequence[float] = (1.0, 1.0, 1.0),
+    mean: Sequence[float] = IDENTITY.mean,
+    std: Sequence[float] = IDENTITY.std,
 ) -> nn.Module:
     """Build a teacher with fresh weights.
 
     Args:
-        architecture: A name of :data:`ARCHITECTURES` or :data:`ALIASES`.
+        architecture: A name of :data:`ARCHITECTURES` or :data:`ALIASES`, or ``timm:NAME``.
         num_classes: Number of logits.
-        mean: Subtracted from each channel of images in [0, 1]; 0 for a network without normalisation.
-        std: Divides each channel; 1 for a network without normalisation.
+        mean: Subtracted from each channel of images in [0, 1].
+        std: Divides each channel.
 
     Returns:
-        A module in train mode, with a submodule ``normalise``; each residual block has ``is_block = True``.
+        A module in train mode with a submodule ``normalise``; each residual block has ``is_block = True``.
 
     Raises:
         UserError: Unknown architecture.
@@ -167,8 +148,8 @@ def build_teacher(
     return module
 
 
-def without_memory(architecture: TeacherArchitecture, *, num_classes: int) -> nn.Module:
-    """Build a network of shapes alone where the architecture allows it, else with fresh weights."""
+def build_on_meta(architecture: TeacherArchitecture, *, num_classes: int) -> nn.Module:
+    """Build a network of shapes alone, on torch's meta device; with fresh weights where it cannot be built there."""
     try:
         with torch.device("meta"):
             return architecture.build(num_classes=num_classes)

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from rnascl_cli.models.normalise import Normalise
 
+TorchvisionName = Literal["resnet18", "resnet50", "wide_resnet50_2"]
+
 
 class Normalised(nn.Module):
-    """Any classifier behind a normalisation layer; its tensors keep their public names under ``network``."""
+    """A classifier behind a normalisation layer; its tensors keep their public names under ``network``."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -26,9 +28,9 @@ class Normalised(nn.Module):
         return logits_BK
 
 
-def torchvision_resnet(name: Literal["resnet18", "resnet50", "wide_resnet50_2"], *, num_classes: int) -> Normalised:
+def torchvision_resnet(name: TorchvisionName, *, num_classes: int) -> Normalised:
     """Build one of torchvision's ResNets with fresh weights."""
-    from torchvision.models import resnet  # imported late: torchvision takes a second to load
+    from torchvision.models import resnet  # imported here because torchvision takes a second to load
 
     network: nn.Module = getattr(resnet, name)(weights=None, num_classes=num_classes)
     for module in network.modules():

@@ -1,4 +1,4 @@
-"""Activations that overwrite their input where no backward pass will read it: less memory to touch, the same numbers.
+"""ReLUs that overwrite their input where autograd is off, which saves memory traffic and changes no number.
 
 Shape suffixes: B images, C channels, H height, W width.
 """
@@ -14,7 +14,7 @@ def relu(x_BCHW: Tensor) -> Tensor:
     """Return max(x, 0).
 
     Args:
-        x_BCHW: A tensor that nobody else holds, such as a BatchNorm's output: outside of autograd it is overwritten.
+        x_BCHW: Overwritten where autograd is off, so it must not be used again (such as a BatchNorm's output).
     """
     return F.relu(x_BCHW, inplace=not torch.is_grad_enabled())
 
@@ -24,8 +24,8 @@ def relu_of_sum(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
 
     Args:
         x_BCHW: As in :func:`relu`.
-        y_BCHW: Of the same shape; not changed.
+        y_BCHW: Same shape; never changed.
     """
-    if torch.is_grad_enabled() or x_BCHW.dtype != y_BCHW.dtype:  # a sum of two types has the wider one
+    if torch.is_grad_enabled() or x_BCHW.dtype != y_BCHW.dtype:  # in-place addition would keep the type of x
         return F.relu(x_BCHW + y_BCHW)
     return F.relu_(x_BCHW.add_(y_BCHW))

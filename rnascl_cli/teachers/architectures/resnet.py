@@ -1,4 +1,4 @@
-"""ResNets for CIFAR-sized images, with the tensor names of RobustBench's (He et al. 2016).
+"""ResNets for CIFAR-sized images, with RobustBench's tensor names (He et al. 2016).
 
 Shape suffixes: B images, C channels, H height, W width, K classes.
 """
@@ -36,7 +36,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 1x1, a 3x3 and a 1x1 convolution that widens four times, and a shortcut."""
+    """A 1x1, a 3x3 and a 1x1 convolution that widens by 4, and a shortcut."""
 
     is_block = True
     expansion = 4
@@ -63,9 +63,9 @@ class CifarResNet(nn.Module):
     """A ResNet whose 3x3 stem keeps the resolution; four stages, strides 1, 2, 2, 2.
 
     Args:
-        block: Basic or bottleneck.
-        depths: Blocks in each of the four stages.
-        width: Channels of the stem and the first stage; doubled at each later one.
+        block: Block type.
+        depths: Number of blocks in each of the four stages.
+        width: Channels of the stem and of the first stage's 3x3 convolutions; doubled at each later stage.
         num_classes: Number of logits.
     """
 

@@ -1,4 +1,4 @@
-"""Wide residual networks for CIFAR-sized images, with the tensor names of RobustBench's (Zagoruyko 2016).
+"""Wide residual networks for CIFAR-sized images, with RobustBench's tensor names (Zagoruyko & Komodakis 2016).
 
 Shape suffixes: B images, C channels, H height, W width, K classes.
 """
@@ -23,13 +23,13 @@ class PreActivationBlock(nn.Module):
         self.conv1 = nn.Conv2d(inputs, width, 3, stride=stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        # The name is the public checkpoints'.
+        # The name in the public checkpoints.
         self.convShortcut = nn.Conv2d(inputs, width, 1, stride=stride, bias=False) if inputs != width else None
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return the block's output, before any BatchNorm or ReLU."""
         active = relu(self.bn1(x_BCHW))
-        # Where the width changes the shortcut too sees the activated input.
+        # Where the width changes, the shortcut takes the activated input too.
         short = x_BCHW if self.convShortcut is None else self.convShortcut(active)
         out = self.conv2(relu(self.bn2(self.conv1(active))))
         total: Tensor = short + out
@@ -37,7 +37,7 @@ class PreActivationBlock(nn.Module):
 
 
 class Group(nn.Module):
-    """The blocks of one resolution."""
+    """The blocks at one resolution."""
 
     def __init__(self, inputs: int, width: int, depth: int, stride: int) -> None:
         super().__init__()
