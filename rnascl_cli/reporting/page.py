@@ -17,41 +17,41 @@ from rnascl_cli.reporting.data.lineage import ReportModel, changed_students, mod
 from rnascl_cli.reporting.figures.attention_maps import MapSet
 from rnascl_cli.reporting.figures.style import Plot, Rendered, render
 from rnascl_cli.reporting.sections import Section, sections
-from rnascl_cli.reporting.tables.missing_runs import find_gaps, warnings
+from rnascl_cli.reporting.tables.missing_runs import find_caveats, masking_warnings
 from rnascl_cli.reporting.tables.provenance import ProvenanceEntry, provenance_entry, provenance_table
 from rnascl_cli.reporting.tables.summary import SummaryTile, tiles
 from rnascl_cli.reporting.tables.table import Table
 
 MARK = "<!-- rnascl report -->"
-"""The first line of every report.md: how an older report is known from somebody's own files."""
+"""First line of every report.md; only files that start with it are replaced."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """Everything a report says.
+    """A report as data.
 
     Attributes:
-        models: The models reported.
-        overview: What was found, in a line.
-        tiles: Numbers that stand out.
-        warnings: Of the gradient-masking checks; loud.
-        gaps: What is missing or kept apart.
+        models: The models.
+        overview: One line about the runs.
+        tiles: Key numbers.
+        warnings: Warnings of the gradient-masking checks.
+        caveats: Missing, partial or incomparable results.
         sections: Tables and figures.
-        drawn: The drawn figures by name.
-        provenance_table: How each document was made, in short.
-        makings: The same, at length.
-        version: Of this tool.
+        drawn: The rendered figures by name.
+        provenance_table: Provenance of each document, in short.
+        provenance: Provenance of each document, in full.
+        version: Version of this tool.
     """
 
     models: Sequence[ReportModel]
     overview: str
     tiles: Sequence[SummaryTile]
     warnings: Sequence[str]
-    gaps: Sequence[str]
+    caveats: Sequence[str]
     sections: Sequence[Section]
     drawn: Mapping[str, Rendered]
     provenance_table: Table
-    makings: Sequence[ProvenanceEntry]
+    provenance: Sequence[ProvenanceEntry]
     version: str = field(default=__version__)
 
 
@@ -69,30 +69,29 @@ ComputeMaps = Callable[[Sequence[ReportModel]], tuple[list[MapSet], list[str]]]
 def build_page(
     runs: RunSet, *, paper: bool = False, draw: Draw = render_all, compute_maps: ComputeMaps | None = None
 ) -> Page:
-    """Turn runs into a report.
+    """Build a report from runs.
 
     Args:
-        runs: What was collected.
-        paper: Whether to print all six published tables, rather than only the rows that something was
-            measured for.
+        runs: The collected runs.
+        paper: Whether to show all six published tables in full, rather than only the rows with a measured counterpart.
         draw: Renders the figures; a caller may show progress.
-        compute_maps: Gives the attention maps of the models, and says in words what is missing; None for none.
+        compute_maps: Returns the attention maps of the models and what is missing in words; None for no maps.
     """
     found = models(runs)
-    measured = groups(found)
+    measurements = groups(found)
     maps, without_maps = compute_maps(found) if compute_maps else ([], [])
-    parts = sections(runs, found, measured, maps, paper=paper)
+    parts = sections(runs, found, measurements, maps, paper=paper)
     drawn = draw(plot for part in parts for plot in part.all_plots)
     return Page(
         models=found,
         overview=_overview(runs, found),
-        tiles=tiles(found, measured),
-        warnings=[*changed_students(found), *warnings(measured)],
-        gaps=[*find_gaps(runs, found, measured), *without_maps],
+        tiles=tiles(found, measurements),
+        warnings=[*changed_students(found), *masking_warnings(measurements)],
+        caveats=[*find_caveats(runs, found, measurements), *without_maps],
         sections=parts,
         drawn={figure.plot.name: figure for figure in drawn},
         provenance_table=provenance_table(runs.artifacts),
-        makings=[provenance_entry(artifact) for artifact in runs.artifacts],
+        provenance=[provenance_entry(artifact) for artifact in runs.artifacts],
     )
 
 
@@ -103,7 +102,6 @@ def _overview(runs: RunSet, found: Sequence[ReportModel]) -> str:
         "adversarial fine-tuning": len(runs.finetunings),
         "attack run": len(runs.attacks),
     }
-    # "searches" is the one plural here that takes more than an s.
     counts = [
         f"{count} {kind}{'' if count == 1 else 'es' if kind == 'search' else 's'}" for kind, count in kinds.items()
     ]
@@ -140,7 +138,7 @@ def _environment(*, autoescape: bool) -> Environment:
 
 
 def escape_markdown(value: Any) -> str:
-    """Return text that Markdown and the HTML it becomes show as it is, in a paragraph or a table cell."""
+    """Escape text for a paragraph or a table cell of Markdown."""
     words = " ".join(str(value).split())
     words = words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     words = re.sub(r"([\\`*_|~])", r"\\\1", words)

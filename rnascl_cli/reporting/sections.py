@@ -1,4 +1,4 @@
-"""What a report says, part by part: words, figures, tables and cards, told once for HTML and Markdown."""
+"""Sections of the report as data, rendered as HTML and as Markdown."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from rnascl_cli.reporting.data.collect import RunSet
 from rnascl_cli.reporting.data.comparable_groups import ComparableGroup
 from rnascl_cli.reporting.data.lineage import ReportModel
+from rnascl_cli.reporting.data.paired_comparison import tutor_comparisons
 from rnascl_cli.reporting.figures import search, tutors
 from rnascl_cli.reporting.figures.attacks import attack_plots
 from rnascl_cli.reporting.figures.attention_maps import MapSet, map_plot
@@ -17,43 +18,48 @@ from rnascl_cli.reporting.figures.published import published_plots
 from rnascl_cli.reporting.figures.style import Plot
 from rnascl_cli.reporting.tables.attacks import attack_tables
 from rnascl_cli.reporting.tables.audit import AuditCard, audit_cards
-from rnascl_cli.reporting.tables.paired_comparison import comparison_tables, comparisons, control_words
-from rnascl_cli.reporting.tables.pareto import fronts
-from rnascl_cli.reporting.tables.published import beside_published, paper_tables, unmatched
+from rnascl_cli.reporting.tables.paired_comparison import comparison_tables, missing_controls
+from rnascl_cli.reporting.tables.pareto import front_students, front_table
+from rnascl_cli.reporting.tables.published import published_tables, unmatched
 from rnascl_cli.reporting.tables.summary import headline, model_tables
 from rnascl_cli.reporting.tables.table import Table
-from rnascl_cli.reporting.tables.tutor_statistics import agreement_table, decided_table, likeness_table, tutored
+from rnascl_cli.reporting.tables.tutor_statistics import (
+    agreement_table,
+    entropy_table,
+    learned_tutor_maps,
+    similarity_table,
+)
 
-UNFOLDED = 6
-"""Up to so many figures of a fold are shown at once."""
+MAX_OPEN = 6
+"""A collapsible section with more figures than this starts closed."""
 STAGES_WITH_CURVES = ("search", "train", "adv-finetune")
 
 
 @dataclass(frozen=True)
 class CollapsibleSection:
-    """Figures behind a heading of their own, folded away where there are many."""
+    """Figures under a heading that can be collapsed."""
 
     title: str
     plots: Sequence[Plot]
 
     @property
-    def unfolded(self) -> bool:
-        """Whether they are shown at once."""
-        return len(self.plots) <= UNFOLDED
+    def open(self) -> bool:
+        """Whether the figures are visible without a click."""
+        return len(self.plots) <= MAX_OPEN
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page.
+    """A section of the page.
 
     Attributes:
-        name: Its anchor.
-        title: Its heading.
+        name: Anchor.
+        title: Heading.
         words: Paragraphs under the heading.
-        plots: Its figures, to be drawn.
-        tables: Its tables.
-        cards: Its audits.
-        folds: Further figures.
+        plots: Figures.
+        tables: Tables.
+        cards: Audits.
+        collapsible: Further figures.
     """
 
     name: str
@@ -62,74 +68,74 @@ class Section:
     plots: Sequence[Plot] = ()
     tables: Sequence[Table] = ()
     cards: Sequence[AuditCard] = ()
-    folds: Sequence[CollapsibleSection] = ()
+    collapsible: Sequence[CollapsibleSection] = ()
 
     @property
     def all_plots(self) -> list[Plot]:
-        """All its figures."""
-        return [*self.plots, *(plot for fold in self.folds for plot in fold.plots)]
+        """All figures of the section."""
+        return [*self.plots, *(plot for part in self.collapsible for plot in part.plots)]
 
 
 def sections(
     runs: RunSet,
-    found: Sequence[ReportModel],
-    measured: Sequence[ComparableGroup],
+    models: Sequence[ReportModel],
+    groups: Sequence[ComparableGroup],
     maps: Sequence[MapSet],
     *,
     paper: bool,
 ) -> list[Section]:
-    """Return the parts of the report in their order.
+    """Return the sections of the report.
 
     Args:
-        runs: What was collected.
-        found: The models in it.
-        measured: Their measurements.
-        maps: Attention maps for an image, where one was given.
-        paper: Whether to print all published tables whole.
+        runs: The collected runs.
+        models: Their models.
+        groups: The measurements of the models.
+        maps: Attention maps for an image; empty without one.
+        paper: Whether to show the published tables in full.
     """
     parts = [
-        _summary(measured),
-        *([_attacks(found, measured)] if measured else []),
-        _published(found, measured, paper=paper),
-        _runs(runs, found),
-        _tutors(runs, measured, maps),
+        _summary(groups),
+        *([_attacks(models, groups)] if groups else []),
+        _published(models, groups, paper=paper),
+        _runs(runs, models),
+        _tutors(runs, groups, maps),
     ]
     return _unique_names(parts)
 
 
-def _summary(measured: Sequence[ComparableGroup]) -> Section:
+def _summary(groups: Sequence[ComparableGroup]) -> Section:
     words = []
-    if not measured:
-        words.append("No attack run is given: nothing is known about robustness.")
-    if len({group.protocol for group in measured}) > 1:
+    if not groups:
+        words.append("No attack run is given, so robust accuracy is unknown.")
+    if len({group.protocol for group in groups}) > 1:
         words.append(
-            "Two protocols are present. Under pixel, eps is in units of the pixel range; under paper-code it is in "
-            "units of normalised inputs, where 8/255 is about a quarter as large. Numbers of one are not numbers of "
-            "the other."
+            "The attacks use two protocols. Under pixel, eps is in units of the pixel range; under paper-code it is in "
+            "units of normalized inputs, where 8/255 is about a quarter as large. Do not compare numbers of different "
+            "protocols."
         )
-    return Section("summary", "Summary", words, tables=list(map(headline, measured)), cards=audit_cards(measured))
+    return Section("summary", "Summary", words, tables=list(map(headline, groups)), cards=audit_cards(groups))
 
 
-def _attacks(found: Sequence[ReportModel], measured: Sequence[ComparableGroup]) -> Section:
-    tables = [table for group in measured for table in attack_tables(group)]
-    return Section("attacks", "Under attack", (), attack_plots(measured, found), tables)
+def _attacks(models: Sequence[ReportModel], groups: Sequence[ComparableGroup]) -> Section:
+    tables = [table for group in groups for table in attack_tables(group)]
+    return Section("attacks", "Attacks", (), attack_plots(groups, models), tables)
 
 
-def _published(found: Sequence[ReportModel], measured: Sequence[ComparableGroup], *, paper: bool) -> Section:
-    tables = paper_tables(found) if paper else beside_published(found)
+def _published(models: Sequence[ReportModel], groups: Sequence[ComparableGroup], *, paper: bool) -> Section:
+    tables = published_tables(models, full=paper)
     words = [] if tables else ["The paper's tables have no row for these runs."]
-    if missing := unmatched(found):
-        words.append("Without a published row: " + "; ".join(missing) + ".")
+    if missing := unmatched(models):
+        words.append("No published row: " + "; ".join(missing) + ".")
     if tables:
         words.append(
-            "Each measured number carries its protocol. A published number's protocol is not known for certain "
-            "(see the footnotes), so a difference mixes what was measured and how."
+            "Each measured number has its protocol beside it. The protocol of the published numbers is not known for "
+            "certain (see the footnotes), so a difference may be due to the protocol."
         )
-    title = "The paper's tables" if paper else "Beside the paper"
-    return Section("published", title, words, published_plots(measured, found), tables)
+    title = "Published tables" if paper else "Comparison with the paper"
+    return Section("published", title, words, published_plots(groups, models), tables)
 
 
-def _runs(runs: RunSet, found: Sequence[ReportModel]) -> Section:
+def _runs(runs: RunSet, models: Sequence[ReportModel]) -> Section:
     curves, without = [], []
     for artifact in runs.artifacts:
         if artifact.document.kind in STAGES_WITH_CURVES:
@@ -141,36 +147,37 @@ def _runs(runs: RunSet, found: Sequence[ReportModel]) -> Section:
     for unfinished in runs.unfinished:
         if plot := search.history_plot(unfinished.run, "unfinished", unfinished.history):
             curves.append(plot)
-    hardened = [plot for plot in map(search.hardening, runs.searches) if plot]
-    searches = [*hardened, *map(search.width_choices, runs.searches)]
-    words = [f"No history was recorded, so there are no curves, for {', '.join(without)}."] if without else []
+    entropies = [plot for plot in map(search.hardening, runs.searches) if plot]
+    searches = [*entropies, *map(search.width_choices, runs.searches)]
+    words = [f"No training curves of {', '.join(without)}: no history was recorded."] if without else []
     if not runs.searches:
-        words.append("No search run is given: how the choices hardened is not shown.")
-    folds = (CollapsibleSection("How the searches chose", searches), CollapsibleSection("Training curves", curves))
-    front_tables, front_plots = fronts(found)
-    tables = [*model_tables(found), *front_tables]
-    return Section("runs", "Search and training", words, front_plots, tables, folds=_filled(folds))
+        words.append("No search run is given, so the search is not shown.")
+    collapsible = (CollapsibleSection("Searches", searches), CollapsibleSection("Training curves", curves))
+    front = front_students(models)
+    tables = [*model_tables(models), *([front_table(front)] if front else [])]
+    plots = [search.front_plot(front)] if front else []
+    return Section("runs", "Search and training", words, plots, tables, collapsible=_nonempty(collapsible))
 
 
-def _filled(folds: Sequence[CollapsibleSection]) -> list[CollapsibleSection]:
-    return [fold for fold in folds if fold.plots]
+def _nonempty(parts: Sequence[CollapsibleSection]) -> list[CollapsibleSection]:
+    return [part for part in parts if part.plots]
 
 
-def _tutors(runs: RunSet, measured: Sequence[ComparableGroup], maps_of_image: Sequence[MapSet]) -> Section:
-    maps = tutored(runs)
+def _tutors(runs: RunSet, groups: Sequence[ComparableGroup], maps_of_image: Sequence[MapSet]) -> Section:
+    maps = learned_tutor_maps(runs)
     agreement = agreement_table(maps)
-    compared = comparisons(measured)
+    comparisons = tutor_comparisons(groups)
     tables = [
-        *(table for comparison in compared for table in comparison_tables(comparison)),
-        *(table for table in (agreement, decided_table(runs), likeness_table(maps)) if table is not None),
+        *(table for comparison in comparisons for table in comparison_tables(comparison)),
+        *(table for table in (agreement, entropy_table(runs), similarity_table(maps)) if table is not None),
     ]
     plots = [
-        *map(comparison_plot, compared),
+        *map(comparison_plot, comparisons),
         *tutors.tutor_choices(maps),
         *tutors.tutor_counts(maps),
     ]
     logits = [plot for plot in map(tutors.tutor_heatmap, runs.searches) if plot is not None]
-    folds = _filled(
+    collapsible = _nonempty(
         (
             CollapsibleSection("Attention maps", list(map(map_plot, maps_of_image))),
             CollapsibleSection("Tutor logits", logits),
@@ -178,17 +185,17 @@ def _tutors(runs: RunSet, measured: Sequence[ComparableGroup], maps_of_image: Se
     )
     if not maps:
         words = ["No derived document with learned tutors is given."]
-        return Section("tutors", "Tutors", words, plots, tables, folds=folds)
-    words = control_words(compared)
+        return Section("tutors", "Tutors", words, plots, tables, collapsible=collapsible)
+    words = missing_controls(comparisons)
     if agreement is None:
         words.append(
-            "No two searches share student layers and teacher, so whether seeds agree on the tutors cannot be told."
+            "No two searches have the same student layers and teacher, so the agreement between seeds is unknown."
         )
-    return Section("tutors", "Tutors", words, plots, tables, folds=folds)
+    return Section("tutors", "Tutors", words, plots, tables, collapsible=collapsible)
 
 
 def _unique_names(parts: Sequence[Section]) -> list[Section]:
-    """Tell figures apart whose run names look alike as file names (``a/b`` and ``a b``)."""
+    """Number figures whose run names give the same file name (``a/b`` and ``a b``)."""
     times: Counter[str] = Counter()
 
     def renamed(plots: Sequence[Plot]) -> list[Plot]:
@@ -201,7 +208,9 @@ def _unique_names(parts: Sequence[Section]) -> list[Section]:
 
     return [
         replace(
-            part, plots=renamed(part.plots), folds=[replace(fold, plots=renamed(fold.plots)) for fold in part.folds]
+            part,
+            plots=renamed(part.plots),
+            collapsible=[replace(group, plots=renamed(group.plots)) for group in part.collapsible],
         )
         for part in parts
     ]

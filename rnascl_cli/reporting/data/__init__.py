@@ -1,1 +1,1 @@
-"""Collecting runs and their lineage for a report."""
+"""Data of a report: run directories, their lineage, comparable measurements and paired comparisons."""

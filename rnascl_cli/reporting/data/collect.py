@@ -1,4 +1,4 @@
-"""Finding run directories and reading what they hold."""
+"""Find run directories and read their documents."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ from rnascl_cli.artifacts.documents import (
     AdvFinetuneDocument,
     AnyDocument,
     AttackDocument,
+    DataReference,
     DerivedDocument,
     Document,
     SearchDocument,
+    TeacherReference,
     TrainDocument,
 )
 from rnascl_cli.artifacts.store import read_document, sha256_file
 from rnascl_cli.core.errors import UserError, printable
 from rnascl_cli.engine.run_directory import CHECKPOINT, JOURNAL, METRICS
-from rnascl_cli.reporting.data.unfinished_runs import journal_words, read_metrics
+from rnascl_cli.reporting.data.unfinished_runs import describe_journal, read_metrics
 
 DOCUMENT_NAMES = {f"{kind}.json": document for kind, document in DOCUMENTS.items()}
-STAGE_ENDS = ("search.json", "train.json", "adv-finetune.json", "attack.json")
-LEFTOVERS = (CHECKPOINT, METRICS, JOURNAL)
+FINISHED = ("search.json", "train.json", "adv-finetune.json", "attack.json")
+"""Documents that a stage writes when it ends."""
+STARTED = (CHECKPOINT, METRICS, JOURNAL)
+"""Files that a stage writes while it runs."""
 
 D_co = TypeVar("D_co", bound=Document, covariant=True)
 D = TypeVar("D", bound=Document)
@@ -33,14 +37,14 @@ D = TypeVar("D", bound=Document)
 
 @dataclass(frozen=True)
 class Artifact(Generic[D_co]):
-    """A document and where it was found.
+    """A document and its location.
 
     Attributes:
-        run: The run directory's name: its path below the folder that all given runs share.
-        folder: The run directory itself; to read files, never to be shown.
-        file: The document's file name.
-        sha256: Of the file's bytes.
-        document: What it holds.
+        run: Run name: the path of the run directory relative to the common parent of all given runs.
+        folder: Run directory; used to read files, never shown.
+        file: File name of the document.
+        sha256: Hash of the file.
+        document: Parsed content.
     """
 
     run: str
@@ -51,40 +55,40 @@ class Artifact(Generic[D_co]):
 
 
 @dataclass(frozen=True)
-class Unfinished:
-    """A run that left a checkpoint, metrics or a journal, and no document of a stage that has ended.
+class UnfinishedRun:
+    """A run with a checkpoint, metrics or a journal, but no document of a finished stage.
 
     Attributes:
-        run: Its name.
-        words: What it holds.
-        history: The epochs it recorded.
+        run: Run name.
+        state: What the run directory contains, in words.
+        history: Metrics of the recorded epochs.
     """
 
     run: str
-    words: str
+    state: str
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class RunSet:
-    """Everything that was found.
+    """All collected runs.
 
     Attributes:
-        artifacts: All documents, by run name and file name.
-        unfinished: Runs that did not end.
-        damaged: Files that could not be read or hold something amiss, in words that begin with the run's name.
+        artifacts: All documents, sorted by run and file name.
+        unfinished: Runs that did not finish.
+        damaged: Messages about files that could not be read or contain errors; each starts with the run name.
     """
 
     artifacts: tuple[Artifact[AnyDocument], ...]
-    unfinished: tuple[Unfinished, ...] = ()
+    unfinished: tuple[UnfinishedRun, ...] = ()
     damaged: tuple[str, ...] = ()
 
     def of(self, kind: type[D]) -> list[Artifact[D]]:
-        """Return the artifacts whose document is of this kind."""
+        """Return the artifacts with a document of the given class."""
         return [
-            Artifact(found.run, found.folder, found.file, found.sha256, found.document)
-            for found in self.artifacts
-            if isinstance(found.document, kind)
+            Artifact(artifact.run, artifact.folder, artifact.file, artifact.sha256, artifact.document)
+            for artifact in self.artifacts
+            if isinstance(artifact.document, kind)
         ]
 
     @property
@@ -114,58 +118,63 @@ class RunSet:
 
 
 def collect(paths: Sequence[Path]) -> RunSet:
-    """Read the runs at or below ``paths``.
+    """Read all runs at or below ``paths``.
+
+    Damaged documents are listed in ``damaged`` and skipped.
 
     Args:
-        paths: Run directories, or folders of them to any depth; hidden folders and links are not entered.
-
-    A damaged document is named in ``damaged`` and left out: the other runs are still worth a report.
+        paths: Run directories, or folders that contain them at any depth. Hidden folders and links are not followed.
 
     Raises:
-        UserError: A path is no folder, no run was found, or no document of any could be read.
+        UserError: A path is not a folder, no run was found, or no document could be read.
     """
     folders: dict[Path, None] = {}
     for path in paths:
         if not path.exists():
-            raise UserError(f"{path}: no such folder; name run directories, or a folder of them")
+            raise UserError(f"{path}: no such folder; pass run directories or a folder that contains them")
         if not path.is_dir():
-            raise UserError(f"{path}: is a file; name the run directory it lies in")
+            raise UserError(f"{path}: is a file; pass the run directory that contains it")
         folders.update(dict.fromkeys(_walk(path.resolve())))
     with_documents = [folder for folder in folders if _documents(folder)]
-    started = [folder for folder in folders if any((folder / name).is_file() for name in LEFTOVERS)]
+    started = [folder for folder in folders if any((folder / name).is_file() for name in STARTED)]
     if not with_documents and not started:
         given = ", ".join(str(path) for path in paths)
-        raise UserError(f"{given}: no run found; a run directory holds one of {', '.join(sorted(DOCUMENT_NAMES))}")
-    names = _names({*with_documents, *started})
+        expected = ", ".join(sorted(DOCUMENT_NAMES))
+        raise UserError(f"{given}: no run found; a run directory contains one of {expected}")
+    names = _run_names({*with_documents, *started})
     artifacts: list[Artifact[AnyDocument]] = []
-    refused: list[tuple[str, UserError]] = []
+    damaged: list[str] = []
+    first_error: UserError | None = None
     for folder in with_documents:
         for file in _documents(folder):
+            path = folder / file
             try:
-                document = read_document(folder / file, DOCUMENT_NAMES[file])
+                document = read_document(path, DOCUMENT_NAMES[file])
             except UserError as error:
-                refused.append((f"{names[folder]}: {file} is left out: {_without(folder / file, error)}", error))
+                first_error = first_error or error
+                reason = str(error).removeprefix(f"{path}: ").replace(str(path), file)  # without machine paths
+                damaged.append(f"{names[folder]}: {file} was skipped: {reason}")
             else:
-                artifacts.append(Artifact(names[folder], folder, file, sha256_file(folder / file), document))
-    if refused and not artifacts:
-        raise refused[0][1]
-    artifacts.sort(key=lambda found: (found.run, found.file))
-    unfinished = [_unfinished(names[folder], folder) for folder in started if not _ended(folder)]
-    damaged = [*(words for words, _ in refused), *_amiss(names, [folder for folder in started if _ended(folder)])]
-    return RunSet(tuple(artifacts), tuple(sorted(unfinished, key=lambda found: found.run)), tuple(sorted(damaged)))
-
-
-def _without(path: Path, error: UserError) -> str:
-    """Return what is wrong without the machine's folders."""
-    return str(error).removeprefix(f"{path}: ").replace(str(path), path.name)
+                artifacts.append(Artifact(names[folder], folder, file, sha256_file(path), document))
+    if first_error and not artifacts:
+        raise first_error
+    unfinished = []
+    for folder in started:
+        if any((folder / name).is_file() for name in FINISHED):
+            damaged += _problems(names[folder], folder)
+        else:
+            unfinished.append(_unfinished(names[folder], folder))
+    artifacts.sort(key=lambda artifact: (artifact.run, artifact.file))
+    unfinished.sort(key=lambda run: run.run)
+    return RunSet(tuple(artifacts), tuple(unfinished), tuple(sorted(damaged)))
 
 
 def _walk(root: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: {error.strerror}") from None
 
-    for folder, inside, _ in os.walk(root, onerror=refuse):
-        inside[:] = sorted(name for name in inside if not name.startswith("."))
+    for folder, subfolders, _ in os.walk(root, onerror=refuse):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         yield Path(folder)
 
 
@@ -173,33 +182,44 @@ def _documents(folder: Path) -> list[str]:
     return [name for name in DOCUMENT_NAMES if (folder / name).is_file()]
 
 
-def _ended(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in STAGE_ENDS)
-
-
-def _unfinished(run: str, folder: Path) -> Unfinished:
+def _unfinished(run: str, folder: Path) -> UnfinishedRun:
     if (folder / JOURNAL).is_file() and not (folder / METRICS).is_file():
-        return Unfinished(run, f"the attack was not finished; {journal_words(folder / JOURNAL)}")
+        return UnfinishedRun(run, f"attack not finished; {describe_journal(folder / JOURNAL)}")
     if not (folder / METRICS).is_file():
-        return Unfinished(run, f"not finished; it holds a {CHECKPOINT} and no metrics")
+        return UnfinishedRun(run, f"not finished; it contains a {CHECKPOINT} and no metrics")
     metrics = read_metrics(folder / METRICS)
-    return Unfinished(run, "; ".join(("not finished", metrics.state, *metrics.problems)), metrics.history)
+    return UnfinishedRun(run, "; ".join(("not finished", metrics.summary, *metrics.problems)), metrics.history)
 
 
-def _amiss(names: dict[Path, str], folders: Sequence[Path]) -> Iterator[str]:
-    """Say what is amiss with what lies beside the documents of runs that ended."""
-    for folder in folders:
-        if (folder / METRICS).is_file():
-            for problem in read_metrics(folder / METRICS).problems:
-                yield f"{names[folder]}: {problem}; the curves are those of the run's document"
-        if (folder / JOURNAL).is_file():
-            yield f"{names[folder]}: an attack was begun and not finished; {journal_words(folder / JOURNAL)}"
+def _problems(run: str, folder: Path) -> Iterator[str]:
+    """Yield the problems of a finished run: damaged metrics, or an attack that was started and not finished."""
+    if (folder / METRICS).is_file():
+        for problem in read_metrics(folder / METRICS).problems:
+            yield f"{run}: {problem}; the curves are taken from the run's document"
+    if (folder / JOURNAL).is_file():
+        yield f"{run}: an attack was started and not finished; {describe_journal(folder / JOURNAL)}"
 
 
-def _names(folders: set[Path]) -> dict[Path, str]:
-    """Return each folder's path below the one they share; machine paths have no place in a report."""
-    shared = Path(os.path.commonpath([folder.parent if len(folders) == 1 else folder for folder in folders]))
+def _run_names(folders: set[Path]) -> dict[Path, str]:
+    """Return the path of each folder relative to their common parent, since reports must not contain machine paths."""
+    parent = Path(os.path.commonpath([folder.parent if len(folders) == 1 else folder for folder in folders]))
     return {
-        folder: printable(folder.relative_to(shared).as_posix() if folder != shared else folder.name)
+        folder: printable(folder.relative_to(parent).as_posix() if folder != parent else folder.name)
         for folder in folders
     }
+
+
+def describe_data(data: DataReference | None) -> str:
+    """Return the data spec and the start of the fingerprint."""
+    return f"{short_spec(data.spec)} (fingerprint {data.fingerprint[:12]})" if data else "unrecorded data"
+
+
+def short_spec(spec: str) -> str:
+    """Return a data spec without machine paths: ``folder:/mnt/a/cifar`` becomes ``folder:cifar``."""
+    kind, colon, path = spec.partition(":")
+    return f"{kind}:{path.rstrip('/').rsplit('/', 1)[-1] or path}" if colon else kind
+
+
+def describe_teacher(teacher: TeacherReference) -> str:
+    """Return the teacher's architecture, file name and the start of its sha256."""
+    return f"{teacher.architecture} ({teacher.path.rsplit('/', 1)[-1]}, sha256 {teacher.sha256[:12]})"

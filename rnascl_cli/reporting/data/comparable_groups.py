@@ -1,4 +1,4 @@
-"""What was measured, sorted so that only comparable numbers share a column."""
+"""Group measurements so that only comparable numbers share a column."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rnascl_cli.artifacts.documents import AttackDocument, AttackResult, AuditCheck, Protocol
+from rnascl_cli.core.statistics import wilson_interval
 from rnascl_cli.core.units import parse_epsilon
+from rnascl_cli.reporting.data.collect import describe_data
 from rnascl_cli.reporting.data.lineage import ReportModel
-from rnascl_cli.reporting.data.merge_attacks import MergedAttack, norm_of
-from rnascl_cli.reporting.tables.table import data_words, wilson
+from rnascl_cli.reporting.data.merge_attacks import AttackSetting, Conditions, MergedAttack, conditions, setting
 
 ATTACK_NAMES = {
     "fgsm": "FGSM",
@@ -20,105 +21,154 @@ ATTACK_NAMES = {
     "cw": "CW",
     "aa": "AutoAttack",
 }
-PROTOCOL_WORDS: dict[Protocol, str] = {
+PROTOCOLS: dict[Protocol, str] = {
     "pixel": "protocol pixel (eps in units of a pixel range of [0, 1])",
-    "paper-code": "protocol paper-code (eps in units of normalised inputs; not comparable with pixel)",
+    "paper-code": "protocol paper-code (eps in units of normalized inputs; not comparable with pixel)",
 }
-EPS_UNITS: dict[Protocol, str] = {"pixel": "1/255 of the pixel range", "paper-code": "1/255 in normalised units"}
+EPS_UNITS: dict[Protocol, str] = {"pixel": "1/255 of the pixel range", "paper-code": "1/255 in normalized units"}
 PAPER_EPS = 8 / 255
-SAME = 1e-9
+TOLERANCE = 1e-9
+"""Two eps closer than this are the same, however they are written."""
 
 
 @dataclass(frozen=True)
 class ComparableResult:
-    """One model on one set of images under one protocol."""
+    """Accuracies of one model on one set of images under one protocol and norm."""
 
     model: ReportModel
     attack: MergedAttack
 
     @property
     def largest(self) -> AttackResult | None:
-        """A result of the largest eps."""
+        """A result at the largest eps."""
         return max(self.attack.document.results, key=lambda result: result.eps_value, default=None)
 
     @property
     def worst_case(self) -> float | None:
-        """The share of images that no attack of the largest eps broke."""
+        """Worst-case accuracy at the largest eps."""
         return self.worst_case_at(self.largest.eps_value) if self.largest else None
 
     def worst_case_at(self, eps: float) -> float | None:
-        """Return the share of images that no attack of this eps broke, from the verdicts; None where unknown."""
+        """Return the fraction of images that no attack at this eps fools; None if unknown."""
         document = self.attack.document
-        texts = {result.eps for result in document.results if abs(result.eps_value - eps) < SAME}
-        verdicts = [verdict for verdict in document.verdicts if verdict.eps in texts]
+        written = {result.eps for result in document.results if abs(result.eps_value - eps) < TOLERANCE}
+        verdicts = [verdict for verdict in document.verdicts if verdict.eps in written]
         if verdicts:
             broken = {index for verdict in verdicts for index in verdict.broken}
             return 1 - len(broken & set(document.images)) / document.n
-        # Without verdicts, what the attack run recorded, which is of its largest eps.
-        known = self.largest is not None and abs(self.largest.eps_value - eps) < SAME
+        # Without verdicts, only the recorded value is known, which is that of the largest eps.
+        known = self.largest is not None and abs(self.largest.eps_value - eps) < TOLERANCE
         return document.worst_case_accuracy if known else None
 
     @property
-    def card(self) -> list[AuditCheck] | None:
-        """The gradient-masking audit; None where there was none."""
+    def audit(self) -> list[AuditCheck] | None:
+        """Gradient-masking audit, if there was one."""
         return self.attack.document.audit
 
-    def interval(self, fraction: float) -> tuple[float, float] | None:
-        """Return an interval where the attack document gives any: where a subset was attacked."""
-        document = self.attack.document
-        intervals = [document.clean_confidence_interval, *(found.confidence_interval for found in document.results)]
-        subset = any(interval is not None for interval in intervals)
-        return wilson(fraction, document.n) if subset else None
+    @property
+    def passed_audit(self) -> bool:
+        """Whether no check failed; also True without an audit."""
+        return all(check.passed for check in self.audit or ())
 
-    def at(self, attack: str, eps: float) -> AttackResult | None:
+    def interval(self, fraction: float) -> tuple[float, float] | None:
+        """Return the Wilson interval of an accuracy if a subset of the test set was attacked, otherwise None."""
+        document = self.attack.document
+        intervals = [document.clean_confidence_interval, *(result.confidence_interval for result in document.results)]
+        return wilson_interval(fraction, document.n) if any(intervals) else None
+
+    def result_at(self, attack: str, eps: float) -> AttackResult | None:
         """Return the result of an attack at an eps."""
         results = self.attack.document.results
-        return next((found for found in results if found.attack == attack and abs(found.eps_value - eps) < SAME), None)
+        return next((one for one in results if one.attack == attack and abs(one.eps_value - eps) < TOLERANCE), None)
+
+    def result_with(self, key: AttackSetting) -> AttackResult | None:
+        """Return the result with exactly these hyperparameters."""
+        return next((result for result in self.attack.document.results if setting(result) == key), None)
+
+    @property
+    def perturbed(self) -> list[AttackResult]:
+        """Results at eps above zero; at eps 0 an attack measures clean accuracy, which has its own column."""
+        return [result for result in self.attack.document.results if result.eps_value > 0]
+
+    @property
+    def missing(self) -> list[tuple[str, float]]:
+        """Attacks and eps that were requested and have no result."""
+        done = [(result.attack, result.eps_value) for result in self.attack.document.results]
+        requested = dict.fromkeys(pair for part in self.attack.parts for pair in _requested(part.document))
+        return [
+            (name, eps)
+            for name, eps in requested
+            if not any(name == other and abs(eps - value) < TOLERANCE for other, value in done)
+        ]
+
+
+def _requested(document: AttackDocument) -> list[tuple[str, float]]:
+    settings = document.provenance.recipe.get("attack", {})
+    norm = settings.get("norm", "Linf")
+    return [
+        (str(name), parse_epsilon(str(eps), norm=norm).value)
+        for name in settings.get("attacks", ())
+        if name != "clean"
+        for eps in settings.get("eps", ())
+    ]
 
 
 @dataclass(frozen=True)
 class ComparableGroup:
-    """Measurements that may share a column: same images, same protocol, same norm."""
+    """Measurements on the same images, under the same protocol and norm."""
 
     letter: str
     protocol: Protocol
     norm: str
-    measured: tuple[ComparableResult, ...]
+    measurements: tuple[ComparableResult, ...]
 
     @property
     def n(self) -> int:
-        """How many test images."""
-        return self.measured[0].attack.document.n
+        """Number of test images."""
+        return self.measurements[0].attack.document.n
 
     @property
     def fingerprint(self) -> str | None:
-        """Of the data."""
-        data = self.measured[0].attack.document.provenance.data
+        """Fingerprint of the data."""
+        data = self.measurements[0].attack.document.provenance.data
         return data.fingerprint if data else None
 
     @property
-    def words(self) -> str:
-        """Which images, which protocol, which norm."""
-        document = self.measured[0].attack.document
-        norm = "" if self.norm == "Linf" else f", norm {self.norm}"
-        return f"{document.n:,} test images of {data_words(document.provenance)}; {PROTOCOL_WORDS[self.protocol]}{norm}"
+    def settings(self) -> dict[AttackSetting, AttackResult]:
+        """A result for each attack setting of the group, by eps and then in the usual order of attacks."""
+        by_setting: dict[AttackSetting, AttackResult] = {}
+        for measurement in self.measurements:
+            for result in measurement.perturbed:
+                by_setting.setdefault(setting(result), result)
+        order = {name: index for index, name in enumerate(ATTACK_NAMES)}
+        keys = sorted(by_setting, key=lambda key: (key[1], order.get(key[0], len(order)), repr(key)))
+        return {key: by_setting[key] for key in keys}
+
+    @property
+    def norm_suffix(self) -> str:
+        """``", norm L2"``; empty for L-inf."""
+        return "" if self.norm == "Linf" else f", norm {self.norm}"
+
+    @property
+    def description(self) -> str:
+        """Images, protocol and norm, in words."""
+        data = describe_data(self.measurements[0].attack.document.provenance.data)
+        return f"{self.n:,} test images of {data}; {PROTOCOLS[self.protocol]}{self.norm_suffix}"
 
 
 def groups(models: Iterable[ReportModel]) -> list[ComparableGroup]:
-    """Sort all measurements by the images attacked, the protocol and the norm, the largest group first."""
-    sorted_in: dict[tuple[str, Protocol, str, frozenset[int]], list[ComparableResult]] = {}
+    """Group all measurements by images, protocol and norm; pixel and L-inf first, then the largest group first."""
+    by_conditions: dict[Conditions, list[ComparableResult]] = {}
     for model in models:
         for attack in model.attacks:
-            document = attack.document
-            data = document.provenance.data
-            images = frozenset(document.images)
-            key = (data.fingerprint if data else "", document.protocol, norm_of(document), images)
-            sorted_in.setdefault(key, []).append(ComparableResult(model, attack))
-    # Pixel and L-inf first: they are the community's meaning of eps.
+            by_conditions.setdefault(conditions(attack.document), []).append(ComparableResult(model, attack))
     ordered = sorted(
-        sorted_in.items(), key=lambda item: (item[0][1] != "pixel", item[0][2] != "Linf", -len(item[1]), item[0][0])
+        by_conditions.items(), key=lambda item: (item[0][1] != "pixel", item[0][2] != "Linf", -len(item[1]), item[0][0])
     )
-    return [ComparableGroup(_letter(index), key[1], key[2], tuple(found)) for index, (key, found) in enumerate(ordered)]
+    return [
+        ComparableGroup(_letter(index), protocol, norm, tuple(measurements))
+        for index, ((_, protocol, norm, _), measurements) in enumerate(ordered)
+    ]
 
 
 def _letter(index: int) -> str:
@@ -131,39 +181,8 @@ def attack_name(attack: str) -> str:
     return ATTACK_NAMES.get(attack, attack)
 
 
-def usual_eps(group: ComparableGroup) -> AttackResult | None:
-    """Return a result of the eps that most attacks of the group were run with, 8/255 among equals."""
-    results = [result for found in group.measured for result in perturbed(found)]
-    times = Counter(result.eps_value for result in results)
-    return max(results, key=lambda result: (times[result.eps_value], -abs(result.eps_value - PAPER_EPS)), default=None)
-
-
-def perturbed(measured: ComparableResult) -> list[AttackResult]:
-    """Return the results at any eps above zero; at zero an attack measures clean accuracy, which has its column."""
-    return [result for result in measured.attack.document.results if result.eps_value > 0]
-
-
-def missing(attack: MergedAttack) -> list[tuple[str, float]]:
-    """Return each attack and eps that one of the attack runs was asked for and none has a result of."""
-    # Sizes are compared as numbers, since 8/255 may be written otherwise.
-    done = [(result.attack, result.eps_value) for result in attack.document.results]
-    wanted = dict.fromkeys(pair for part in attack.parts for pair in _asked(part.document))
-    return [
-        (name, eps)
-        for name, eps in wanted
-        if not any(name == other and abs(eps - value) < SAME for other, value in done)
-    ]
-
-
-def _asked(document: AttackDocument) -> list[tuple[str, float]]:
-    asked = document.provenance.recipe.get("attack", {})
-    names, sizes = asked.get("attacks", ()), asked.get("eps", ())
-    norm = asked.get("norm", "Linf")
-    return [
-        (str(name), parse_epsilon(str(size), norm=norm).value) for name in names if name != "clean" for size in sizes
-    ]
-
-
-def missing_results(attack: MergedAttack) -> list[str]:
-    """Name each attack at each eps that was asked for and has no result."""
-    return [f"{attack_name(name)} at eps {eps:.4g}" for name, eps in missing(attack)]
+def common_eps(group: ComparableGroup) -> AttackResult | None:
+    """Return a result at the eps with the most results in the group; of equally many, the one closest to 8/255."""
+    results = [result for measurement in group.measurements for result in measurement.perturbed]
+    counts = Counter(result.eps_value for result in results)
+    return max(results, key=lambda result: (counts[result.eps_value], -abs(result.eps_value - PAPER_EPS)), default=None)

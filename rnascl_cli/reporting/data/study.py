@@ -1,4 +1,4 @@
-"""What a study has measured so far, read off the artifacts that its steps have left."""
+"""Read the current results of a study from the artifacts of its finished steps."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from rnascl_cli.artifacts.documents import (
 )
 from rnascl_cli.artifacts.store import read_document
 from rnascl_cli.artifacts.study import AttackSummary, Circumstances, MeasuredAttack, SearchRow, StudyRow
-from rnascl_cli.reporting.tables.table import short_spec, wilson
+from rnascl_cli.core.statistics import wilson_interval
+from rnascl_cli.reporting.data.collect import short_spec
 from rnascl_cli.spaces import NetworkSpace, space_named
 
 D = TypeVar("D", bound=Document)
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a student of a study lies.
+class StudyStudent:
+    """A student of a study and its run directories.
 
     Attributes:
-        space: Its search space.
-        seed: Of its training.
-        arm: Its arm.
+        space: Search space.
+        seed: Training seed.
+        arm: Arm of the study.
         stage: ``train``, or the name of a fine-tuning.
-        run: Its run directory below the study's folder.
-        attacks: Those of the attacks on it, by the name of the measurement.
+        run: Run directory, relative to the study's folder.
+        attacks: Run directories of its attacks, by the name of the measurement.
     """
 
     space: str
@@ -45,100 +46,59 @@ class Place:
     attacks: dict[str, str]
 
 
-def read_rows(out: Path, places: Iterable[Place], *, done: Container[str]) -> tuple[list[StudyRow], Circumstances]:
-    """Return a row for every student that has been trained, and what all of them depend on.
+def read_rows(
+    out: Path, students: Iterable[StudyStudent], *, done: Container[str]
+) -> tuple[list[StudyRow], Circumstances]:
+    """Return a row for each trained student, and the circumstances of all of them.
 
     Args:
         out: The study's folder.
-        places: Its students.
-        done: Names of the steps whose results count: what was made from something that has changed since does not.
+        students: Its students.
+        done: Names of the finished steps. Results of other steps are ignored, since their inputs may have changed.
 
     Raises:
         UserError: A document cannot be read.
     """
     rows, documents = [], list[Document]()
-    for place in places:
-        if place.run not in done:
+    for student in students:
+        if student.run not in done:
             continue
-        made = _read(out / place.run / "train.json", TrainDocument) or _read(
-            out / place.run / "adv-finetune.json", AdvFinetuneDocument
+        made = _read(out / student.run / "train.json", TrainDocument) or _read(
+            out / student.run / "adv-finetune.json", AdvFinetuneDocument
         )
         if made is None:
             continue
         attacks = {
-            name: found
-            for name, run in place.attacks.items()
-            if run in done and (found := _read(out / run / "attack.json", AttackDocument))
+            name: attack
+            for name, run in student.attacks.items()
+            if run in done and (attack := _read(out / run / "attack.json", AttackDocument))
         }
         documents += [made, *attacks.values()]
-        architecture = made.architecture
         rows.append(
             StudyRow(
-                space=place.space,
-                seed=place.seed,
-                arm=place.arm,
-                stage=place.stage,
-                run=place.run,
-                widths=architecture.widths,
-                params=architecture.params,
-                macs=architecture.macs,
+                space=student.space,
+                seed=student.seed,
+                arm=student.arm,
+                stage=student.stage,
+                run=student.run,
+                widths=made.architecture.widths,
+                params=made.architecture.params,
+                macs=made.architecture.macs,
                 clean_accuracy=made.clean_accuracy,
                 test_images=made.provenance.data.test_images if made.provenance.data else 0,
                 epochs=made.epochs,
                 seconds=made.seconds,
-                attacks={name: _attacked(found) for name, found in attacks.items()},
+                attacks={name: _summary(attack) for name, attack in attacks.items()},
             )
         )
     return rows, _circumstances([document.provenance for document in documents])
-
-
-def read_searches(out: Path, runs: Iterable[str], *, done: Container[str]) -> list[SearchRow]:
-    """Return a row for every search whose network has been derived.
-
-    Args:
-        out: The study's folder.
-        runs: The searches' run directories below it, ``SPACE/SEED/ARM/search``.
-        done: As in :func:`read_rows`.
-
-    Raises:
-        UserError: A document cannot be read.
-    """
-    rows = []
-    for run in runs:
-        beside = f"{run.rpartition('/')[0]}/derived.json"
-        if run not in done or beside not in done:
-            continue
-        search = read_document(out / run / "search.json", SearchDocument)
-        derived = read_document(out / beside, DerivedDocument)
-        sizes = {"num_classes": search.num_classes, "input_size": search.input_size}
-        last = search.history[-1]
-        rows.append(
-            SearchRow(
-                space=search.space,
-                seed=search.provenance.seed,
-                arm=run.split("/")[-2],
-                run=run,
-                epochs=len(search.history),
-                seconds=sum(entry["seconds"] for entry in search.history),
-                width_entropy=_share(last["width_entropy"]),
-                tutor_entropy=None if last.get("tutor_entropy") is None else _share(last["tutor_entropy"]),
-                macs=derived.architecture.macs,
-                smallest_macs=NetworkSpace(space_named(search.space), **sizes).smallest.macs,
-            )
-        )
-    return rows
-
-
-def _share(recorded: float) -> float:
-    """Return a share as searches of earlier versions recorded it, which may be rounded to beyond 0 or 1."""
-    return min(max(recorded, 0.0), 1.0)
 
 
 def _read(path: Path, kind: type[D]) -> D | None:
     return read_document(path, kind) if path.is_file() else None
 
 
-def _attacked(document: AttackDocument) -> AttackSummary:
+def _summary(document: AttackDocument) -> AttackSummary:
     audit = document.audit
     return AttackSummary(
         protocol=document.protocol,
@@ -149,7 +109,7 @@ def _attacked(document: AttackDocument) -> AttackSummary:
                 attack=result.attack,
                 eps=result.eps,
                 accuracy=result.accuracy,
-                interval=wilson(result.accuracy, document.n),
+                interval=wilson_interval(result.accuracy, document.n),
             )
             for result in document.results
         ],
@@ -159,30 +119,72 @@ def _attacked(document: AttackDocument) -> AttackSummary:
     )
 
 
-def _circumstances(made: Sequence[Provenance]) -> Circumstances:
-    def all_of(read: Callable[[Provenance], str | None]) -> list[str]:
-        return list(dict.fromkeys(text for provenance in made if (text := read(provenance))))
+def read_searches(out: Path, runs: Iterable[str], *, done: Container[str]) -> list[SearchRow]:
+    """Return a row for each search whose network has been derived.
 
-    days = sorted(provenance.created[:10] for provenance in made)
+    Args:
+        out: The study's folder.
+        runs: Run directories of the searches, relative to ``out``: ``SPACE/SEED/ARM/search``.
+        done: Names of the finished steps, as in :func:`read_rows`.
+
+    Raises:
+        UserError: A document cannot be read.
+    """
+    rows = []
+    for run in runs:
+        derived_path = f"{run.rpartition('/')[0]}/derived.json"
+        if run not in done or derived_path not in done:
+            continue
+        search = read_document(out / run / "search.json", SearchDocument)
+        derived = read_document(out / derived_path, DerivedDocument)
+        sizes = {"num_classes": search.num_classes, "input_size": search.input_size}
+        last = search.history[-1]
+        rows.append(
+            SearchRow(
+                space=search.space,
+                seed=search.provenance.seed,
+                arm=run.split("/")[-2],
+                run=run,
+                epochs=len(search.history),
+                seconds=sum(entry["seconds"] for entry in search.history),
+                width_entropy=_clamped(last["width_entropy"]),
+                tutor_entropy=None if last.get("tutor_entropy") is None else _clamped(last["tutor_entropy"]),
+                macs=derived.architecture.macs,
+                smallest_macs=NetworkSpace(space_named(search.space), **sizes).smallest.macs,
+            )
+        )
+    return rows
+
+
+def _clamped(fraction: float) -> float:
+    """Return a fraction within [0, 1], since earlier versions recorded some that rounding had moved outside."""
+    return min(max(fraction, 0.0), 1.0)
+
+
+def _circumstances(provenances: Sequence[Provenance]) -> Circumstances:
+    def distinct(read: Callable[[Provenance], str | None]) -> list[str]:
+        return list(dict.fromkeys(text for provenance in provenances if (text := read(provenance))))
+
+    days = sorted(provenance.created[:10] for provenance in provenances)
     return Circumstances(
-        data=all_of(_data),
-        teachers=all_of(_teacher),
-        devices=all_of(lambda one: one.device),
-        precisions=all_of(lambda one: one.precision),
-        torch_versions=all_of(lambda one: one.torch_version),
-        tool_versions=all_of(lambda one: f"{one.tool_version}{f' ({one.commit})' if one.commit else ''}"),
+        data=distinct(_data),
+        teachers=distinct(_teacher),
+        devices=distinct(lambda one: one.device),
+        precisions=distinct(lambda one: one.precision),
+        torch_versions=distinct(lambda one: one.torch_version),
+        tool_versions=distinct(lambda one: f"{one.tool_version}{f' ({one.commit})' if one.commit else ''}"),
         made=(days[0], days[-1]) if days else None,
     )
+
+
+def _teacher(provenance: Provenance) -> str | None:
+    teacher = provenance.teacher
+    return f"{teacher.architecture}, sha256 {teacher.sha256}" if teacher else None
 
 
 def _data(provenance: Provenance) -> str | None:
     data = provenance.data
     if data is None:
         return None
-    trained = f"{data.train_images} images to train on, {data.holdout_images} held out, " if data.train_images else ""
-    return f"{short_spec(data.spec)} (fingerprint {data.fingerprint[:12]}): {trained}{data.test_images} to test on"
-
-
-def _teacher(provenance: Provenance) -> str | None:
-    teacher = provenance.teacher
-    return f"{teacher.architecture}, sha256 {teacher.sha256}" if teacher else None
+    training = f"{data.train_images} training images, {data.holdout_images} held out, " if data.train_images else ""
+    return f"{short_spec(data.spec)} (fingerprint {data.fingerprint[:12]}): {training}{data.test_images} test images"

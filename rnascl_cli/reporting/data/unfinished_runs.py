@@ -1,4 +1,4 @@
-"""What unfinished and broken-off runs leave behind: metrics without a document, an attack's journal, damaged lines."""
+"""Read what unfinished runs leave behind: metrics and attack journals, possibly damaged."""
 
 from __future__ import annotations
 
@@ -9,39 +9,38 @@ from pathlib import Path
 from typing import Any
 
 from rnascl_cli.artifacts.reading import MAX_DOCUMENT_BYTES, holds_too_much, read_bounded
-from rnascl_cli.core.errors import UserError
+from rnascl_cli.core.errors import UserError, pluralise
 
-MAX_SHOWN = 3
+MAX_PROBLEMS = 3
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """The lines of a ``metrics.jsonl``.
+    """Content of a ``metrics.jsonl``.
 
     Attributes:
-        history: The entries that could be read.
-        problems: What is wrong with the file, in words; empty when nothing is.
+        history: Entries that could be read.
+        problems: Messages about damaged lines.
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
     problems: tuple[str, ...] = ()
 
     @property
-    def state(self) -> str:
-        """How far it got, in words."""
+    def summary(self) -> str:
+        """Number of recorded epochs and the last loss, in words."""
         if not self.history:
-            return "no epoch is recorded"
+            return "no epoch recorded"
         loss = self.history[-1].get("loss")
-        words = f"{len(self.history)} epoch{'s' * (len(self.history) != 1)} recorded"
-        known = isinstance(loss, int | float) and math.isfinite(loss)
-        return f"{words}, the last with a loss of {loss:.4g}" if known else words
+        epochs = f"{pluralise(len(self.history), 'epoch')} recorded"
+        return f"{epochs}, last loss {loss:.4g}" if isinstance(loss, int | float) and math.isfinite(loss) else epochs
 
 
 def _lines(path: Path) -> list[bytes]:
-    """Return the lines of a file of bounded size; what follows the last newline is the last.
+    """Return the lines of a file; the last one is what follows the last newline.
 
     Raises:
-        OSError: It cannot be read, or holds more than rnascl writes.
+        OSError: The file cannot be read, or is larger than anything rnascl writes.
     """
     try:
         data = read_bounded(path, MAX_DOCUMENT_BYTES, what="file of rnascl's")
@@ -53,7 +52,7 @@ def _lines(path: Path) -> list[bytes]:
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Read a ``metrics.jsonl`` as far as it can be read; a damaged line is named and passed over."""
+    """Read a ``metrics.jsonl``; damaged lines are skipped and listed in ``problems``."""
     try:
         lines = _lines(path)
     except OSError as error:
@@ -65,39 +64,38 @@ def read_metrics(path: Path) -> Metrics:
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):
-            cut = number == len(lines)  # what follows the last newline
-            problems.append(f"line {number} of {path.name} is {'cut short' if cut else 'not JSON'}")
+            truncated = number == len(lines)  # no newline after it
+            problems.append(f"line {number} of {path.name} is {'truncated' if truncated else 'not JSON'}")
             continue
         if not isinstance(entry, dict):
-            problems.append(f"line {number} of {path.name} is no JSON object")
+            problems.append(f"line {number} of {path.name} is not a JSON object")
             continue
-        if bad := _not_finite(entry):
-            problems.append(f"{', '.join(bad)} in line {number} of {path.name}")
+        problems += [f"{words} in line {number} of {path.name}" for words in _nonfinite(entry)]
         history.append(entry)
-    if len(problems) > MAX_SHOWN:
-        problems = [*problems[:MAX_SHOWN], f"and {len(problems) - MAX_SHOWN} more"]
+    if len(problems) > MAX_PROBLEMS:
+        problems = [*problems[:MAX_PROBLEMS], f"and {len(problems) - MAX_PROBLEMS} more"]
     return Metrics(history, tuple(problems))
 
 
-def _not_finite(entry: dict[str, Any]) -> list[str]:
-    found = [(name, value) for name, value in entry.items() if isinstance(value, float) and not math.isfinite(value)]
-    return [f"{name} is {'NaN' if math.isnan(value) else 'infinite'}" for name, value in found[:MAX_SHOWN]]
+def _nonfinite(entry: dict[str, Any]) -> list[str]:
+    values = {name: value for name, value in entry.items() if isinstance(value, float) and not math.isfinite(value)}
+    return [f"{name} is {'NaN' if math.isnan(value) else 'infinite'}" for name, value in values.items()]
 
 
-def journal_words(path: Path) -> str:
-    """Say what an attack that stopped part way has done, by its journal."""
+def describe_journal(path: Path) -> str:
+    """Return what an unfinished attack has completed, in words."""
     try:
         lines = _lines(path)[1:]
     except OSError as error:
         return f"its journal cannot be read: {error.strerror or error}"
-    batches: dict[str, int] = {}  # images by attack and eps
+    images: dict[str, int] = {}  # by attack and eps
     for line in lines:
         try:
             entry = json.loads(line)
-            name, images = f"{entry['attack']} at {entry['eps']}", len(entry["images"])
+            name, count = f"{entry['attack']} at {entry['eps']}", len(entry["images"])
         except (ValueError, KeyError, TypeError, RecursionError):
-            continue  # the line it was cut off in
-        batches[name] = batches.get(name, 0) + images
-    if not batches:
-        return "no batch was finished"
-    return "finished: " + ", ".join(f"{images:,} images of {name}" for name, images in batches.items())
+            continue  # a truncated line
+        images[name] = images.get(name, 0) + count
+    if not images:
+        return "no batch completed"
+    return "completed: " + ", ".join(f"{pluralise(count, 'image')} of {name}" for name, count in images.items())

@@ -15,19 +15,19 @@ from rnascl_cli.reporting.data.comparable_groups import (
     ComparableGroup,
     ComparableResult,
     attack_name,
-    usual_eps,
+    common_eps,
 )
 from rnascl_cli.reporting.data.lineage import ReportModel
-from rnascl_cli.reporting.figures.style import Plot, Theme, colour, label, legend_below, line, marker, shading
+from rnascl_cli.reporting.figures.style import Plot, Theme, color_of, label, legend_below, line, marker, shading
 
 TEACHER_AREA = 90.0
-FEW = 8
-"""Up to so many models have a colour each; beyond, models trained alike share one."""
+MAX_COLORS = 8
+"""With more models than this, models with the same training share a color."""
 
 
 @dataclass(frozen=True)
 class PlotStyle:
-    """How a measurement is drawn: the index of its colour and marker, and its name in the legend."""
+    """Color and marker index of a measurement, and its name in the legend."""
 
     index: int
     name: str
@@ -37,24 +37,24 @@ def attack_plots(groups: Sequence[ComparableGroup], models: Sequence[ReportModel
     """Return the figures of each group of comparable measurements."""
     plots = []
     for group in groups:
-        usual = usual_eps(group)
-        if usual is None:
+        eps = common_eps(group)
+        if eps is None:
             continue
-        drawn = plot_styles(group, models)
-        plots += [_trade_off(group, drawn, usual), _by_attack(group, usual)]
+        styles = plot_styles(group, models)
+        plots += [_trade_off(group, styles, eps), _by_attack(group, eps)]
         if _sizes(group, None) > 1:
-            plots.append(_against_eps(group, drawn))
+            plots.append(_against_eps(group, styles))
     return plots
 
 
 def plot_styles(group: ComparableGroup, models: Sequence[ReportModel]) -> list[PlotStyle]:
-    """Return how each measurement of a group is drawn, a model alike in all groups."""
-    if len(group.measured) <= FEW:
+    """Return the style of each measurement; a model has the same style in all groups."""
+    if len(group.measurements) <= MAX_COLORS:
         order = {id(model): index for index, model in enumerate(models)}
-        named = zip(group.measured, names(group), strict=True)
+        named = zip(group.measurements, names(group), strict=True)
         return [PlotStyle(order[id(found.model)], name) for found, name in named]
     kinds = list(dict.fromkeys(_kind(model) for model in models))
-    return [PlotStyle(kinds.index(_kind(found.model)), _kind(found.model)) for found in group.measured]
+    return [PlotStyle(kinds.index(_kind(found.model)), _kind(found.model)) for found in group.measurements]
 
 
 def _kind(model: ReportModel) -> str:
@@ -62,25 +62,25 @@ def _kind(model: ReportModel) -> str:
 
 
 def names(group: ComparableGroup) -> list[str]:
-    """Return one name a measurement: the model's, and the attack run's where a model was attacked twice."""
-    times = Counter(found.model.name for found in group.measured)
+    """Return a name for each measurement: the model, and the attack run if the model was attacked twice."""
+    times = Counter(found.model.name for found in group.measurements)
     return [
         f"{found.model.name} ({found.attack.run})" if times[found.model.name] > 1 else found.model.name
-        for found in group.measured
+        for found in group.measurements
     ]
 
 
 def _attacks(group: ComparableGroup) -> list[str]:
-    found = {result.attack for measured in group.measured for result in measured.attack.document.results}
+    found = {result.attack for measurement in group.measurements for result in measurement.attack.document.results}
     known = [name for name in ATTACK_NAMES if name in found]
     return known + sorted(found - set(known))
 
 
 def _sizes(group: ComparableGroup, attack: str | None) -> int:
-    """Return how many sizes of perturbation above zero one measurement went through, at most."""
+    """Return the largest number of different eps above zero in one measurement."""
     return max(
         len({r.eps_value for r in found.attack.document.results if r.attack == (attack or r.attack)} - {0.0})
-        for found in group.measured
+        for found in group.measurements
     )
 
 
@@ -89,7 +89,7 @@ def _where(group: ComparableGroup) -> str:
     return f"{group.n:,} test images of data {group.letter}, protocol {group.protocol}{norm}"
 
 
-def _trade_off(group: ComparableGroup, drawn: Sequence[PlotStyle], eps: AttackResult) -> Plot:
+def _trade_off(group: ComparableGroup, styles: Sequence[PlotStyle], eps: AttackResult) -> Plot:
     present = _attacks(group)
     chosen = [name for name in ("pgd20", "aa") if name in present] or present[:1]
 
@@ -97,21 +97,21 @@ def _trade_off(group: ComparableGroup, drawn: Sequence[PlotStyle], eps: AttackRe
         axes = figure.subplots(1, len(chosen), squeeze=False, sharey=True)[0]
         handles: dict[str, Any] = {}
         for axis, attack in zip(axes, chosen, strict=True):
-            scatter(axis, group, drawn, attack, eps.eps_value, theme, handles)
+            scatter(axis, group, styles, attack, eps.eps_value, theme, handles)
             axis.set_xlabel("Clean accuracy (%)")
             axis.set_title(f"{attack_name(attack)}, eps {eps.eps}")
             axis.margins(0.15)
         axes[0].set_ylabel("Accuracy under attack (%)")
         above_zero(axes[0])
-        add_sizes(handles, axes[0], [found.model for found in group.measured], theme)
+        add_sizes(handles, axes[0], [found.model for found in group.measurements], theme)
         legend_below(figure, list(handles.values()), list(handles))
 
     return Plot(
         f"clean-against-robust-{group.letter.lower()}",
-        f"Clean against robust accuracy ({group.letter})",
-        f"{_where(group)}. A larger marker is a larger network (area by the root of its params); a hollow one is a "
-        "network of unrecorded size, such as a teacher. Bars: 95 % intervals, where a subset was attacked.",
-        (3.7 * len(chosen) + 0.6, 4.2 + 0.22 * math.ceil(len({look.name for look in drawn}) / 2)),
+        f"Clean and robust accuracy ({group.letter})",
+        f"{_where(group)}. Marker area grows with the square root of the params; hollow markers are networks of "
+        "unrecorded size, such as teachers. Bars: 95 % intervals, if a subset was attacked.",
+        (3.7 * len(chosen) + 0.6, 4.2 + 0.22 * math.ceil(len({style.name for style in styles}) / 2)),
         draw,
     )
 
@@ -119,17 +119,17 @@ def _trade_off(group: ComparableGroup, drawn: Sequence[PlotStyle], eps: AttackRe
 def scatter(
     axis: Any,
     group: ComparableGroup,
-    drawn: Sequence[PlotStyle],
+    styles: Sequence[PlotStyle],
     attack: str,
     eps: float,
     theme: Theme,
     handles: dict[str, Any],
 ) -> None:
-    """Draw each measurement's accuracy under an attack over its clean accuracy, and fill the legend's ``handles``."""
-    for found, look in zip(group.measured, drawn, strict=True):
-        result = found.at(attack, eps)
+    """Draw accuracy under an attack over clean accuracy for each measurement, and add legend ``handles``."""
+    for found, style in zip(group.measurements, styles, strict=True):
+        result = found.result_at(attack, eps)
         if result is not None:
-            handles.setdefault(look.name, _point(axis, found, result, look.index, theme))
+            handles.setdefault(style.name, _point(axis, found, result, style.index, theme))
 
 
 def area(params: int) -> float:
@@ -138,7 +138,7 @@ def area(params: int) -> float:
 
 
 def above_zero(axis: Any) -> None:
-    """Let the vertical axis begin just under zero, where margins would have it begin far below."""
+    """Let the vertical axis start just below zero if its margin would start it far below."""
     low, high = axis.get_ylim()
     if low < 0:
         axis.set_ylim(bottom=-0.035 * high)
@@ -152,28 +152,30 @@ def add_sizes(handles: dict[str, Any], axis: Any, models: Sequence[ReportModel],
         handles.setdefault(f"{params / 1e6:.2g} M params", outline)
 
 
-def _point(axis: Any, found: ComparableResult, result: AttackResult, look: int, theme: Theme) -> Any:
+def _point(axis: Any, found: ComparableResult, result: AttackResult, style: int, theme: Theme) -> Any:
     clean, robust = 100 * found.attack.document.clean_accuracy, 100 * result.accuracy
     built = found.model.architecture
     if result.confidence_interval is not None:
         low, high = result.confidence_interval
-        axis.vlines(clean, 100 * low, 100 * high, color=colour(look), linewidth=1, alpha=0.8)
+        axis.vlines(clean, 100 * low, 100 * high, color=color_of(style), linewidth=1, alpha=0.8)
     return axis.scatter(
         clean,
         robust,
         s=TEACHER_AREA if built is None else area(built.params),
-        marker=marker(look),
-        color="none" if built is None else colour(look),
-        edgecolors=colour(look) if built is None else theme.ink,
+        marker=marker(style),
+        color="none" if built is None else color_of(style),
+        edgecolors=color_of(style) if built is None else theme.ink,
         linewidths=1.6 if built is None else 0.6,
         zorder=3,
     )
 
 
 def _by_attack(group: ComparableGroup, eps: AttackResult) -> Plot:
-    attacks = [name for name in _attacks(group) if any(found.at(name, eps.eps_value) for found in group.measured)]
+    attacks = [
+        name for name in _attacks(group) if any(found.result_at(name, eps.eps_value) for found in group.measurements)
+    ]
     labels = ["Clean", *(attack_name(name) for name in attacks)]
-    rows = list(zip(group.measured, names(group), strict=True))
+    rows = list(zip(group.measurements, names(group), strict=True))
     shades = shading(len(labels))
 
     def draw(figure: Any, theme: Theme) -> None:
@@ -183,12 +185,12 @@ def _by_attack(group: ComparableGroup, eps: AttackResult) -> Plot:
             clean = found.attack.document.clean_accuracy
             marks = [(0, clean, found.interval(clean))]
             for index, attack in enumerate(attacks, 1):
-                if (result := found.at(attack, eps.eps_value)) is not None:
+                if (result := found.result_at(attack, eps.eps_value)) is not None:
                     marks.append((index, result.accuracy, result.confidence_interval))
             shares = [100 * share for _, share, _ in marks]
             axis.hlines(row, min(shares), max(shares), color=theme.faint, linewidth=11, alpha=0.6, zorder=1)
             for index, share, interval in marks:
-                place = row + 0.64 * (index / max(len(labels) - 1, 1) - 0.5)  # or equal ones would hide each other
+                place = row + 0.64 * (index / max(len(labels) - 1, 1) - 0.5)  # equal accuracies would hide each other
                 if interval is not None:
                     axis.hlines(place, 100 * interval[0], 100 * interval[1], color=theme.ink, linewidth=0.8)
                 look = {"marker": marker(index), "color": shades[index], "edgecolors": theme.ink, "linewidths": 0.6}
@@ -204,36 +206,36 @@ def _by_attack(group: ComparableGroup, eps: AttackResult) -> Plot:
 
     return Plot(
         f"accuracy-by-attack-{group.letter.lower()}",
-        f"What each attack leaves ({group.letter})",
-        f"{_where(group)}; attacks at eps {eps.eps}. One row a model; the bar spans from clean accuracy to the attack "
-        "that leaves least. A missing marker was not measured. Whiskers: 95 % intervals, where a subset was attacked.",
+        f"Accuracy under each attack ({group.letter})",
+        f"{_where(group)}; attacks at eps {eps.eps}. One row per model; the bar spans from clean accuracy to the "
+        "strongest attack. Missing markers were not measured. Whiskers: 95 % intervals, if a subset was attacked.",
         (7.9, 1.6 + max(0.62 * len(rows), 1.0)),
         draw,
     )
 
 
-def _against_eps(group: ComparableGroup, drawn: Sequence[PlotStyle]) -> Plot:
+def _against_eps(group: ComparableGroup, styles: Sequence[PlotStyle]) -> Plot:
     swept = [name for name in _attacks(group) if _sizes(group, name) > 1] or _attacks(group)[:1]
-    # A Euclidean norm has no such step as a pixel's 1/255.
+    # 1/255 is a pixel step; it has no meaning for a Euclidean norm.
     scale, units = (255.0, EPS_UNITS[group.protocol]) if group.norm == "Linf" else (1.0, "L2 over an image's pixels")
 
     def draw(figure: Any, theme: Theme) -> None:
         axes = figure.subplots(math.ceil(len(swept) / 3), min(3, len(swept)), squeeze=False, sharey=True).flatten()
         handles: dict[str, Any] = {}
         for axis, attack in zip(axes, swept, strict=False):
-            for found, look in zip(group.measured, drawn, strict=True):
+            for found, style in zip(group.measurements, styles, strict=True):
                 track = _sweep(found, attack)
                 if track:
                     (curve,) = axis.plot(
                         [scale * eps for eps, _ in track],
                         [100 * share for _, share in track],
-                        color=colour(look.index),
-                        linestyle=line(look.index) if len(track) > 2 else "none",
-                        marker=marker(look.index),
+                        color=color_of(style.index),
+                        linestyle=line(style.index) if len(track) > 2 else "none",
+                        marker=marker(style.index),
                         clip_on=False,
                         zorder=3,
                     )
-                    handles.setdefault(look.name, curve)
+                    handles.setdefault(style.name, curve)
             axis.set_title(attack_name(attack))
             axis.set_xlabel(f"eps ({units})")
             axis.set_ylim(0, 100)
@@ -245,8 +247,8 @@ def _against_eps(group: ComparableGroup, drawn: Sequence[PlotStyle]) -> Plot:
 
     return Plot(
         f"accuracy-against-eps-{group.letter.lower()}",
-        f"Accuracy against the size of the perturbation ({group.letter})",
-        f"{_where(group)}. eps 0 is clean accuracy. A lone marker is a model attacked at one size only.",
+        f"Accuracy over eps ({group.letter})",
+        f"{_where(group)}. eps 0 is clean accuracy. A single marker is a model attacked at one eps only.",
         (1.2 + 3.4 * min(3, len(swept)), 1.4 + 3.2 * math.ceil(len(swept) / 3)),
         draw,
     )

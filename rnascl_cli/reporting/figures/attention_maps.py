@@ -29,7 +29,7 @@ class LayerMap:
 
 @dataclass(frozen=True)
 class ComparedMaps:
-    """Maps of a student that learned from the same teacher's logits alone, of the same layers.
+    """Maps of the same layers of a student trained with KL alone under the same teacher.
 
     Attributes:
         model: Its name.
@@ -55,7 +55,7 @@ class MapSet:
         tutors: Maps of their tutors, in the same order.
         popular: Maps of the teacher layers that most student layers chose.
         mean_distance: Of the student's unit maps to their tutors', over all its layers.
-        rival: A student trained with KL alone; None where none is given.
+        baseline: A student trained with KL alone; None without one.
     """
 
     model: str
@@ -66,14 +66,14 @@ class MapSet:
     tutors: Sequence[LayerMap]
     popular: Sequence[LayerMap]
     mean_distance: float
-    rival: ComparedMaps | None = None
+    baseline: ComparedMaps | None = None
 
 
 def map_plot(maps: MapSet) -> Plot:
     """Return the figure of one student's maps."""
     rows = [("most chosen", maps.popular), ("its tutor", maps.tutors), ("student", maps.students)]
-    if maps.rival:
-        rows.append(("KL alone", maps.rival.maps))
+    if maps.baseline:
+        rows.append(("KL alone", maps.baseline.maps))
     columns = 1 + max(len(row) for _, row in rows)
 
     def draw(figure: Any, theme: Theme) -> None:
@@ -106,9 +106,9 @@ def _caption(maps: MapSet) -> str:
         "scaled to its own range; bright is where the layer's squared activations are largest. distance: of unit maps, "
         f"as in eq. (1), to the tutor; over all layers its mean is {maps.mean_distance:.2f}."
     )
-    if maps.rival:
+    if maps.baseline:
         words += (
-            f" Bottom: the same layers of {maps.rival.model}, trained with KL and no tutors; distance to the same "
-            f"tutors, mean {maps.rival.mean_distance:.2f}."
+            f" Bottom: the same layers of {maps.baseline.model}, trained with KL and no tutors; distance to the same "
+            f"tutors, mean {maps.baseline.mean_distance:.2f}."
         )
     return words

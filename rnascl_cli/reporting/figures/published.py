@@ -14,7 +14,7 @@ from rnascl_cli.reporting.published import TABLE_1, TABLE_3, WITHOUT, PublishedR
 from rnascl_cli.reporting.tables.published import dataset_of
 
 PANELS = 4
-# Marker and colour of the published rows: the paper's own and others', without and with adversarial training.
+# Marker and color of the published rows: the paper's own and others', without and with adversarial training.
 KINDS = {
     (True, True): ("published: RNAS-CL", "o", PALETTE[0]),
     (True, False): ("published: RNAS-CL + TRADES", "s", PALETTE[1]),
@@ -24,7 +24,7 @@ KINDS = {
 
 
 def published_plots(groups: Sequence[ComparableGroup], models: Sequence[ReportModel]) -> list[Plot]:
-    """Return, for each of the paper's data sets that something was attacked on, published beside measured points."""
+    """Return published and measured points, one figure for each data set of the paper that has measurements."""
     plots = []
     for table in (TABLE_1, TABLE_3):
         eps = parse_epsilon(table.eps).value
@@ -32,8 +32,8 @@ def published_plots(groups: Sequence[ComparableGroup], models: Sequence[ReportMo
             group
             for group in groups
             if group.norm == "Linf"
-            and dataset_of(group.measured[0].attack.document.provenance.data) == table.dataset
-            and any(found.at("pgd20", eps) for found in group.measured)
+            and dataset_of(group.measurements[0].attack.document.provenance.data) == table.dataset
+            and any(found.result_at("pgd20", eps) for found in group.measurements)
         ]
         if fitting:
             plots.append(_plot(table, fitting[: PANELS - 1], models))
@@ -41,14 +41,14 @@ def published_plots(groups: Sequence[ComparableGroup], models: Sequence[ReportMo
 
 
 def _plot(table: PublishedTable, groups: Sequence[ComparableGroup], models: Sequence[ReportModel]) -> Plot:
-    drawn = [plot_styles(group, models) for group in groups]
+    styles = [plot_styles(group, models) for group in groups]
 
     def draw(figure: Any, theme: Theme) -> None:
         axes = figure.subplots(1, 1 + len(groups), sharex=True, sharey=True)
         handles = _published(axes[0], table)
         axes[0].set_title("As published,\nprotocol not stated")
-        for axis, group, look in zip(axes[1:], groups, drawn, strict=True):
-            _measured(axis, group, look, table, theme, handles)
+        for axis, group, own in zip(axes[1:], groups, styles, strict=True):
+            _measured(axis, group, own, table, theme, handles)
         for axis in axes:
             axis.set_xlabel("Clean accuracy (%)")
             axis.margins(0.1)
@@ -58,10 +58,10 @@ def _plot(table: PublishedTable, groups: Sequence[ComparableGroup], models: Sequ
 
     return Plot(
         f"published-and-measured-{table.dataset}",
-        f"Clean against robust accuracy, as published and as measured (Table {table.number})",
-        f"Left: Table {table.number} as printed, hollow. Right: measured here, filled, one panel a protocol and set of "
-        "images. A larger marker is a larger network (area by the root of its params). The published protocol is not "
-        "stated; the authors' public code is consistent with paper-code. Points of unlike protocols do not compare.",
+        f"Clean and robust accuracy, published and measured (Table {table.number})",
+        f"Left: Table {table.number} as printed, hollow. Right: measured, filled, one panel per protocol and "
+        "set of images. Marker area grows with the square root of the params. The published protocol is not stated; "
+        "the authors' public code is consistent with paper-code. Points of different protocols are not comparable.",
         (4.2 * (1 + len(groups)), 5.4),
         draw,
     )
@@ -108,12 +108,12 @@ def _name(axis: Any, row: PublishedRow, ink: str) -> None:
 def _measured(
     axis: Any,
     group: ComparableGroup,
-    drawn: Sequence[PlotStyle],
+    styles: Sequence[PlotStyle],
     table: PublishedTable,
     theme: Theme,
     handles: dict[str, Any],
 ) -> None:
     found: dict[str, Any] = {}
-    scatter(axis, group, drawn, "pgd20", parse_epsilon(table.eps).value, theme, found)
+    scatter(axis, group, styles, "pgd20", parse_epsilon(table.eps).value, theme, found)
     handles.update({name: handle for name, handle in found.items() if name not in handles})
     axis.set_title(f"Measured under {group.protocol},\n{group.n:,} images (data {group.letter})")

@@ -16,12 +16,13 @@ from rnascl_cli.reporting.figures.style import (
     PALETTE,
     Plot,
     Theme,
-    colour,
+    color_of,
+    legend_below,
     line,
     marker,
     plain_log,
 )
-from rnascl_cli.reporting.tables.pareto import budget_words, derived_widths
+from rnascl_cli.reporting.tables.pareto import FrontStudent, budget_words, derived_widths
 from rnascl_cli.reporting.tables.table import slug
 from rnascl_cli.reporting.tables.tutor_statistics import softmax
 from rnascl_cli.spaces import SPACES, network_cost
@@ -112,7 +113,7 @@ def _lines(axis: Any, history: History, keys: dict[str, str], scale: float, *, l
         axis.plot(
             epochs,
             [scale * value for value in values],
-            color=colour(index),
+            color=color_of(index),
             linestyle=line(index),
             marker=marker(index) if len(values) <= MANY_POINTS else None,
             label=words,
@@ -170,7 +171,7 @@ def _over_temperature(axis: Any, history: History, keys: dict[str, str], words: 
         axis.plot(
             [temperature for temperature, _ in track],
             [value for _, value in track],
-            color=colour(index),
+            color=color_of(index),
             linestyle=line(index),
             marker=marker(index) if len(track) <= MANY_POINTS else None,
             label=name,
@@ -231,5 +232,34 @@ def width_choices(found: Artifact[SearchDocument]) -> Plot:
         "Softmax of the width logits of each block at the end of the search (temperature 1, no noise); the number is "
         f"the choice's output channels, a frame marks the one that derive takes{under}.",
         (max(6.0, 1.6 + 0.55 * blocks), 1.5 + 0.45 * most),
+        draw,
+    )
+
+
+def front_plot(students: Sequence[FrontStudent]) -> Plot:
+    """Return clean accuracy over MACs of the students of each Pareto front."""
+    fronts = list(dict.fromkeys(student.front for student in students))
+
+    def draw(figure: Any, theme: Theme) -> None:
+        axis = figure.subplots()
+        handles = []
+        for index, front in enumerate(fronts):
+            own = sorted(
+                (student.macs, 100 * student.artifact.document.clean_accuracy)
+                for student in students
+                if student.front == front
+            )
+            style = {"color": color_of(index), "linestyle": line(index), "marker": marker(index)}
+            handles += axis.plot([macs for macs, _ in own], [clean for _, clean in own], **style)
+        axis.set_xlabel("MACs (M)")
+        axis.set_ylabel("Clean accuracy (%)")
+        axis.margins(0.1)
+        legend_below(figure, handles, fronts)
+
+    return Plot(
+        "fronts",
+        "Accuracy over MACs",
+        "Clean accuracy of students that come from one search, over the MACs of their networks; one line per front.",
+        (5.2, 3.6 + 0.22 * len(fronts)),
         draw,
     )

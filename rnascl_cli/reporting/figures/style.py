@@ -1,4 +1,4 @@
-"""How figures are drawn: themes, colours that colour-blind readers tell apart, PNG and SVG without a trace of time.
+"""How figures are drawn: themes, colors that color-blind readers can distinguish, reproducible PNG and SVG.
 
 Matplotlib's object interface alone: no pyplot, so no global figure and no display.
 """
@@ -127,24 +127,24 @@ def _settings(theme: Theme) -> dict[str, Any]:
     }
 
 
-def colour(index: int) -> str:
-    """Return the colour of the ``index``-th thing."""
+def color_of(index: int) -> str:
+    """Return the ``index``-th color."""
     return PALETTE[index % len(PALETTE)]
 
 
 def shading(count: int) -> list[str]:
-    """Return ``count`` colours from dark to bright, for things that are no models."""
+    """Return ``count`` colors from dark to bright."""
     scale = matplotlib.colormaps[HEAT]
     return [to_hex(scale(index / max(count - 1, 1))) for index in range(count)]
 
 
 def marker(index: int) -> str:
-    """Return a marker that differs wherever a colour comes again."""
+    """Return the ``index``-th marker, which differs for repeated colors."""
     return MARKERS[(index + index // len(PALETTE)) % len(MARKERS)]
 
 
 def line(index: int) -> str:
-    """Return a line style: neighbours differ in more than colour."""
+    """Return the ``index``-th line style, so that neighbors differ in more than color."""
     return LINES[index % len(LINES)]
 
 

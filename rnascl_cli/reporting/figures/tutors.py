@@ -8,15 +8,16 @@ from typing import Any
 from rnascl_cli.artifacts.documents import SearchDocument
 from rnascl_cli.distill.tutor_baselines import same_depth_tutors
 from rnascl_cli.reporting.data.collect import Artifact
-from rnascl_cli.reporting.figures.style import HEAT, PALETTE, Plot, Theme, colour, legend_below, marker
+from rnascl_cli.reporting.figures.style import HEAT, PALETTE, Plot, Theme, color_of, legend_below, marker
 from rnascl_cli.reporting.tables.table import slug
-from rnascl_cli.reporting.tables.tutor_statistics import LearnedTutorMap, alike, counts, softmax
+from rnascl_cli.reporting.tables.tutor_statistics import LearnedTutorMap, by_layers, softmax
+from rnascl_cli.reporting.tables.tutor_statistics import tutor_counts as counts
 
 NAMED_LAYERS = 45
 
 
 def tutor_heatmap(found: Artifact[SearchDocument]) -> Plot | None:
-    """Return the softmax of the tutor logits, student layers down, teacher layers across; None without tutors."""
+    """Return the softmax of the tutor logits, student layers by teacher layers; None without tutors."""
     document = found.document
     if not document.tutor_logits or not document.teacher_layers:
         return None
@@ -42,15 +43,14 @@ def tutor_heatmap(found: Artifact[SearchDocument]) -> Plot | None:
         axis.set_xlabel("Teacher layer")
         axis.set_ylabel("Student layer")
         axis.grid(visible=False)
-        # The scale spans what is there, however little: the ticks say how much that is.
-        figure.colorbar(image, ax=axis, label="Softmax over that of an undecided layer", fraction=0.04, format="%.5g")
+        # The color scale spans the data, so its ticks need enough digits.
+        figure.colorbar(image, ax=axis, label="Softmax relative to uniform", fraction=0.04, format="%.5g")
 
     return Plot(
         f"tutors-{slug(found.run)}",
         f"{found.run}: tutors",
         "Softmax of the tutor logits at the end of the search (temperature 1, no noise), first layers at the top "
-        f"left, over the 1/{teachers} of an undecided layer; mind the scale, which spans what is there. A dot marks "
-        "the tutor that derive takes for each student layer.",
+        f"left, relative to the uniform 1/{teachers}. The color scale spans the data. Dots: the tutors of derive.",
         (min(14.0, 3.2 + 0.22 * teachers), min(14.0, 2.4 + 0.17 * students)),
         draw,
     )
@@ -65,7 +65,7 @@ def _layer_ticks(axis: Any, layers: Sequence[str], *, rotation: int) -> None:
 
 
 def tutor_counts(maps: Sequence[LearnedTutorMap]) -> list[Plot]:
-    """Return, for each teacher, how many student layers chose each of its layers, one panel a search."""
+    """Return the number of student layers that chose each teacher layer: a figure per teacher, a panel per search."""
     by_teacher: dict[tuple[str, tuple[str, ...]], list[LearnedTutorMap]] = {}
     for found in maps:
         key = (found.tutors.teacher.sha256, tuple(found.tutors.teacher_layers))
@@ -74,8 +74,8 @@ def tutor_counts(maps: Sequence[LearnedTutorMap]) -> list[Plot]:
 
 
 def tutor_choices(maps: Sequence[LearnedTutorMap]) -> list[Plot]:
-    """Return who chose whom: a dot a student layer, a colour a search; one figure a teacher and kind of student."""
-    return [_choices(index, group) for index, group in enumerate(alike(maps), 1)]
+    """Return the tutor of each student layer, a color per search; one figure per teacher and student layers."""
+    return [_choices(index, group) for index, group in enumerate(by_layers(maps), 1)]
 
 
 def _choices(index: int, maps: Sequence[LearnedTutorMap]) -> Plot:
@@ -89,7 +89,7 @@ def _choices(index: int, maps: Sequence[LearnedTutorMap]) -> Plot:
         for place, found in enumerate(maps):
             shift = (place - (len(maps) - 1) / 2) * min(0.2, 0.8 / len(maps))
             where = [layer + shift for layer in range(students)]
-            look = {"marker": marker(place), "color": colour(place), "edgecolors": theme.ink, "linewidths": 0.4}
+            look = {"marker": marker(place), "color": color_of(place), "edgecolors": theme.ink, "linewidths": 0.4}
             handles.append(axis.scatter(where, found.tutors.tutor, s=30, zorder=3, **look))
         axis.set_xlabel("Student layer, first to last")
         axis.set_ylabel(f"Layer of the teacher ({first.teacher.architecture})")
@@ -101,10 +101,9 @@ def _choices(index: int, maps: Sequence[LearnedTutorMap]) -> Plot:
 
     return Plot(
         f"tutor-choices-{index}",
-        f"Which layer of {first.teacher.architecture} teaches each student layer",
-        f"One marker a student layer and search; layers are counted from 0. {maps[0].space}, teacher "
-        f"{first.teacher.architecture}, sha256 {first.teacher.sha256[:12]}. Dotted: the map of the same relative "
-        "depth, which nobody has to learn.",
+        f"Tutor of each student layer (teacher {first.teacher.architecture})",
+        f"One point per student layer; layers are counted from 0. {maps[0].space}, teacher "
+        f"{first.teacher.architecture}, sha256 {first.teacher.sha256[:12]}. Dotted: tutors of the same relative depth.",
         (max(7.0, 2.0 + 0.17 * students), 4.6),
         draw,
     )
@@ -118,7 +117,7 @@ def _counts(index: int, maps: Sequence[LearnedTutorMap]) -> Plot:
         axes = figure.subplots(len(maps), 1, squeeze=False, sharex=True)[:, 0]
         handles = []
         for place, (axis, found) in enumerate(zip(axes, maps, strict=True)):
-            handles.append(axis.bar(range(len(layers)), counts(found.tutors), color=colour(place), width=0.8))
+            handles.append(axis.bar(range(len(layers)), counts(found.tutors), color=color_of(place), width=0.8))
             axis.set_ylabel("Student layers")
             axis.yaxis.get_major_locator().set_params(integer=True)
             axis.grid(visible=False, axis="x")
@@ -130,8 +129,8 @@ def _counts(index: int, maps: Sequence[LearnedTutorMap]) -> Plot:
 
     return Plot(
         f"tutor-counts-{index}",
-        f"How many student layers chose each layer of {teacher.architecture}",
-        f"Teacher {teacher.architecture}, sha256 {teacher.sha256[:12]}. One panel a search; layers are counted from 0.",
+        f"Number of student layers per tutor (teacher {teacher.architecture})",
+        f"Teacher {teacher.architecture}, sha256 {teacher.sha256[:12]}. One panel per search; layers count from 0.",
         (max(7.0, 2.0 + 0.2 * len(layers)), 1.9 + 1.7 * len(maps)),
         draw,
     )

@@ -1,12 +1,10 @@
-"""Tables 1 to 6 of the paper as data, number for number, with what is known about how each was measured.
+"""Tables 1 to 6 of the paper as data.
 
-Accuracies are in per cent, as printed; params and MACs in millions. A measure the paper leaves out is absent
-from a row. Measures carry the names that ``attack`` gives them: ``clean``, ``fgsm``, ``pgd20``, ``mi-fgsm``,
-``cw``, ``aa``, and ``pgd10`` for Table 5 (eps 4/255 there, 8/255 elsewhere).
+Accuracies are in percent, as printed; params and MACs in millions. Measures have the names of the attacks: ``clean``,
+``fgsm``, ``pgd20``, ``mi-fgsm``, ``cw``, ``aa``, and ``pgd10`` for Table 5 (eps 4/255 there, 8/255 elsewhere). A row
+has no entry for a measure that the paper does not give.
 """
 
-from rnascl_cli.reporting.published.cifar10 import TABLE_1, TABLE_2, TABLE_4, TABLE_6
-from rnascl_cli.reporting.published.imagenet import TABLE_3, TABLE_5
 from rnascl_cli.reporting.published.rows import (
     PUBLISHED_PROTOCOL,
     WITH,
@@ -16,6 +14,7 @@ from rnascl_cli.reporting.published.rows import (
     PublishedRow,
     PublishedTable,
 )
+from rnascl_cli.reporting.published.tables import TABLE_1, TABLE_2, TABLE_3, TABLE_4, TABLE_5, TABLE_6
 
 TABLES = (TABLE_1, TABLE_2, TABLE_3, TABLE_4, TABLE_5, TABLE_6)
 

@@ -12,10 +12,10 @@ PUBLISHED_PROTOCOL = "published: not stated"
 WITHOUT = "without adversarial training"
 WITH = "with adversarial training"
 
-PROTOCOL_WORDS = (
-    "The paper gives eps 8/255 (0.031) and no step size for PGD-20. The authors' public code perturbs normalised "
+PROTOCOL_NOTE = (
+    "The paper gives eps 8/255 (0.031) and no step size for PGD-20. The authors' public code perturbs normalized "
     "inputs, where 8/255 is about 2/255 in pixels; the 17.69 % that a network trained with plain cross-entropy keeps "
-    "in Table 2 is consistent with that. What the runs behind the tables did is not known."
+    "in Table 2 is consistent with that. The protocol of the tables' runs is not known."
 )
 LETTERS = "ᵃᵇᶜᵈᵉᶠᵍʰ"
 

@@ -1,1 +1,1 @@
-"""The tables of a report."""
+"""Tables of the report and of studies."""

@@ -1,4 +1,4 @@
-"""The tables of accuracy under attack. Unlike measurements never share a column."""
+"""Tables of accuracy under attack."""
 
 from __future__ import annotations
 
@@ -6,135 +6,120 @@ from collections import Counter
 from collections.abc import Sequence
 
 from rnascl_cli.artifacts.documents import AttackResult
+from rnascl_cli.core.errors import pluralise
 from rnascl_cli.reporting.data.comparable_groups import (
-    ATTACK_NAMES,
-    SAME,
+    TOLERANCE,
     ComparableGroup,
     ComparableResult,
     attack_name,
-    missing,
-    perturbed,
-    usual_eps,
+    common_eps,
 )
-from rnascl_cli.reporting.data.merge_attacks import Setting, setting
+from rnascl_cli.reporting.data.merge_attacks import AttackSetting
 from rnascl_cli.reporting.tables.provenance import provenance_anchor
-from rnascl_cli.reporting.tables.table import NOTHING, Cell, Column, Table, accuracy, text
+from rnascl_cli.reporting.tables.table import EMPTY, Cell, Column, Table, accuracy, text
 
-DEPARTED = "†"
-DEPARTED_NOTE = f"{DEPARTED} departs from the attack's published setting."
+NONSTANDARD = "†"
+NONSTANDARD_NOTE = f"{NONSTANDARD} Not the attack's published setting."
+WORST_CASE_NOTE = (
+    "Worst case: an image counts as correct only if it is classified correctly under every attack at that eps."
+)
 
 
-def _heading(result: AttackResult, crowded: bool) -> Column:
+def attack_columns(group: ComparableGroup) -> dict[AttackSetting, Column]:
+    """Return a column for each attack setting of a group, by eps and then in the usual order of attacks."""
+    labels = Counter(key[:3] for key in group.settings)
+    return {key: _column(result, spell_out=labels[key[:3]] > 1) for key, result in group.settings.items()}
+
+
+def _column(result: AttackResult, *, spell_out: bool) -> Column:
     step = f", step {result.step_size:.4g}" if result.step_size is not None else ""
-    how = f"{result.steps} steps{step}, {result.restarts} restart{'s' * (result.restarts != 1)}"
+    settings = f"{result.steps} steps{step}, {pluralise(result.restarts, 'restart')}"
     norm = "" if result.norm == "Linf" else f" {result.norm}"
     label = f"{attack_name(result.attack)}{norm} {result.eps}"
-    return Column(f"{label} ({how})" if crowded else label, True, how if result.steps is not None else "")
+    note = settings if result.steps is not None else ""
+    return Column(f"{label} ({settings})" if spell_out else label, True, note)
 
 
 def attack_tables(group: ComparableGroup) -> list[Table]:
-    """Return the accuracies of one group: a row a model, a column an attack, its eps and its settings.
+    """Return the accuracies of a group, one row per model and one column per attack, eps and attack setting.
 
-    The usual eps comes with the worst case; other sizes of perturbation follow in a table of their own.
+    The first table has the most common eps and the worst case; a second one has all other eps.
     """
-    headings = headings_of(group)
-    usual = usual_eps(group)
-    first = [key for key in headings if usual is not None and key[1] == usual.eps_value]
-    rest = [key for key in headings if key not in first]
-    title = f"Accuracy under attack ({group.letter})"
-    tables = [_table(f"attacks-{group.letter.lower()}", title, group, first, headings, usual)]
-    if rest:
-        other = f"{title}: other sizes of perturbation"
-        tables.append(_table(f"attacks-{group.letter.lower()}-other", other, group, rest, headings, None))
+    columns = attack_columns(group)
+    common = common_eps(group)
+    first = [key for key in columns if common is not None and key[1] == common.eps_value]
+    others = [key for key in columns if key not in first]
+    name, title = f"attacks-{group.letter.lower()}", f"Accuracy under attack ({group.letter})"
+    tables = [_table(name, title, group, {key: columns[key] for key in first}, common)]
+    if others:
+        tables.append(
+            _table(f"{name}-other", f"{title}: other eps", group, {key: columns[key] for key in others}, None)
+        )
     return tables
 
 
 def _table(
-    name: str,
-    title: str,
-    group: ComparableGroup,
-    keys: Sequence[Setting],
-    headings: dict[Setting, Column],
-    worst: AttackResult | None,
+    name: str, title: str, group: ComparableGroup, columns: dict[AttackSetting, Column], common: AttackResult | None
 ) -> Table:
-    measured = [found for found in group.measured if worst or not keys or any(result_at(found, key) for key in keys)]
-    columns = [Column("Model"), Column("Clean", True, f"accuracy in % on the same {group.n} images, unperturbed")]
-    if worst:
-        columns.append(Column(f"Worst case {worst.eps}", True, "share that no attack of this eps broke"))
-    return Table(
-        name,
-        title,
-        [*columns, *(headings[key] for key in keys)],
+    shown = [one for one in group.measurements if common or not columns or any(map(one.result_with, columns))]
+    headings = [Column("Model"), Column("Clean", True, f"accuracy in % on the same {group.n} images, unperturbed")]
+    if common:
+        headings.append(Column(f"Worst case {common.eps}", True, WORST_CASE_NOTE))
+    rows = [
         [
-            [
-                text(found.model.name, note=found.model.trained, href=provenance_anchor(found.attack)),
-                clean_cell(found),
-                *([worst_cell(found, worst.eps_value)] if worst else []),
-                *(_result_cell(found, key) for key in keys),
-            ]
-            for found in measured
-        ],
-        intro=f"In % of {group.words}.",
-        notes=_notes(measured),
-    )
+            text(one.model.name, note=one.model.trained, href=provenance_anchor(one.attack)),
+            clean_cell(one),
+            *([worst_case_cell(one, common.eps_value)] if common else []),
+            *(_result_cell(one, key) for key in columns),
+        ]
+        for one in shown
+    ]
+    notes = _notes(shown)
+    intro = f"Accuracy in % on {group.description}."
+    return Table(name, title, [*headings, *columns.values()], rows, intro=intro, notes=notes)
 
 
-def clean_cell(found: ComparableResult, *, bar: bool = False) -> Cell:
-    """Return the accuracy on the unperturbed images."""
-    document = found.attack.document
-    return accuracy(document.clean_accuracy, document.n, interval=found.interval(document.clean_accuracy), bar=bar)
+def clean_cell(measurement: ComparableResult, *, bar: bool = False) -> Cell:
+    """Return the clean accuracy."""
+    document = measurement.attack.document
+    interval = measurement.interval(document.clean_accuracy)
+    return accuracy(document.clean_accuracy, document.n, interval=interval, bar=bar)
 
 
-def worst_cell(found: ComparableResult, eps: float, *, bar: bool = False) -> Cell:
-    """Return the share of images that no attack of an eps broke."""
-    share = found.worst_case_at(eps)
-    if share is None:
-        return Cell(NOTHING, None, "not attacked at this eps")
-    count = len({result.attack for result in found.attack.document.results if abs(result.eps_value - eps) < SAME})
-    note = f"by {count} attack{'s' * (count != 1)}"
-    return accuracy(share, found.attack.document.n, interval=found.interval(share), note=note, bar=bar)
+def worst_case_cell(measurement: ComparableResult, eps: float, *, bar: bool = False) -> Cell:
+    """Return the worst-case accuracy at an eps."""
+    fraction = measurement.worst_case_at(eps)
+    if fraction is None:
+        return Cell(EMPTY, None, "not attacked at this eps")
+    document = measurement.attack.document
+    attacks = {result.attack for result in document.results if abs(result.eps_value - eps) < TOLERANCE}
+    note = f"over {pluralise(len(attacks), 'attack')}"
+    return accuracy(fraction, document.n, interval=measurement.interval(fraction), note=note, bar=bar)
 
 
-def headings_of(group: ComparableGroup) -> dict[Setting, Column]:
-    """Return a column heading for each setting, by eps and then in the attacks' usual order."""
-    by_setting: dict[Setting, AttackResult] = {}
-    for measured in group.measured:
-        for result in perturbed(measured):
-            by_setting.setdefault(setting(result), result)
-    order = {name: index for index, name in enumerate(ATTACK_NAMES)}
-    settings = sorted(by_setting, key=lambda key: (key[1], order.get(key[0], len(order)), repr(key)))
-    labels = Counter(key[:3] for key in settings)
-    return {key: _heading(by_setting[key], labels[key[:3]] > 1) for key in settings}
-
-
-def result_at(measured: ComparableResult, key: Setting) -> AttackResult | None:
-    """Return the result under exactly these settings."""
-    return next((result for result in measured.attack.document.results if setting(result) == key), None)
-
-
-def _result_cell(measured: ComparableResult, key: Setting) -> Cell:
-    document, result = measured.attack.document, result_at(measured, key)
+def _result_cell(measurement: ComparableResult, key: AttackSetting) -> Cell:
+    result = measurement.result_with(key)
     if result is not None:
         return accuracy(
             result.accuracy,
-            document.n,
+            measurement.attack.document.n,
             interval=result.confidence_interval,
-            mark="" if result.standard else DEPARTED,
-            note=f"attack run {measured.attack.run_of(result)}; "
+            mark="" if result.standard else NONSTANDARD,
+            note=f"attack run {measurement.attack.run_of(result)}; "
             f"{result.seconds:.1f} s, {result.images_per_second:.0f} images/s",
         )
-    if any(name == key[0] and abs(eps - key[1]) < SAME for name, eps in missing(measured.attack)):
-        return Cell("no result", None, "asked for, not in attack.json", True)
-    return Cell(NOTHING)
+    if any(name == key[0] and abs(eps - key[1]) < TOLERANCE for name, eps in measurement.missing):
+        return Cell("no result", None, "requested, but not in attack.json", True)
+    return Cell(EMPTY)
 
 
-def _notes(measured: Sequence[ComparableResult]) -> list[str]:
+def _notes(measurements: Sequence[ComparableResult]) -> list[str]:
     notes = []
-    if any(found.attack.document.results and found.interval(0.5) for found in measured):
+    if any(one.attack.document.results and one.interval(0.5) for one in measurements):
         notes.append(
-            "In brackets: the 95 % Wilson interval for the images drawn; it says nothing about the seed of training."
+            "In brackets: 95 % Wilson interval over the choice of test images; it does not cover the variation between "
+            "training seeds."
         )
-    if any(not result.standard for found in measured for result in found.attack.document.results):
-        notes.append(DEPARTED_NOTE)
-    notes.append("Worst case: an image counts only if it withstood every attack of that eps.")
+    if any(not result.standard for one in measurements for result in one.attack.document.results):
+        notes.append(NONSTANDARD_NOTE)
     return notes

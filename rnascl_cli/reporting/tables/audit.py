@@ -1,4 +1,4 @@
-"""The gradient-masking audit of ``attack --audit`` as a card for each model: is its robust accuracy to be trusted?"""
+"""Gradient-masking audits (``attack --audit``) as cards and cells."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from rnascl_cli.reporting.data.comparable_groups import ComparableGroup, Compara
 from rnascl_cli.reporting.tables.provenance import provenance_anchor
 from rnascl_cli.reporting.tables.table import Cell
 
-FEW = 4
-"""Up to so many cards are shown open; beyond, those that failed."""
+MAX_OPEN = 4
+"""With more cards than this, only those of failed audits are open."""
 
 
 @dataclass(frozen=True)
 class AuditCard:
-    """One model's audit.
+    """Audit of one model.
 
     Attributes:
-        model: Its name.
-        trained: How it was trained.
-        where: On what the audit worked.
-        href: Where the page tells how it was made.
-        checks: In order.
-        unfolded: Whether the checks are shown at once.
+        model: Model name.
+        trained: Training method.
+        conditions: Data and protocol.
+        href: Link to the provenance.
+        checks: All checks.
+        open: Whether the checks are visible without a click.
     """
 
     model: str
     trained: str
-    where: str
+    conditions: str
     href: str
     checks: Sequence[AuditCheck]
-    unfolded: bool
+    open: bool
 
     @property
     def passed(self) -> bool:
-        """Whether every check was passed."""
+        """Whether all checks passed."""
         return all(check.passed for check in self.checks)
 
     @property
     def verdict(self) -> str:
-        """The outcome in words."""
+        """Outcome in words."""
         return verdict(self.checks)
 
 
@@ -52,51 +52,46 @@ def verdict(checks: Sequence[AuditCheck]) -> str:
 
 
 def audit_cards(groups: Sequence[ComparableGroup]) -> list[AuditCard]:
-    """Return the cards of all audited models, those that failed first."""
-    audited = [(group, found) for group in groups for found in group.measured if found.card]
-    audited.sort(key=lambda pair: _passed(pair[1]))
+    """Return the cards of all audited models, failed audits first."""
+    audited = [(group, one) for group in groups for one in group.measurements if one.audit]
+    audited.sort(key=lambda pair: pair[1].passed_audit)
     return [
         AuditCard(
-            found.model.name,
-            found.model.trained,
+            one.model.name,
+            one.model.trained,
             f"data {group.letter}, protocol {group.protocol}",
-            provenance_anchor(found.attack),
-            found.card or (),
-            unfolded=len(audited) <= FEW or not _passed(found),
+            provenance_anchor(one.attack),
+            one.audit or (),
+            open=len(audited) <= MAX_OPEN or not one.passed_audit,
         )
-        for group, found in audited
+        for group, one in audited
     ]
 
 
-def _passed(found: ComparableResult) -> bool:
-    return all(check.passed for check in found.card or ())
-
-
 def unaudited(groups: Sequence[ComparableGroup]) -> list[str]:
-    """Name the models whose gradients nobody has audited, under any protocol."""
-    attacked = {found.model.sha256: found.model.name for group in groups for found in group.measured}
-    audited = {found.model.sha256 for group in groups for found in group.measured if found.card}
+    """Return the names of models without an audit under any protocol."""
+    attacked = {one.model.sha256: one.model.name for group in groups for one in group.measurements}
+    audited = {one.model.sha256 for group in groups for one in group.measurements if one.audit}
     return [name for sha256, name in attacked.items() if sha256 not in audited]
 
 
-def audit_cell(found: ComparableResult) -> Cell:
-    """Return the outcome as a cell."""
-    checks = found.card
-    if not checks:
-        pixel = found.attack.document.protocol == "pixel"
-        note = "attack --audit makes the card" if pixel else "the audit works on pixels"
+def audit_cell(measurement: ComparableResult) -> Cell:
+    """Return the outcome of the audit."""
+    if not measurement.audit:
+        pixel = measurement.attack.document.protocol == "pixel"
+        note = "run attack --audit" if pixel else "audits need protocol pixel"
         return Cell("not audited", 0.5, note, tone="faint")
-    failed = [check for check in checks if not check.passed]
+    failed = [check for check in measurement.audit if not check.passed]
     note = "; ".join(f"{check.name}: {check.detail}" for check in failed)
-    return Cell(verdict(checks), float(not failed), note, bool(failed), tone="" if failed else "good")
+    return Cell(verdict(measurement.audit), float(not failed), note, bool(failed), tone="" if failed else "good")
 
 
 def failed_audits(groups: Sequence[ComparableGroup]) -> list[str]:
-    """Say which checks failed, for the warnings at the head of the report."""
+    """Return a warning for each failed audit."""
     return [
-        f"{found.model.name} ({group.protocol}, {found.model.trained}): audit {verdict(found.card)}: "
-        + "; ".join(f"{check.name}: no ({check.detail})" for check in found.card if not check.passed)
+        f"{one.model.name} ({group.protocol}, {one.model.trained}): audit {verdict(one.audit)}: "
+        + "; ".join(f"{check.name} ({check.detail})" for check in one.audit if not check.passed)
         for group in groups
-        for found in group.measured
-        if found.card and not _passed(found)
+        for one in group.measurements
+        if one.audit and not one.passed_audit
     ]

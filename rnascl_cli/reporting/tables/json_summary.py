@@ -1,4 +1,4 @@
-"""The report in a few typed numbers, for ``report --json``."""
+"""Typed summary of a report, for ``report --json``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rnascl_cli.reporting.data.lineage import ReportModel
 
 
 class ReportedAttack(FrozenModel):
-    """One attack run on a model."""
+    """Attack results of one model."""
 
     run: str
     protocol: Protocol
@@ -40,7 +40,7 @@ class ReportedModel(FrozenModel):
 
 
 class ReportSummary(FrozenModel):
-    """What a report holds and where it lies."""
+    """Output folder, files, models, warnings and caveats of a report."""
 
     kind: Literal["report"] = "report"
     out: str
@@ -50,38 +50,38 @@ class ReportSummary(FrozenModel):
     gaps: list[str]
 
 
-def reported(models: Sequence[ReportModel]) -> list[ReportedModel]:
+def summarize_models(models: Sequence[ReportModel]) -> list[ReportedModel]:
     """Return the models as records."""
     return [_model(model) for model in models]
 
 
 def _model(model: ReportModel) -> ReportedModel:
-    built = model.architecture
+    architecture = model.architecture
     return ReportedModel(
         name=model.name,
         kind=model.kind,
         trained=model.trained,
         origin=model.origin,
-        space=built.space if built else None,
-        widths=list(built.widths) if built else None,
-        params=built.params if built else None,
-        macs=built.macs if built else None,
-        clean_accuracy=model.made.document.clean_accuracy if model.made else None,
+        space=architecture.space if architecture else None,
+        widths=list(architecture.widths) if architecture else None,
+        params=architecture.params if architecture else None,
+        macs=architecture.macs if architecture else None,
+        clean_accuracy=model.artifact.document.clean_accuracy if model.artifact else None,
         attacks=[_attack(ComparableResult(model, attack)) for attack in model.attacks],
     )
 
 
-def _attack(measured: ComparableResult) -> ReportedAttack:
-    document = measured.attack.document
+def _attack(measurement: ComparableResult) -> ReportedAttack:
+    document = measurement.attack.document
     data = document.provenance.data
     return ReportedAttack(
-        run=measured.attack.run,
+        run=measurement.attack.run,
         protocol=document.protocol,
         fingerprint=data.fingerprint if data else None,
         n=document.n,
         clean_accuracy=document.clean_accuracy,
-        worst_case_eps=measured.largest.eps if measured.largest else None,
-        worst_case_accuracy=measured.worst_case,
+        worst_case_eps=measurement.largest.eps if measurement.largest else None,
+        worst_case_accuracy=measurement.worst_case,
         audit=document.audit,
         warnings=list(document.warnings),
     )

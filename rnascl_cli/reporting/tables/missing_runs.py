@@ -1,114 +1,101 @@
-"""What is missing, partial or kept apart, in words: a report never leaves a silent gap."""
+"""Caveats and warnings of the report: missing, partial or incomparable results, and suspected gradient masking."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from rnascl_cli.reporting.data.collect import RunSet
-from rnascl_cli.reporting.data.comparable_groups import ComparableGroup, missing_results
+from rnascl_cli.reporting.data.comparable_groups import ComparableGroup, attack_name
 from rnascl_cli.reporting.data.lineage import UNKNOWN_ORIGIN, ReportModel
 from rnascl_cli.reporting.tables.audit import failed_audits, unaudited
 from rnascl_cli.reporting.tables.summary import by_data
 from rnascl_cli.reporting.tables.tutor_statistics import undecided
 
-MANY = 10
-"""Names in a row beyond which a reader would stop reading."""
+MAX_NAMES = 10
 
 
-def find_gaps(runs: RunSet, models: Sequence[ReportModel], groups: Sequence[ComparableGroup]) -> list[str]:
-    """Say what a reader should know is not there, or not comparable."""
+def find_caveats(runs: RunSet, models: Sequence[ReportModel], groups: Sequence[ComparableGroup]) -> list[str]:
+    """Return everything that is missing, partial or not comparable."""
     return [
-        *(f"{found.run}: {found.words}" for found in runs.unfinished),
+        *(f"{run.run}: {run.state}" for run in runs.unfinished),
         *runs.damaged,
-        *_apart(models, groups),
+        *_not_comparable(models, groups),
         *_missing_stages(runs, models),
         *_partial_attacks(groups),
         *undecided(runs),
     ]
 
 
-def warnings(groups: Sequence[ComparableGroup]) -> list[str]:
-    """Return every warning of the gradient-masking checks and audits, with the model it is about."""
-    return [
-        *failed_audits(groups),
-        *_warned(groups),
-    ]
-
-
-def _warned(groups: Sequence[ComparableGroup]) -> list[str]:
-    return [
-        f"{found.model.name} ({group.protocol}, {found.model.trained}): {warning}"
+def masking_warnings(groups: Sequence[ComparableGroup]) -> list[str]:
+    """Return the failed audits and the warnings of all attacks, each with its model."""
+    warnings = [
+        f"{one.model.name} ({group.protocol}, {one.model.trained}): {warning}"
         for group in groups
-        for found in group.measured
-        for warning in found.attack.document.warnings
+        for one in group.measurements
+        for warning in one.attack.document.warnings
     ]
+    return [*failed_audits(groups), *warnings]
 
 
-def _apart(models: Sequence[ReportModel], groups: Sequence[ComparableGroup]) -> list[str]:
-    words = []
+def _not_comparable(models: Sequence[ReportModel], groups: Sequence[ComparableGroup]) -> Iterator[str]:
     if len(groups) > 1:
-        reasons = []
-        if len({group.protocol for group in groups}) > 1:
-            reasons.append("two protocols")
-        if len({group.fingerprint for group in groups}) > 1:
-            reasons.append("different data")
-        if len({group.norm for group in groups}) > 1:
-            reasons.append("two norms")
+        differing: dict[str, Collection[object]] = {
+            "two protocols": {group.protocol for group in groups},
+            "different data": {group.fingerprint for group in groups},
+            "two norms": {group.norm for group in groups},
+        }
+        reasons = [reason for reason, values in differing.items() if len(values) > 1]
         if not reasons or len(groups) > len({(group.protocol, group.fingerprint, group.norm) for group in groups}):
             reasons.append("different test images")
         letters = ", ".join(group.letter for group in groups)
-        words.append(f"attacks on {' and '.join(reasons)} are given; tables {letters} must not be compared by column")
+        yield f"the attacks use {' and '.join(reasons)}; numbers must not be compared between tables {letters}"
     if len(by_data(models)) > 1:
-        words.append("students were trained on different data; their clean accuracies stand in separate tables")
-    return words
+        yield "the students were trained on different data; their clean accuracies are in separate tables"
 
 
-def _missing_stages(runs: RunSet, models: Sequence[ReportModel]) -> list[str]:
-    words = []
-    students = [model for model in models if model.made]
+def _missing_stages(runs: RunSet, models: Sequence[ReportModel]) -> Iterator[str]:
+    students = [model for model in models if model.artifact]
     used_searches = {model.search.sha256 for model in students if model.search}
-    derived_from = {sha256 for found in runs.derivations for sha256 in found.document.provenance.inputs.values()}
+    derived_from = {sha256 for one in runs.derivations for sha256 in one.document.provenance.inputs.values()}
     for search in runs.searches:
         if search.sha256 not in used_searches:
-            done = "derived, not trained" if search.sha256 in derived_from else "searched only"
-            words.append(f"{search.run}: {done}; no training that came from it is given")
+            state = "derived, but not trained" if search.sha256 in derived_from else "searched only"
+            yield f"{search.run}: {state}; no training of its network is given"
     for model in students:
         if model.finetuned and model.source is None:
-            words.append(f"{model.name}: {UNKNOWN_ORIGIN}; the training it was fine-tuned from is not given")
+            yield f"{model.name}: {UNKNOWN_ORIGIN}; the training before the fine-tuning is not given"
         if model.derived is None:
-            words.append(f"{model.name}: no derived document is given, so its tutors are not shown")
+            yield f"{model.name}: no derived document is given, so its tutors are not shown"
         elif model.search is None:
-            words.append(f"{model.name}: the search it was derived from is not given")
+            yield f"{model.name}: its search is not given"
     if unattacked := [model.name for model in students if not model.attacks]:
-        words.append(f"not attacked, so of unknown robust accuracy: {listed(unattacked)}")
+        yield f"not attacked, robust accuracy unknown: {shortened(unattacked)}"
     for model in models:
         if model.kind == "unknown":
-            words.append(f"{model.name}: {UNKNOWN_ORIGIN}; no given run made the file that was attacked")
+            yield f"{model.name}: {UNKNOWN_ORIGIN}; the attacked file was not produced by any given run"
     if not students:
-        words.append("no training run is given: there are no students' sizes and clean accuracies")
-    return words
+        yield "no training run is given, so there are no sizes and clean accuracies of students"
 
 
-def _partial_attacks(groups: Sequence[ComparableGroup]) -> list[str]:
-    words, unproven = [], []
+def _partial_attacks(groups: Sequence[ComparableGroup]) -> Iterator[str]:
+    unverified = []
     for group in groups:
-        for found in group.measured:
-            document, run = found.attack.document, found.attack.run
-            if missing := missing_results(found.attack):
-                words.append(f"{run}: the attack run is partial; no result of {', '.join(missing)}")
+        for one in group.measurements:
+            document, run = one.attack.document, one.attack.run
+            if missing := [f"{attack_name(name)} at eps {eps:.4g}" for name, eps in one.missing]:
+                yield f"{run}: the attack run is partial; no result of {', '.join(missing)}"
             if not document.results:
-                words.append(f"{run}: attack.json holds no result")
-            elif not found.card and not any(result.attack == "aa" for result in document.results):
-                unproven.append(f"{found.model.name} ({group.protocol})")
-    if unproven:
-        words.append(f"neither AutoAttack nor an audit, so gradient masking is not ruled out: {listed(unproven)}")
+                yield f"{run}: attack.json has no results"
+            elif not one.audit and not any(result.attack == "aa" for result in document.results):
+                unverified.append(f"{one.model.name} ({group.protocol})")
+    if unverified:
+        yield f"neither AutoAttack nor an audit, gradient masking cannot be ruled out: {shortened(unverified)}"
     if without := unaudited(groups):
-        words.append(f"no audit for masked gradients (attack --audit): {listed(without)}")
-    return words
+        yield f"no gradient-masking audit (attack --audit): {shortened(without)}"
 
 
-def listed(names: Sequence[str]) -> str:
-    """Return names in a row; of very many the first, and how many more there are."""
-    if len(names) <= MANY:
+def shortened(names: Sequence[str]) -> str:
+    """Return names separated by commas; of a long list, the first ones and the number of others."""
+    if len(names) <= MAX_NAMES:
         return ", ".join(names)
-    return f"{', '.join(names[: MANY - 2])} and {len(names) - MANY + 2} more, which the tables mark"
+    return f"{', '.join(names[: MAX_NAMES - 2])} and {len(names) - MAX_NAMES + 2} more, which are marked in the tables"

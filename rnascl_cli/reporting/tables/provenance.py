@@ -1,37 +1,40 @@
-"""How each number was made: command, seed, commit, teacher, device, data; and which settings were not the defaults."""
+"""Provenance of each document: command, seed, commit, teacher, device, data and non-default settings."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rnascl_cli.artifacts.documents import AdvFinetuneDocument, AnyDocument, AttackDocument, TrainDocument
 from rnascl_cli.artifacts.store import sha256_bytes
-from rnascl_cli.recipes import Recipe
-from rnascl_cli.reporting.data.collect import Artifact
-from rnascl_cli.reporting.tables.table import Cell, Column, Table, number, short_spec, teacher_words, text
+from rnascl_cli.recipes.old_keys import upgraded
+from rnascl_cli.recipes.settings import Recipe
+from rnascl_cli.reporting.data.collect import Artifact, describe_data, describe_teacher, short_spec
+from rnascl_cli.reporting.tables.table import Cell, Column, Table, number, text
 
-STAGE_TABLES = {
-    "search": ("search",),
-    "derived": ("search",),
-    "train": ("train",),
-    "adv-finetune": ("adv_finetune",),
-    "attack": ("attack",),
+RECIPE_TABLE = {
+    "search": "search",
+    "derived": "search",
+    "train": "train",
+    "adv-finetune": "adv_finetune",
+    "attack": "attack",
 }
+"""The recipe table of each kind of document."""
+AVERAGES = {"ema": "moving average of the weights", "swa": "mean over the last epochs"}
 
 
 @dataclass(frozen=True)
 class ProvenanceEntry:
-    """How one document was made.
+    """Provenance of one document.
 
     Attributes:
-        anchor: Where the page tells it.
-        run: Its run directory.
-        file: Its file name.
-        command: The command line, quoted for a shell.
-        facts: What else there is to know, by name.
+        anchor: Anchor on the page.
+        run: Run name.
+        file: File name.
+        command: Command line, quoted for a shell.
+        facts: Further facts by name.
     """
 
     anchor: str
@@ -41,35 +44,36 @@ class ProvenanceEntry:
     facts: tuple[tuple[str, str], ...]
 
 
-def provenance_anchor(found: Artifact[Any]) -> str:
-    """Return the link to where the page tells how a document was made."""
-    # Runs of unlike names may look alike as anchors, and copies of a document have one sha256.
-    return f"#made-{sha256_bytes(f'{found.run}/{found.file}'.encode())[:10]}"
+def provenance_anchor(artifact: Artifact[Any]) -> str:
+    """Return the link to the provenance of a document."""
+    # A hash, because different run names can give the same slug, and copies of a document have the same sha256.
+    return f"#made-{sha256_bytes(f'{artifact.run}/{artifact.file}'.encode())[:10]}"
 
 
-def provenance_entry(found: Artifact[AnyDocument]) -> ProvenanceEntry:
-    """Return how a document was made."""
-    document = found.document
-    made = document.provenance
+def provenance_entry(artifact: Artifact[AnyDocument]) -> ProvenanceEntry:
+    """Return the provenance of a document."""
+    document, provenance = artifact.document, artifact.document.provenance
+    inputs = [f"{name} {sha256[:12]}" for name, sha256 in sorted(provenance.inputs.items())]
+    commit = f"commit {provenance.commit}" if provenance.commit else "no commit recorded"
     facts = [
-        ("seed", str(made.seed)),
-        ("made", made.created),
-        ("rnascl", f"{made.tool_version}" + (f", commit {made.commit}" if made.commit else ", no commit recorded")),
-        ("torch", made.torch_version or "not used or not recorded"),
-        ("device", f"{made.device}, precision {made.precision}"),
-        ("teacher", teacher_words(made.teacher) or "none"),
-        *_data(document),
-        *_time(document),
-        *_kept(document),
-        ("inputs", ", ".join(f"{name} {sha256[:12]}" for name, sha256 in sorted(made.inputs.items())) or "none"),
-        ("sha256", found.sha256),
+        ("seed", str(provenance.seed)),
+        ("created", provenance.created),
+        ("rnascl", f"{provenance.tool_version}, {commit}"),
+        ("torch", provenance.torch_version or "not used or not recorded"),
+        ("device", f"{provenance.device}, precision {provenance.precision}"),
+        ("teacher", describe_teacher(provenance.teacher) if provenance.teacher else "none"),
+        *_data_facts(document),
+        *_stage_facts(document),
+        ("inputs", ", ".join(inputs) or "none"),
+        ("sha256", artifact.sha256),
     ]
-    if changed := changed_settings(made.recipe, document.kind):
-        facts.append(("settings away from the defaults", ", ".join(changed)))
-    return ProvenanceEntry(provenance_anchor(found)[1:], found.run, found.file, shlex.join(made.command), tuple(facts))
+    if changed := changed_settings(provenance.recipe, document.kind):
+        facts.append(("non-default settings", ", ".join(changed)))
+    anchor = provenance_anchor(artifact)[1:]
+    return ProvenanceEntry(anchor, artifact.run, artifact.file, shlex.join(provenance.command), tuple(facts))
 
 
-def _data(document: AnyDocument) -> list[tuple[str, str]]:
+def _data_facts(document: AnyDocument) -> list[tuple[str, str]]:
     data = document.provenance.data
     if data is None:
         return [("data", "not recorded")]
@@ -78,78 +82,69 @@ def _data(document: AnyDocument) -> list[tuple[str, str]]:
         for split, limit in (("train", data.limit_train), ("test", data.limit_test))
         if limit is not None
     ]
-    counts = f"{data.train_images:,} to train on, {data.holdout_images:,} held out, {data.test_images:,} to test on"
+    images = (
+        f"{data.train_images:,} training images, {data.holdout_images:,} held out, {data.test_images:,} test images"
+    )
     return [
-        ("data", f"{short_spec(data.spec)}, {len(data.classes)} classes; {counts}"),
+        ("data", f"{short_spec(data.spec)}, {len(data.classes)} classes; {images}"),
         ("limits", ", ".join(limits) or "none"),
-        ("fingerprint of the data", data.fingerprint),
+        ("data fingerprint", data.fingerprint),
     ]
 
 
-def _time(document: AnyDocument) -> list[tuple[str, str]]:
-    if isinstance(document, TrainDocument | AdvFinetuneDocument):
-        return [("time", f"{document.seconds:,.0f} s for {document.epochs} epochs")]
+def _stage_facts(document: AnyDocument) -> Iterator[tuple[str, str]]:
+    """Yield the time, the protocol of an attack, and the weights of a training unless they are those of the end."""
     if isinstance(document, AttackDocument):
         seconds = sum(result.seconds for result in document.results)
-        return [("time", f"{seconds:,.0f} s for {len(document.results)} attacks"), ("protocol", document.protocol)]
-    return []
+        yield "time", f"{seconds:,.0f} s for {len(document.results)} attacks"
+        yield "protocol", document.protocol
+    if isinstance(document, TrainDocument | AdvFinetuneDocument):
+        yield "time", f"{document.seconds:,.0f} s for {document.epochs} epochs"
+        weights = [AVERAGES[document.average]] if document.average else []
+        if document.best_epoch and (best := document.validation):
+            epoch = f"epoch {document.best_epoch} of {document.epochs}, best on held-out images"
+            weights.append(f"{epoch} (clean {best.clean:.1%}, PGD {best.robust:.1%})")
+        if weights:
+            yield "saved weights", "; ".join(weights)
 
 
-AVERAGES = {"ema": "moving average of the weights", "swa": "mean over the last epochs"}
-
-
-def _kept(document: AnyDocument) -> list[tuple[str, str]]:
-    """Say which weights of a training were kept, where they are not simply the last ones."""
-    if not isinstance(document, TrainDocument | AdvFinetuneDocument):
-        return []
-    words = [AVERAGES[document.average]] if document.average else []
-    if document.best_epoch and (found := document.validation):
-        chosen = f"epoch {document.best_epoch} of {document.epochs}, best on held-out images"
-        words.append(f"{chosen} (clean {found.clean:.1%}, PGD {found.robust:.1%})")
-    return [("weights kept", "; ".join(words))] if words else []
-
-
-def provenance_table(found: Sequence[Artifact[AnyDocument]]) -> Table:
-    """Return how every document was made, in a row each; the page's details tell the rest."""
-    columns = ["Document", "Command", "Commit", "Teacher (sha256)", "Device", "Data (fingerprint)", "Made"]
+def provenance_table(artifacts: Sequence[Artifact[AnyDocument]]) -> Table:
+    """Return the provenance of all documents, one per row."""
+    columns = ["Document", "Command", "Commit", "Teacher (sha256)", "Device", "Data (fingerprint)", "Created"]
     return Table(
         "makings",
         "Documents",
         [Column(columns[0]), Column("Seed", True), *map(Column, columns[1:])],
-        [_row(artifact) for artifact in found],
-        intro="Every number of this report comes from one of these; the links lead to the whole command and settings.",
+        [_row(artifact) for artifact in artifacts],
+        intro="Every number in this report comes from one of these documents. The links lead to the full command and "
+        "settings.",
     )
 
 
-def _row(found: Artifact[AnyDocument]) -> list[Cell]:
-    made = found.document.provenance
-    teacher, data = made.teacher, made.data
+def _row(artifact: Artifact[AnyDocument]) -> list[Cell]:
+    provenance = artifact.document.provenance
+    teacher = provenance.teacher
     return [
-        text(f"{found.run}/{found.file}", href=provenance_anchor(found)),
-        number(made.seed, "d"),
-        text(" ".join(made.command[:2]), note=shlex.join(made.command)),
-        text(made.commit),
+        text(f"{artifact.run}/{artifact.file}", href=provenance_anchor(artifact)),
+        number(provenance.seed, "d"),
+        text(" ".join(provenance.command[:2]), note=shlex.join(provenance.command)),
+        text(provenance.commit),
         text(f"{teacher.architecture} ({teacher.sha256[:12]})" if teacher else None),
-        text(made.device),
-        text(f"{short_spec(data.spec)} ({data.fingerprint[:12]})" if data else None),
-        text(made.created),
+        text(provenance.device),
+        text(describe_data(provenance.data) if provenance.data else None),
+        text(provenance.created),
     ]
 
 
 def changed_settings(recipe: Mapping[str, Any], kind: str) -> list[str]:
-    """Name the settings of the document's stage that are not the defaults, as ``key=value``."""
-    defaults = Recipe().model_dump(mode="json")
-    changed: list[str] = []
-    for table in STAGE_TABLES[kind]:
-        given = recipe.get(table)
-        if isinstance(given, Mapping):
-            _compare(defaults.get(table, {}), given, table, changed)
-    return changed
+    """Return the non-default settings of a document's stage as ``key=value``."""
+    table = RECIPE_TABLE[kind]
+    return list(_changed(Recipe().model_dump(mode="json").get(table, {}), upgraded(recipe).get(table, {}), table))
 
 
-def _compare(default: Any, given: Any, key: str, changed: list[str]) -> None:
-    if isinstance(default, Mapping) and isinstance(given, Mapping):
-        for name in given:
-            _compare(default.get(name), given[name], f"{key}.{name}", changed)
-    elif default != given:
-        changed.append(f"{key}={given}")
+def _changed(default: Any, value: Any, key: str) -> Iterator[str]:
+    if isinstance(default, Mapping) and isinstance(value, Mapping):
+        for name in value:
+            yield from _changed(default.get(name), value[name], f"{key}.{name}")
+    elif default != value:
+        yield f"{key}={value}"

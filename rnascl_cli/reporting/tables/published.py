@@ -1,24 +1,19 @@
-"""Measured numbers beside the paper's, each with its protocol and its difference."""
+"""Measured accuracies next to those of the paper, with protocol and difference."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rnascl_cli.artifacts.documents import DataReference, Provenance
+from rnascl_cli.artifacts.documents import DataReference
 from rnascl_cli.core.units import parse_epsilon
+from rnascl_cli.reporting.data.collect import short_spec
 from rnascl_cli.reporting.data.comparable_groups import attack_name
 from rnascl_cli.reporting.data.lineage import ReportModel
-from rnascl_cli.reporting.published import (
-    PUBLISHED_PROTOCOL,
-    TABLES,
-    Dataset,
-    PublishedRow,
-    PublishedTable,
-)
-from rnascl_cli.reporting.tables.attacks import DEPARTED, DEPARTED_NOTE
+from rnascl_cli.reporting.published import PUBLISHED_PROTOCOL, TABLES, Dataset, PublishedRow, PublishedTable
+from rnascl_cli.reporting.tables.attacks import NONSTANDARD, NONSTANDARD_NOTE
 from rnascl_cli.reporting.tables.provenance import provenance_anchor
-from rnascl_cli.reporting.tables.table import NOTHING, Cell, Column, Table, accuracy, number, points, short_spec, text
+from rnascl_cli.reporting.tables.table import EMPTY, Cell, Column, Table, accuracy, number, points, text
 
 CIFAR10 = frozenset(
     ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
@@ -30,24 +25,23 @@ TEACHER_FAMILIES = {
     "wrt50": ("wrt50", "wrn-50-2", "imagenet-wrn-50-2"),
 }
 TOLERANCE = 1e-6
-UNREPORTED = "-"
 DIFFERENCE = "Δ"
 PROTOCOLS = ("pixel", "paper-code", None)
-"""In the order of their tables; None for models of which only clean accuracy is known."""
+"""Order of the tables; None for models of which only clean accuracy is known."""
 
 
 @dataclass(frozen=True)
 class PublishedComparison:
-    """A model's accuracies in per cent, by the published measures' names, of one document.
+    """Accuracies of a model from one document, to compare with a published row.
 
     Attributes:
-        model: Whose.
-        protocol: Of the attacks; None where only clean accuracy is known.
+        model: The model.
+        protocol: Attack protocol; None if only clean accuracy is known.
         n: Number of test images.
-        fingerprint: Of the data.
-        measures: Accuracy in per cent by measure.
-        departed: The measures whose attack departs from its published setting.
-        href: Where the page tells how it was made.
+        fingerprint: Data fingerprint.
+        measures: Accuracy in percent by measure.
+        nonstandard: Measures whose attack does not have its published setting.
+        href: Link to the provenance.
     """
 
     model: ReportModel
@@ -55,75 +49,74 @@ class PublishedComparison:
     n: int
     fingerprint: str
     measures: dict[str, float]
-    departed: frozenset[str]
+    nonstandard: frozenset[str]
     href: str
 
 
 def dataset_of(data: DataReference | None) -> Dataset | None:
-    """Return which of the paper's data sets these are, told by their classes; None for others."""
+    """Return the paper's data set with these classes; None for other data."""
     if data is None:
         return None
     if {name.lower() for name in data.classes} == CIFAR10 and len(data.classes) == len(CIFAR10):
         return "cifar10"
-    if data.spec.startswith("imagenet100") or (_wnids(data.classes) and len(data.classes) == 100):
+    wnids = all(len(name) == 9 and name[0] == "n" and name[1:].isdigit() for name in data.classes)
+    if data.spec.startswith("imagenet100") or (wnids and len(data.classes) == 100):
         return "imagenet100"
-    if data.spec.startswith("imagenet") or (_wnids(data.classes) and len(data.classes) == 1000):
+    if data.spec.startswith("imagenet") or (wnids and len(data.classes) == 1000):
         return "imagenet"
     return None
 
 
-def _wnids(classes: Sequence[str]) -> bool:
-    return all(len(name) == 9 and name[0] == "n" and name[1:].isdigit() for name in classes)
-
-
-def family(architecture: str | None) -> str | None:
-    """Return the paper's short name of a teacher architecture; the name itself where the paper has none."""
-    if architecture is None:
+def _teacher_family(model: ReportModel) -> str | None:
+    """Return the paper's short name of the teacher architecture, or the architecture itself."""
+    if model.teacher is None:
         return None
+    architecture = model.teacher.architecture
     return next((short for short, names in TEACHER_FAMILIES.items() if architecture in names), architecture)
 
 
-def readings(model: ReportModel, table: PublishedTable) -> list[PublishedComparison]:
-    """Return what was measured of ``model`` on the table's data at the table's eps: one reading an attack document."""
+def _measured(model: ReportModel, table: PublishedTable) -> list[PublishedComparison]:
+    """Return the accuracies of ``model`` on the data and at the eps of ``table``, one entry per attack document."""
     eps = parse_epsilon(table.eps).value
-    found = []
+    measured = []
     for attack in model.attacks:
         document, data = attack.document, attack.document.provenance.data
         if data is None or dataset_of(data) != table.dataset:
             continue
         results = [r for r in document.results if abs(r.eps_value - eps) < TOLERANCE and r.norm == "Linf"]
-        results.sort(key=lambda result: result.standard)  # of two, the one by the published setting counts
+        results.sort(key=lambda result: result.standard)  # a standard attack overwrites a nonstandard one
         measures = {"clean": 100 * document.clean_accuracy} | {r.attack: 100 * r.accuracy for r in results}
-        departed = {r.attack for r in results} - {r.attack for r in results if r.standard}
+        nonstandard = frozenset(r.attack for r in results) - {r.attack for r in results if r.standard}
         href = provenance_anchor(attack)
-        found.append(
-            PublishedComparison(
-                model, document.protocol, document.n, data.fingerprint, measures, frozenset(departed), href
-            )
+        measured.append(
+            PublishedComparison(model, document.protocol, document.n, data.fingerprint, measures, nonstandard, href)
         )
-    if not found and model.made and (data := model.made.document.provenance.data) and dataset_of(data) == table.dataset:
-        clean = {"clean": 100 * model.made.document.clean_accuracy}
-        href = provenance_anchor(model.made)
-        found.append(PublishedComparison(model, None, data.test_images, data.fingerprint, clean, frozenset(), href))
-    return [reading for reading in found if set(reading.measures) & set(table.measures)]
+    if not measured and (artifact := model.artifact):
+        data = artifact.document.provenance.data
+        if data and dataset_of(data) == table.dataset:
+            clean, href = {"clean": 100 * artifact.document.clean_accuracy}, provenance_anchor(artifact)
+            measured.append(
+                PublishedComparison(model, None, data.test_images, data.fingerprint, clean, frozenset(), href)
+            )
+    return [one for one in measured if set(one.measures) & set(table.measures)]
 
 
 def match(model: ReportModel, table: PublishedTable) -> PublishedRow | None:
-    """Return the published row a model is to be compared with, the same teacher's before another's.
+    """Return the published row to compare a model with, preferably one with the same teacher.
 
-    Space, paradigm and adversarial fine-tuning must agree, and tutors must be learned ones; a teacher is matched by
-    its architecture. The paper perturbs no image before the fine-tuning, and its tables have no rival distillation
-    losses: Figure 11, which has them, prints no numbers.
+    Space, paradigm and adversarial fine-tuning must agree, and tutors must be learned; teachers match by architecture.
+    Models of a distillation baseline, a robust search or adversarial training from scratch have no row: the paper
+    uses no adversarial images before fine-tuning, and prints no numbers for baselines (Figure 11).
     """
-    own = family(model.teacher.architecture if model.teacher else None)
+    teacher = _teacher_family(model)
     if model.kind == "teacher":
         rows = [row for row in table.rows if row.paradigm is None and row.teacher]
-        return next((row for row in rows if row.teacher == own), None)
-    if model.made is None or model.distill or (model.tutors and model.tutors.origin != "searched"):
+        return next((row for row in rows if row.teacher == teacher), None)
+    if model.artifact is None or model.distill or (model.tutors and model.tutors.origin != "searched"):
         return None
     if model.from_scratch or model.robust_search:
         return None
-    document = model.made.document
+    document = model.artifact.document
     rows = [
         row
         for row in table.rows
@@ -131,103 +124,87 @@ def match(model: ReportModel, table: PublishedTable) -> PublishedRow | None:
         and row.finetuned == model.finetuned
         and row.space in (document.architecture.space, None)
     ]
-    return min(rows, key=lambda row: row.teacher not in (own, None), default=None)
+    return min(rows, key=lambda row: row.teacher not in (teacher, None), default=None)
 
 
-def beside_published(models: Sequence[ReportModel]) -> list[Table]:
-    """Return, for each published table with a matching row, that row with the measured ones and the difference.
+def published_tables(models: Sequence[ReportModel], *, full: bool) -> list[Table]:
+    """Return the published tables with the measured rows below the published ones, one table per protocol.
 
-    Measurements under different protocols stand in different tables.
-    """
-    return [
-        _filled(published, matched[protocol], protocol, full=False)
-        for published in TABLES
-        for matched in [_matched(published, models)]
-        for protocol in sorted(matched, key=PROTOCOLS.index)
-    ]
-
-
-def paper_tables(models: Sequence[ReportModel]) -> list[Table]:
-    """Return all six tables whole, the measured rows under the published ones they are to be compared with.
-
-    A second protocol follows in a table of its own, with the published rows it bears on.
+    Args:
+        models: The models.
+        full: Whether to include all six tables with all their rows, rather than only the rows that have a measured
+            counterpart. Further protocols always have only those rows.
     """
     tables = []
     for published in TABLES:
         matched = _matched(published, models)
-        protocols = sorted(matched, key=PROTOCOLS.index) or [None]
-        for index, protocol in enumerate(protocols):
-            tables.append(_filled(published, matched.get(protocol, {}), protocol, full=index == 0))
+        protocols: list[str | None] = sorted(matched, key=PROTOCOLS.index)
+        for index, protocol in enumerate(protocols or ([None] if full else [])):
+            tables.append(_table(published, matched.get(protocol, {}), protocol, full=full and index == 0))
     return tables
 
 
 def unmatched(models: Iterable[ReportModel]) -> list[str]:
-    """Say why models have no row of the paper to be compared with: a reason, and the models it holds for."""
+    """Return the models without a published row, grouped by reason."""
     reasons: dict[str, list[str]] = {}
     for model in models:
-        if any(match(model, table) and readings(model, table) for table in TABLES):
+        if any(match(model, table) and _measured(model, table) for table in TABLES):
             continue
-        provenance = _measured_by(model)
-        if provenance is not None and dataset_of(provenance.data) is None:
-            data = short_spec(provenance.data.spec) if provenance.data else "unrecorded data"
-            reason = f"measured on {data}, which the paper does not use"
+        measured_by = model.attacks[0] if model.attacks else model.artifact
+        data = measured_by.document.provenance.data if measured_by else None
+        if measured_by and dataset_of(data) is None:
+            reason = f"measured on {short_spec(data.spec) if data else 'unrecorded data'}, which the paper does not use"
         else:
             reason = f"the paper's tables have no row of this kind ({model.trained})"
         reasons.setdefault(reason, []).append(model.name)
     return [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
 
 
-def _measured_by(model: ReportModel) -> Provenance | None:
-    if model.attacks:
-        return model.attacks[0].document.provenance
-    return model.made.document.provenance if model.made else None
-
-
 def _matched(
     published: PublishedTable, models: Sequence[ReportModel]
 ) -> dict[str | None, dict[int, list[PublishedComparison]]]:
-    """Return the readings by protocol, and by the published row they are compared with."""
+    """Return the measured accuracies by protocol and by the index of the published row."""
     matched: dict[str | None, dict[int, list[PublishedComparison]]] = {}
     for model in models:
         row = match(model, published)
         if row is not None:
-            for reading in readings(model, published):
-                by_row = matched.setdefault(reading.protocol, {})
-                by_row.setdefault(published.rows.index(row), []).append(reading)
+            for measured in _measured(model, published):
+                by_row = matched.setdefault(measured.protocol, {})
+                by_row.setdefault(published.rows.index(row), []).append(measured)
     return matched
 
 
-def _filled(
-    published: PublishedTable, measured: dict[int, list[PublishedComparison]], protocol: str | None, *, full: bool
+def _table(
+    published: PublishedTable, matched: dict[int, list[PublishedComparison]], protocol: str | None, *, full: bool
 ) -> Table:
     rows: list[list[Cell]] = []
-    emphasised: set[int] = set()
-    differences = bool(measured)
-    departed = any(reading.departed for found in measured.values() for reading in found)
+    emphasized: set[int] = set()
     for index, row in enumerate(published.rows):
-        if not full and index not in measured:
+        if not full and index not in matched:
             continue
-        rows.append(_published_row(row, published, differences=differences))
-        for reading in measured.get(index, ()):
-            emphasised.add(len(rows))
-            rows.append(_measured_row(reading, row, published))
-    under = f"measured under protocol {protocol}" if protocol else "measured without attacks"
-    words = f"Accuracy in %; attacks at eps {published.eps}."
-    if measured:
-        words += f" {DIFFERENCE}: measured minus published, in percentage points."
+        rows.append(_published_row(row, published, differences=bool(matched)))
+        for measured in matched.get(index, ()):
+            emphasized.add(len(rows))
+            rows.append(_measured_row(measured, row, published))
+    title = f"Table {published.number}: {published.title}"
+    intro = f"Accuracy in %; attacks at eps {published.eps}."
+    if matched:
+        title += f", measured under protocol {protocol}" if protocol else ", measured without attacks"
+        intro += f" {DIFFERENCE}: measured minus published, in percentage points."
+    nonstandard = any(measured.nonstandard for found in matched.values() for measured in found)
     return Table(
         f"table-{published.number}-{protocol or 'clean'}",
-        f"Table {published.number}: {published.title}{f', {under}' if measured else ''}",
-        _columns(published, differences=differences),
+        title,
+        _columns(published, differences=bool(matched)),
         rows,
-        intro=words,
-        notes=[*published.notes, *([DEPARTED_NOTE] if departed else [])],
-        emphasised=frozenset(emphasised),
+        intro=intro,
+        notes=[*published.notes, *([NONSTANDARD_NOTE] if nonstandard else [])],
+        emphasized=frozenset(emphasized),
     )
 
 
 def _columns(published: PublishedTable, *, differences: bool) -> list[Column]:
-    columns = [Column("Method"), Column("Source"), Column("Trained how"), Column("Protocol, images")]
+    columns = [Column("Method"), Column("Source"), Column("Training"), Column("Protocol, images")]
     for name in published.measures:
         heading = "Clean" if name == "clean" else attack_name(name)
         columns.append(Column(heading + published.marks(name), True))
@@ -253,41 +230,39 @@ def _published_row(row: PublishedRow, published: PublishedTable, *, differences:
 
 
 def _printed(value: float | None, form: str, marks: str) -> Cell:
-    """Return a published number; a hyphen, as the paper has it, where it has none."""
-    return Cell(UNREPORTED, None, "not in the paper") if value is None else number(value, form, mark=marks)
+    """Return a published number, or a hyphen like the paper's."""
+    return Cell("-", None, "not in the paper") if value is None else number(value, form, mark=marks)
 
 
-def _measured_row(reading: PublishedComparison, row: PublishedRow, published: PublishedTable) -> list[Cell]:
-    model = reading.model
-    built = model.architecture
+def _measured_row(measured: PublishedComparison, row: PublishedRow, published: PublishedTable) -> list[Cell]:
+    model, architecture = measured.model, measured.model.architecture
     cells = [
-        text(f"measured: {model.name}", href=reading.href),
+        text(f"measured: {model.name}", href=measured.href),
         text("this tool"),
-        text(_how(model, row)),
-        text(f"{reading.protocol or 'clean only'}, n = {reading.n:,}, data {reading.fingerprint[:8]}"),
+        text(_training(model, row)),
+        text(f"{measured.protocol or 'clean only'}, n = {measured.n:,}, data {measured.fingerprint[:8]}"),
     ]
     for name in published.measures:
-        value, printed = reading.measures.get(name), row.measures.get(name)
-        mark = DEPARTED if name in reading.departed else ""
-        cells.append(Cell(NOTHING) if value is None else accuracy(value / 100, reading.n, mark=mark))
+        value, printed = measured.measures.get(name), row.measures.get(name)
+        mark = NONSTANDARD if name in measured.nonstandard else ""
+        cells.append(Cell(EMPTY) if value is None else accuracy(value / 100, measured.n, mark=mark))
         cells.append(points(None if value is None or printed is None else value - printed))
     if published.sizes:
-        cells += [number(built.params / 1e6 if built else None, ".2f")]
-        cells += [number(built.macs / 1e6 if built else None, ".2f")]
+        cells += [number(architecture.params / 1e6 if architecture else None, ".2f")]
+        cells += [number(architecture.macs / 1e6 if architecture else None, ".2f")]
     return cells
 
 
-def _how(model: ReportModel, row: PublishedRow) -> str:
-    """Say how it was trained, and in what that departs from the published row."""
-    if model.made is None:
+def _training(model: ReportModel, row: PublishedRow) -> str:
+    """Return the training of a model in words, and how its teacher differs from that of the published row."""
+    if model.artifact is None:
         return model.trained
-    document = model.made.document
+    document = model.artifact.document
     training = model.source.document if model.source else document
     data = training.provenance.data
-    images = f", {data.train_images:,} images" if data else ""
     epochs = f"{training.epochs} epochs" + (f" + {document.epochs}" if model.source else "")
-    words = f"{model.trained}, {epochs}{images}"
-    own = family(model.teacher.architecture if model.teacher else None)
-    if row.teacher is not None and own != row.teacher:
-        words += f"; teacher {own or 'none'}, not {row.teacher}"
+    words = f"{model.trained}, {epochs}" + (f", {data.train_images:,} images" if data else "")
+    teacher = _teacher_family(model)
+    if row.teacher is not None and teacher != row.teacher:
+        words += f"; teacher {teacher or 'none'}, not {row.teacher}"
     return words

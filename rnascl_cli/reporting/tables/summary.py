@@ -1,4 +1,4 @@
-"""The head of the report: each model with its size, clean and worst-case accuracy and audit, and what stands out."""
+"""Summary of the report: key numbers, and the size, accuracy and audit of each model."""
 
 from __future__ import annotations
 
@@ -6,218 +6,214 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rnascl_cli.artifacts.documents import DataReference
-from rnascl_cli.reporting.data.comparable_groups import ComparableGroup, ComparableResult, usual_eps
+from rnascl_cli.core.errors import pluralise
+from rnascl_cli.reporting.data.collect import describe_data, describe_teacher
+from rnascl_cli.reporting.data.comparable_groups import ComparableGroup, ComparableResult, common_eps
 from rnascl_cli.reporting.data.lineage import ReportModel, StudentArtifact
-from rnascl_cli.reporting.tables.attacks import clean_cell, worst_cell
+from rnascl_cli.reporting.tables.attacks import WORST_CASE_NOTE, clean_cell, worst_case_cell
 from rnascl_cli.reporting.tables.audit import audit_cell, unaudited
 from rnascl_cli.reporting.tables.pareto import budget_words
 from rnascl_cli.reporting.tables.provenance import provenance_anchor
 from rnascl_cli.reporting.tables.table import (
-    NOTHING,
+    EMPTY,
     Cell,
     Column,
     Table,
     accuracy,
-    data_words,
+    compact_widths,
     number,
     percent,
-    ranges,
-    teacher_words,
     text,
 )
 
 
 @dataclass(frozen=True)
 class SummaryTile:
-    """A number at the head of the page.
+    """A key number at the top of the page.
 
     Attributes:
-        label: What it is.
+        label: What the number is.
         value: The number.
-        note: Whose, and measured how.
-        loud: Whether it is a warning.
+        note: Model and conditions.
+        alert: Whether to highlight it as a problem.
     """
 
     label: str
     value: str
     note: str
-    loud: bool = False
+    alert: bool = False
 
 
-def tiles(found: Sequence[ReportModel], groups: Sequence[ComparableGroup]) -> list[SummaryTile]:
-    """Return what stands out in the first group of measurements."""
-    finetuned = sum(model.finetuned is not None for model in found)
-    students = sum(model.made is not None for model in found)
-    counted = f"{students} trained here, {finetuned} of them fine-tuned with adversarial images"
-    shown = [SummaryTile("Models", str(len(found)), counted)]
+def tiles(models: Sequence[ReportModel], groups: Sequence[ComparableGroup]) -> list[SummaryTile]:
+    """Return the key numbers of the first group of measurements."""
+    finetuned = sum(model.finetuned is not None for model in models)
+    students = sum(model.artifact is not None for model in models)
+    trained = f"{students} trained by the given runs, {finetuned} of them adversarially fine-tuned"
+    shown = [SummaryTile("Models", str(len(models)), trained)]
     if not groups:
-        return [*shown, SummaryTile("Under attack", "nothing", "no attack run is given")]
+        return [*shown, SummaryTile("Robust accuracy", "unknown", "no attack run is given")]
     group = groups[0]
-    where = f"{group.n:,} test images, data {group.letter}"
-    if best := _highest(group, lambda measured: measured.attack.document.clean_accuracy):
-        share, name = best
-        shown.append(SummaryTile("Highest clean accuracy", f"{percent(share, group.n)} %", f"{name}; {where}"))
-    usual = usual_eps(group)
-    if usual and (best := _highest(group, lambda measured: measured.worst_case_at(usual.eps_value))):
-        share, name = best
-        label = f"Highest worst case at {usual.eps}, {group.protocol}"
-        shown.append(SummaryTile(label, f"{percent(share, group.n)} %", f"{name}; {where}"))
+    images = f"{group.n:,} test images, data {group.letter}"
+    if best := _best(group, lambda one: one.attack.document.clean_accuracy):
+        fraction, name = best
+        shown.append(SummaryTile("Best clean accuracy", f"{percent(fraction, group.n)} %", f"{name}; {images}"))
+    common = common_eps(group)
+    if common and (best := _best(group, lambda one: one.worst_case_at(common.eps_value))):
+        fraction, name = best
+        norm = "L-inf" if group.norm == "Linf" else group.norm
+        protocol = "" if group.protocol == "pixel" else f", {group.protocol}"
+        label = f"Best robust accuracy ({norm}, {common.eps}{protocol})"
+        note = f"worst case of {name}; {images}"
+        shown.append(SummaryTile(label, f"{percent(fraction, group.n)} %", note))
     return [*shown, _audit_tile(groups)]
 
 
-def _highest(group: ComparableGroup, of: Callable[[ComparableResult], float | None]) -> tuple[float, str] | None:
-    known = [(share, found.model.name) for found in group.measured if (share := of(found)) is not None]
+def _best(group: ComparableGroup, read: Callable[[ComparableResult], float | None]) -> tuple[float, str] | None:
+    known = [(fraction, one.model.name) for one in group.measurements if (fraction := read(one)) is not None]
     return max(known, key=lambda item: item[0], default=None)
 
 
 def _audit_tile(groups: Sequence[ComparableGroup]) -> SummaryTile:
-    cards = {
-        (found.model.name, group.letter): all(check.passed for check in found.card)
-        for group in groups
-        for found in group.measured
-        if found.card
+    audits = {
+        (one.model.name, group.letter): one.passed_audit for group in groups for one in group.measurements if one.audit
     }
-    without = len(unaudited(groups))
-    note = f"{without} model{'s' * (without != 1)} not audited" if without else "every attacked model is audited"
-    if not cards:
-        return SummaryTile("Audits for masked gradients", "none", note)
-    passed = sum(cards.values())
-    return SummaryTile("Audits passed", f"{passed} of {len(cards)}", note, loud=passed < len(cards))
+    missing = len(unaudited(groups))
+    note = f"{pluralise(missing, 'model')} not audited" if missing else "all attacked models are audited"
+    if not audits:
+        return SummaryTile("Gradient-masking audits", "none", note)
+    passed = sum(audits.values())
+    return SummaryTile("Audits passed", f"{passed} of {len(audits)}", note, alert=passed < len(audits))
 
 
 def headline(group: ComparableGroup) -> Table:
-    """Return the summary of one group: size, clean accuracy, worst-case robust accuracy and audit of each model."""
-    usual = usual_eps(group)
-    worst = f"Worst case {usual.eps}" if usual else "Worst case"
+    """Return size, clean accuracy, worst-case accuracy and audit of each model of a group."""
+    common = common_eps(group)
     return Table(
         f"summary-{group.letter.lower()}",
-        f"Models under attack ({group.letter})",
+        f"Attacked models ({group.letter})",
         [
             Column("Model"),
-            Column("Trained with"),
+            Column("Training"),
             Column("Space"),
             Column("Params (M)", True),
             Column("MACs (M)", True),
             Column("Clean", True, f"accuracy in % on the same {group.n} images, unperturbed"),
-            Column(worst, True, "share of images that no attack of this eps broke"),
+            Column(f"Worst case {common.eps}" if common else "Worst case", True, WORST_CASE_NOTE),
             Column("Audit"),
             Column("Warnings", True),
         ],
-        [_headline_row(found, usual.eps_value if usual else None) for found in group.measured],
-        intro=f"In % of {group.words}.",
+        [_headline_row(one, common.eps_value if common else None) for one in group.measurements],
+        intro=f"Accuracy in % on {group.description}.",
     )
 
 
-def _headline_row(found: ComparableResult, eps: float | None) -> list[Cell]:
-    model, built = found.model, found.model.architecture
-    warned = found.attack.document.warnings
+def _headline_row(measurement: ComparableResult, eps: float | None) -> list[Cell]:
+    model, architecture = measurement.model, measurement.model.architecture
+    warnings = measurement.attack.document.warnings
     return [
-        text(model.name, note=model.origin, href=provenance_anchor(model.made or found.attack)),
+        text(model.name, note=model.origin, href=provenance_anchor(model.artifact or measurement.attack)),
         text(model.trained),
-        text(built.space if built else None),
-        number(built.params / 1e6 if built else None, ".3f"),
-        number(built.macs / 1e6 if built else None, ".2f"),
-        clean_cell(found, bar=True),
-        worst_cell(found, eps, bar=True) if eps is not None else Cell(NOTHING, None, "no attack result"),
-        audit_cell(found),
-        Cell(f"⚠ {len(warned)}", float(len(warned)), "; ".join(warned), True)
-        if warned
+        text(architecture.space if architecture else None),
+        number(architecture.params / 1e6 if architecture else None, ".3f"),
+        number(architecture.macs / 1e6 if architecture else None, ".2f"),
+        clean_cell(measurement, bar=True),
+        worst_case_cell(measurement, eps, bar=True) if eps is not None else Cell(EMPTY, None, "no attack result"),
+        audit_cell(measurement),
+        Cell(f"⚠ {len(warnings)}", float(len(warnings)), "; ".join(warnings), True)
+        if warnings
         else Cell("none", 0.0, tone="faint"),
     ]
 
 
 def model_tables(models: Sequence[ReportModel]) -> list[Table]:
-    """Return the students' sizes and clean accuracies: one table for each set of data they were trained on."""
-    found = by_data(models)
-    return [_model_table(index, alike, len(found)) for index, alike in enumerate(found, 1)]
+    """Return size and clean accuracy of the students, one table per training data set."""
+    parts = by_data(models)
+    return [_model_table(index, part, len(parts)) for index, part in enumerate(parts, 1)]
 
 
 def by_data(models: Sequence[ReportModel]) -> list[list[ReportModel]]:
-    """Sort the students by their data: in each list all have the same test images, and train on as many of one set.
+    """Group the students by data: same test images, and equally many training images of the same set.
 
-    Each seed draws its own images to hold out, so among seeds the fingerprint may differ; within one it may not.
+    Each seed draws its own held-out images, so fingerprints may differ between seeds, but not within a seed.
     """
-    kinds: dict[str, list[tuple[StudentArtifact, ReportModel]]] = {}
+    by_kind: dict[str, list[tuple[StudentArtifact, ReportModel]]] = {}
     for model in models:
-        if model.made:
-            kinds.setdefault(_kind_of_data(model.made.document.provenance.data), []).append((model.made, model))
-    found: dict[tuple[str, str], list[ReportModel]] = {}
-    for kind, students in kinds.items():
-        drawn: dict[int, set[str]] = {}
-        for made, _ in students:
-            drawn.setdefault(made.document.provenance.seed, set()).add(_fingerprint(made))
-        changed = any(len(fingerprints) > 1 for fingerprints in drawn.values())
-        for made, model in students:
-            found.setdefault((kind, _fingerprint(made) if changed else ""), []).append(model)
-    return list(found.values())
+        if model.artifact:
+            kind = _kind_of_data(model.artifact.document.provenance.data)
+            by_kind.setdefault(kind, []).append((model.artifact, model))
+    parts: dict[tuple[str, str], list[ReportModel]] = {}
+    for kind, students in by_kind.items():
+        by_seed: dict[int, set[str]] = {}
+        for artifact, _ in students:
+            by_seed.setdefault(artifact.document.provenance.seed, set()).add(_fingerprint(artifact))
+        ambiguous = any(len(fingerprints) > 1 for fingerprints in by_seed.values())
+        for artifact, model in students:
+            parts.setdefault((kind, _fingerprint(artifact) if ambiguous else ""), []).append(model)
+    return list(parts.values())
 
 
-def _fingerprint(made: StudentArtifact) -> str:
-    data = made.document.provenance.data
+def _fingerprint(artifact: StudentArtifact) -> str:
+    data = artifact.document.provenance.data
     return data.fingerprint if data else ""
 
 
 def _kind_of_data(data: DataReference | None) -> str:
-    """Return what tells sets of data apart but for the seed; a drawn test set is of its seed alone."""
+    """Return what identifies the data apart from the seed; a drawn test set depends on the seed."""
     if data is None:
         return ""
     return data.model_dump_json() if data.limit_test is not None else data.model_dump_json(exclude={"fingerprint"})
 
 
-def _model_table(index: int, models: Sequence[ReportModel], of: int) -> Table:
+def _model_table(index: int, models: Sequence[ReportModel], count: int) -> Table:
     columns = [
         Column("Model"),
         Column("Space"),
-        Column("Trained with"),
+        Column("Training"),
         Column("Teacher"),
-        Column("Widths", note="output channels of each block; 16×3 is three blocks of 16"),
+        Column("Widths", note="output channels of each block; 16×3 means three blocks of 16"),
         Column("Params (M)", True),
         Column("MACs (M)", True),
         Column("Epochs", True),
         Column("Seed", True),
         Column("Clean (%)", True, "on all test images of the run"),
-        Column("Made from"),
+        Column("Lineage"),
     ]
-    first = models[0].made
-    assert first is not None
-    data = first.document.provenance.data
+    artifacts = [model.artifact for model in models if model.artifact]
+    data = artifacts[0].document.provenance.data
     counts = (
-        f"; {data.train_images:,} images to train on, {data.holdout_images:,} held out, {data.test_images:,} to test on"
+        f": {data.train_images:,} training images, {data.holdout_images:,} held out, {data.test_images:,} test images"
         if data
         else ""
     )
-    drawn = {_fingerprint(model.made) for model in models if model.made}
-    each = f" (the first of {len(drawn)}: each seed holds out images of its own)" if len(drawn) > 1 else ""
+    variants = len({_fingerprint(artifact) for artifact in artifacts})
+    first = f" (the first of {variants}: each seed draws its own held-out images)" if variants > 1 else ""
     return Table(
         f"models-{index}",
-        "Students" if of == 1 else f"Students, data {index} of {of}",
+        "Students" if count == 1 else f"Students, data {index} of {count}",
         columns,
         [_model_row(model) for model in models],
-        intro=f"Trained on {data_words(first.document.provenance)}{each}{counts}. Clean accuracy in %, on the latter.",
+        intro=f"Trained on {describe_data(data)}{first}{counts}. Clean accuracy in % on the test images.",
     )
 
 
-def _teacher_cell(model: ReportModel) -> Cell:
-    if model.teacher is None:
-        return Cell(NOTHING)
-    return text(f"{model.teacher.architecture} ({model.teacher.sha256[:8]})", note=teacher_words(model.teacher) or "")
-
-
 def _model_row(model: ReportModel) -> list[Cell]:
-    assert model.made is not None
-    document = model.made.document
+    assert model.artifact is not None
+    document, teacher = model.artifact.document, model.teacher
     data = document.provenance.data
-    built = document.architecture
+    architecture = document.architecture
+    uses_teacher = document.paradigm != "standard" or document.provenance.teacher or model.distill
     return [
-        text(model.name, href=provenance_anchor(model.made)),
-        text(built.space),
+        text(model.name, href=provenance_anchor(model.artifact)),
+        text(architecture.space),
         text(model.trained),
-        _teacher_cell(model)
-        if document.paradigm != "standard" or document.provenance.teacher or model.distill
-        else Cell(NOTHING),
-        Cell(ranges(built.widths), float(sum(built.widths))),
-        number(built.params / 1e6, ".3f"),
-        number(built.macs / 1e6, ".2f", note=budget_words(model.derived.document.budget) if model.derived else ""),
+        text(f"{teacher.architecture} ({teacher.sha256[:8]})", note=describe_teacher(teacher))
+        if teacher and uses_teacher
+        else Cell(EMPTY),
+        Cell(compact_widths(architecture.widths), float(sum(architecture.widths))),
+        number(architecture.params / 1e6, ".3f"),
+        number(
+            architecture.macs / 1e6, ".2f", note=budget_words(model.derived.document.budget) if model.derived else ""
+        ),
         number(document.epochs, "d"),
         number(document.provenance.seed, "d"),
         accuracy(document.clean_accuracy, data.test_images if data else 0, bar=True),

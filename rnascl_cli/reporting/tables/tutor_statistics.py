@@ -1,4 +1,4 @@
-"""What the tutor maps say: how sharp they are, whether seeds agree, and how far from simple controls they lie."""
+"""Statistics of learned tutor maps: entropy, agreement between searches, and similarity to simple maps."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scipy.special import entr
+from scipy.special import softmax as softmax_of_array
+
 from rnascl_cli.artifacts.documents import SearchDocument, TutorMap
-from rnascl_cli.distill.tutor_baselines import same_depth_tutors
+from rnascl_cli.distill.tutor_baselines import last_layer_tutors, same_depth_tutors
 from rnascl_cli.reporting.data.collect import RunSet
 from rnascl_cli.reporting.tables.table import Cell, Column, Table, number, text
 
-HARDLY_DECIDED = 0.9
+UNDECIDED_ENTROPY = 0.9
 
 
 @dataclass(frozen=True)
@@ -20,9 +23,9 @@ class LearnedTutorMap:
     """A tutor map that a search learned.
 
     Attributes:
-        run: The search it was read off; where that is not given, the run that holds the derived document.
-        seed: Of the search.
-        space: The search space.
+        run: Run of the search; if that is not given, the run of the derived document.
+        seed: Seed of the search.
+        space: Search space.
         tutors: The map.
     """
 
@@ -32,141 +35,133 @@ class LearnedTutorMap:
     tutors: TutorMap
 
 
-def softmax(logits: Sequence[float]) -> list[float]:
-    """Return the softmax of one row at temperature 1."""
-    top = max(logits)
-    weights = [math.exp(logit - top) for logit in logits]
-    return [weight / sum(weights) for weight in weights]
-
-
-def tutored(runs: RunSet) -> list[LearnedTutorMap]:
-    """Return every distinct learned tutor map; a document that training copied into its own folder counts once."""
-    searches = {found.sha256: found.run for found in runs.searches}
-    once: dict[str, LearnedTutorMap] = {}
-    for found in runs.derivations:
-        document = found.document
+def learned_tutor_maps(runs: RunSet) -> list[LearnedTutorMap]:
+    """Return the distinct learned tutor maps; copies of a derived document count once."""
+    searches = {search.sha256: search.run for search in runs.searches}
+    maps: dict[str, LearnedTutorMap] = {}
+    for derived in runs.derivations:
+        document = derived.document
         tutors = document.tutors
         if tutors is None or not tutors.tutor or tutors.origin != "searched":
             continue
         source = document.provenance.inputs.get("search.json")
-        run = searches.get(source or "", found.run)
-        tutored = LearnedTutorMap(run, document.provenance.seed, document.architecture.space, tutors)
-        # A search is one map; without it, the whole document tells two apart.
-        once.setdefault(source or document.model_dump_json(), tutored)
-    return list(once.values())
+        run = searches.get(source or "", derived.run)
+        tutor_map = LearnedTutorMap(run, document.provenance.seed, document.architecture.space, tutors)
+        maps.setdefault(source or document.model_dump_json(), tutor_map)
+    return list(maps.values())
 
 
-def alike(maps: Sequence[LearnedTutorMap]) -> list[list[LearnedTutorMap]]:
-    """Sort maps by student layers, teacher layers and teacher: only within these may choices be compared."""
-    found: dict[tuple[tuple[str, ...], tuple[str, ...], str], list[LearnedTutorMap]] = {}
+def by_layers(maps: Sequence[LearnedTutorMap]) -> list[list[LearnedTutorMap]]:
+    """Group maps by student layers, teacher layers and teacher; only within a group can they be compared."""
+    groups: dict[tuple[tuple[str, ...], tuple[str, ...], str], list[LearnedTutorMap]] = {}
     for one in maps:
         key = (tuple(one.tutors.student_layers), tuple(one.tutors.teacher_layers), one.tutors.teacher.sha256)
-        found.setdefault(key, []).append(one)
-    return list(found.values())
+        groups.setdefault(key, []).append(one)
+    return list(groups.values())
+
+
+def softmax(logits: Sequence[float]) -> list[float]:
+    """Return the softmax of the logits at temperature 1: the probability that Gumbel noise selects each choice."""
+    probabilities: list[float] = softmax_of_array(logits).tolist()
+    return probabilities
 
 
 def entropy(logits: Sequence[float]) -> float:
-    """Return the entropy of softmax(logits) over the log of its length: 1 undecided, 0 decided.
-
-    softmax(logits) is the chance of each choice to win under Gumbel noise, whatever the temperature.
-    """
-    if len(logits) < 2:
-        return 0.0
-    shares = softmax(logits)
-    return -sum(share * math.log(share) for share in shares if share > 0) / math.log(len(logits))
+    """Return the entropy of softmax(logits), divided by that of a uniform distribution: in [0, 1]."""
+    return float(entr(softmax(logits)).sum()) / math.log(len(logits)) if len(logits) > 1 else 0.0
 
 
-def decidedness(search: SearchDocument) -> tuple[float | None, float | None]:
-    """Return the mean entropies of the width and the tutor choices; None without choices."""
-    widths = [row for row in search.width_logits if len(row) > 1]
-    means = []
-    for rows in (widths, search.tutor_logits):
-        means.append(sum(entropy(row) for row in rows) / len(rows) if rows else None)
-    return means[0], means[1]
+def mean_entropies(search: SearchDocument) -> tuple[float | None, float | None]:
+    """Return the mean entropies of the width and of the tutor choices; None without choices."""
+    widths = [logits for logits in search.width_logits if len(logits) > 1]
+    return _mean([entropy(logits) for logits in widths]), _mean([entropy(logits) for logits in search.tutor_logits])
 
 
-def decided_table(runs: RunSet) -> Table | None:
-    """Return how decided each search ended; None without a search."""
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def entropy_table(runs: RunSet) -> Table | None:
+    """Return the entropies of each search at its end; None without a search."""
     if not runs.searches:
         return None
     rows = []
-    for found in runs.searches:
-        search = found.document
-        widths, tutors = decidedness(search)
-        strongest = [max(softmax(row)) for row in search.tutor_logits]
+    for artifact in runs.searches:
+        search = artifact.document
+        widths, tutors = mean_entropies(search)
+        top = _mean([max(softmax(logits)) for logits in search.tutor_logits])
         rows.append(
             [
-                text(found.run),
+                text(artifact.run),
                 text(search.space),
-                number(found.document.provenance.seed, "d"),
+                number(search.provenance.seed, "d"),
                 number(search.temperature, ".3g"),
                 number(widths, ".3f"),
                 number(tutors, ".3f"),
-                number(sum(strongest) / len(strongest) if strongest else None, ".3f"),
-                number(1 / len(search.teacher_layers) if strongest else None, ".3f"),
+                number(top, ".3f"),
+                number(None if top is None else 1 / len(search.teacher_layers), ".3f"),
             ]
         )
     columns = [
         Column("Search"),
         Column("Space"),
         Column("Seed", True),
-        Column("Last temperature", True),
+        Column("Final temperature", True),
         Column("Entropy of widths", True),
         Column("Entropy of tutors", True),
-        Column("Mean share of the chosen tutor", True),
-        Column("That share if undecided", True),
+        Column("Probability of the top tutor", True, "mean over student layers"),
+        Column("Uniform probability", True),
     ]
     return Table(
         "decided",
-        "How decided the searches ended",
+        "Entropy of the architecture parameters after the search",
         columns,
         rows,
-        intro="Softmax of the logits: each choice's chance to win under Gumbel noise. Entropy: 1 undecided, 0 decided.",
+        intro="Mean entropy of the softmax of the logits, relative to a uniform distribution: 1 is uniform, 0 is "
+        "one-hot.",
     )
 
 
 def undecided(runs: RunSet) -> list[str]:
-    """Name the searches whose tutors were hardly decided when they ended."""
+    """Return a caveat for each search that ended with nearly uniform tutor probabilities."""
     return [
-        f"{found.run}: the tutors were hardly decided at the end of the search (entropy {tutors:.3f} of 1), so the "
-        "chosen ones are picks among nearly equal logits; compare searches of several seeds"
-        for found in runs.searches
-        for tutors in [decidedness(found.document)[1]]
-        if tutors is not None and tutors > HARDLY_DECIDED
+        f"{search.run}: the tutor probabilities were nearly uniform at the end of the search (relative entropy "
+        f"{tutors:.3f}), so the chosen tutors have hardly larger logits than others; compare several search seeds"
+        for search in runs.searches
+        if (tutors := mean_entropies(search.document)[1]) is not None and tutors > UNDECIDED_ENTROPY
     ]
 
 
-def counts(tutors: TutorMap) -> list[int]:
-    """Return how many student layers chose each teacher layer."""
+def tutor_counts(tutors: TutorMap) -> list[int]:
+    """Return the number of student layers that chose each teacher layer."""
     return [tutors.tutor.count(index) for index in range(len(tutors.teacher_layers))]
 
 
-def likeness_table(maps: Sequence[LearnedTutorMap]) -> Table | None:
-    """Return how often each learned map agrees with three maps nobody had to learn."""
+def similarity_table(maps: Sequence[LearnedTutorMap]) -> Table | None:
+    """Return how often each learned map agrees with simple maps; None without maps."""
     if not maps:
         return None
     rows = []
-    for found in maps:
-        tutor, teachers = found.tutors.tutor, len(found.tutors.teacher_layers)
-        depth = same_depth_tutors(len(tutor), teachers)
-        used = len(set(tutor))
+    for one in maps:
+        tutor, layers = one.tutors.tutor, len(one.tutors.teacher_layers)
+        same_depth = same_depth_tutors(len(tutor), layers)
         rows.append(
             [
-                text(found.run),
-                text(found.space),
-                number(found.seed, "d"),
+                text(one.run),
+                text(one.space),
+                number(one.seed, "d"),
                 number(len(tutor), "d"),
-                number(teachers, "d"),
-                Cell(f"{used}", float(used)),
-                number(100 / teachers, ".1f"),
-                number(100 * _agreement(tutor, depth), ".1f"),
-                number(100 * _agreement(tutor, [teachers - 1] * len(tutor)), ".1f"),
-                number(_distance(tutor, depth) / max(teachers - 1, 1), ".2f"),
+                number(layers, "d"),
+                number(len(set(tutor)), "d"),
+                number(100 / layers, ".1f"),
+                number(100 * _agreement(tutor, same_depth), ".1f"),
+                number(100 * _agreement(tutor, last_layer_tutors(len(tutor), layers)), ".1f"),
+                number(_distance(tutor, same_depth) / max(layers - 1, 1), ".2f"),
             ]
         )
     return Table(
         "tutor-likeness",
-        "How like simple maps the learned tutors are",
+        "Similarity of the learned tutor maps to simple maps",
         [
             Column("Run"),
             Column("Space"),
@@ -174,30 +169,33 @@ def likeness_table(maps: Sequence[LearnedTutorMap]) -> Table | None:
             Column("Student layers", True),
             Column("Teacher layers", True),
             Column("Teacher layers chosen", True),
-            Column("Same as random (expected)", True),
-            Column("Same as relative depth", True),
-            Column("Same as last layer", True),
+            Column("Random (expected)", True),
+            Column("Same relative depth", True),
+            Column("Last layer", True),
             Column(
-                "Distance from relative depth", True, "mean over student layers; 0 same, 1 the teacher's whole depth"
+                "Distance from relative depth", True, "mean over student layers, as a fraction of the teacher's depth"
             ),
         ],
         rows,
-        intro="Share of student layers, in %, whose learned tutor is the one a map without learning would give.",
+        intro="Percentage of student layers whose learned tutor equals that of a map without learning.",
         notes=(
-            "This compares choices. Whether the learned map makes students more robust shows only in the accuracy of "
-            "students trained under each map.",
+            "This compares choices only. To see whether a learned map improves robustness, compare the accuracy of "
+            "students trained with each map.",
         ),
     )
 
 
 def agreement_table(maps: Sequence[LearnedTutorMap]) -> Table | None:
-    """Return how often two searches with the same layers and teacher chose the same tutor; None without such pairs."""
-    pairs = [pair for group in alike(maps) for pair in itertools.combinations(group, 2)]
+    """Return how often two searches with the same layers and teacher agree; None without such a pair."""
+    from sklearn.metrics import cohen_kappa_score  # slow to import
+
+    pairs = [pair for group in by_layers(maps) for pair in itertools.combinations(group, 2)]
     if not pairs:
         return None
     rows, shares, chances = [], [], []
     for one, other in pairs:
-        share, chance = _agreement(one.tutors.tutor, other.tutors.tutor), _chance(one.tutors, other.tutors)
+        first, second = one.tutors.tutor, other.tutors.tutor
+        share, chance = _agreement(first, second), _chance_agreement(one.tutors, other.tutors)
         shares.append(share)
         chances.append(chance)
         rows.append(
@@ -206,37 +204,31 @@ def agreement_table(maps: Sequence[LearnedTutorMap]) -> Table | None:
                 text(f"{other.run} (seed {other.seed})"),
                 Cell(f"{100 * share:.1f}", 100 * share, share=share),
                 number(100 * chance, ".1f"),
-                number(_kappa(share, chance), ".2f"),
+                # Kappa is undefined if both maps have the same single tutor.
+                number(float(cohen_kappa_score(first, second)) if chance < 1 else None, ".2f"),
                 number(100 / len(one.tutors.teacher_layers), ".1f"),
-                number(_distance(one.tutors.tutor, other.tutors.tutor), ".1f"),
+                number(_distance(first, second), ".1f"),
             ]
         )
-    words = "Searches with the same student layers and the same teacher."
+    intro = "Searches with the same student layers and the same teacher."
     if len(pairs) > 1:
         mean, chance = 100 * sum(shares) / len(pairs), 100 * sum(chances) / len(pairs)
-        words += f" Mean over {len(pairs)} pairs: {mean:.1f} % the same tutor, {chance:.1f} % expected by chance."
+        intro += f" Mean over {len(pairs)} pairs: {mean:.1f} % the same tutor, {chance:.1f} % expected by chance."
     return Table(
         "tutor-agreement",
-        "Agreement of the chosen tutors between searches",
+        "Agreement of the tutor maps of different searches",
         [
-            Column("One search"),
-            Column("Other search"),
+            Column("First search"),
+            Column("Second search"),
             Column("Same tutor (%)", True),
-            Column(
-                "By chance, same popularity (%)", True, "expected if each map's choices were shuffled over its layers"
-            ),
-            Column("Cohen's kappa", True, "agreement beyond that chance: 0 none, 1 the same map"),
-            Column("By chance, uniform (%)", True),
+            Column("Expected by chance (%)", True, "with each map's choices shuffled over its student layers"),
+            Column("Cohen's kappa", True, "agreement beyond chance: 0 none, 1 identical maps"),
+            Column("Expected if uniform (%)", True),
             Column("Mean distance (teacher layers)", True),
         ],
         rows,
-        intro=words,
+        intro=intro,
     )
-
-
-def _kappa(share: float, chance: float) -> float | None:
-    """Return the agreement beyond chance over the most there could be; None where chance alone agrees always."""
-    return None if chance >= 1 else (share - chance) / (1 - chance)
 
 
 def _agreement(one: Sequence[int], other: Sequence[int]) -> float:
@@ -247,6 +239,7 @@ def _distance(one: Sequence[int], other: Sequence[int]) -> float:
     return sum(abs(a - b) for a, b in zip(one, other, strict=True)) / len(one)
 
 
-def _chance(one: TutorMap, other: TutorMap) -> float:
-    """Return the expected agreement of two maps with these counts, shuffled over the student layers."""
-    return sum(a * b for a, b in zip(counts(one), counts(other), strict=True)) / len(one.tutor) ** 2
+def _chance_agreement(one: TutorMap, other: TutorMap) -> float:
+    """Return the expected agreement of two maps with these counts, if shuffled over the student layers."""
+    counts = zip(tutor_counts(one), tutor_counts(other), strict=True)
+    return sum(a * b for a, b in counts) / len(one.tutor) ** 2

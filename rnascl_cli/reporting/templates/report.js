@@ -52,7 +52,7 @@ dialog.addEventListener("click", (event) => {
   if (event.target === dialog) dialog.close();
 });
 
-// A link to how a number was made opens what it leads to.
+// A link to a collapsed provenance entry opens it.
 function unfold() {
   const target = location.hash.length > 1 && document.getElementById(location.hash.slice(1));
   if (target && target.tagName === "DETAILS") target.open = true;
@@ -60,7 +60,7 @@ function unfold() {
 addEventListener("hashchange", unfold);
 unfold();
 
-const themes = ["as the system", "light", "dark"];
+const themes = ["system", "light", "dark"];
 const theme = document.querySelector(".theme");
 theme.hidden = false;
 theme.addEventListener("click", () => {
@@ -68,5 +68,5 @@ theme.addEventListener("click", () => {
   const next = themes[(themes.indexOf(root.dataset.theme ?? themes[0]) + 1) % themes.length];
   if (next === themes[0]) delete root.dataset.theme;
   else root.dataset.theme = next;
-  theme.textContent = `Colours: ${next}`;
+  theme.textContent = `Theme: ${next}`;
 });

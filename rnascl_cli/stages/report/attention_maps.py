@@ -29,80 +29,80 @@ from rnascl_cli.teachers.load import read_teacher
 
 SHOWN = 7
 SMALLEST_SIDE = 16
-TAPS: tuple[MapSource, ...] = ("conv", "norm", "block")
+SOURCES: tuple[MapSource, ...] = ("conv", "norm", "block")
 
 
 def attention_maps(models: Sequence[ReportModel], image: Path) -> tuple[list[MapSet], list[str]]:
-    """Compute the maps of every student that has tutors, and whose files and teacher are still there.
+    """Compute the maps of each student with tutors whose files still exist.
 
-    Beside a student stands one that learned from the same teacher with KL alone, where such a one is given.
+    A student trained under the same teacher with KL alone is shown for comparison, if one is given.
 
     Args:
         models: The reported models.
         image: An image file of the size that the networks take (any size for 224-pixel networks).
 
     Returns:
-        The maps, and in words which students have none and why.
+        The maps, and a sentence for each student without maps.
 
     Raises:
-        UserError: The image does not decode, or has another size than the networks take.
+        UserError: The image cannot be decoded, or does not have the input size of the networks.
     """
     sets, words, untutored = [], [], []
-    image_size(image)  # an image that is none is an error even where no model could use it
-    made = [model for model in models if model.made is not None]
-    with long_progress("computing attention maps", len(made)) as advance:
-        for model in made:
-            assert model.made is not None
+    image_size(image)  # a bad image is an error even if no model uses it
+    trained = [model for model in models if model.artifact is not None]
+    with long_progress("computing attention maps", len(trained)) as advance:
+        for model in trained:
+            assert model.artifact is not None
             tutors = model.derived.document.tutors if model.derived else None
-            if not uses_tutors(model.made.document.paradigm):
+            if not uses_tutors(model.artifact.document.paradigm):
                 untutored.append(model.name)
             elif tutors is None or not tutors.tutor:
                 words.append(f"{model.name}: no attention maps, since it has no tutors")
             elif missing := _missing_student(model) or _missing_teacher(tutors.teacher):
                 words.append(f"{model.name}: no attention maps, since {missing}")
             else:
-                sets.append(_maps(model, tutors, image, rival=kl_rival(model, models)))
+                sets.append(_maps(model, tutors, image, baseline=kl_baseline(model, models)))
             advance()
     if untutored:
         words.append(f"no attention maps of students trained without tutors: {', '.join(untutored)}")
-    if sets and not any(found.rival for found in sets):
-        words.append("no student trained with KL alone under the same teacher is given to hold attention maps against")
+    if sets and not any(found.baseline for found in sets):
+        words.append("no student trained with KL alone under the same teacher is given to compare attention maps with")
     return sets, words
 
 
-def kl_rival(model: ReportModel, models: Sequence[ReportModel]) -> ReportModel | None:
-    """Return a student of the same space that learned from the same teacher with KL alone; None without one.
+def kl_baseline(model: ReportModel, models: Sequence[ReportModel]) -> ReportModel | None:
+    """Return a student of the same space that was trained under the same teacher with KL alone; None without one.
 
-    Of several, one with the same fine-tuning, the same widths and the same seed comes first.
+    One with the same widths and seed is preferred.
     """
-    assert model.made is not None
-    document = model.made.document
+    assert model.artifact is not None
+    document = model.artifact.document
 
-    def unlike(other: ReportModel) -> tuple[bool, ...]:
-        assert other.made is not None
-        found = other.made.document
+    def difference(other: ReportModel) -> tuple[bool, ...]:
+        assert other.artifact is not None
+        found = other.artifact.document
         return (found.architecture != document.architecture, found.provenance.seed != document.provenance.seed)
 
     candidates = [
         other
         for other in models
-        if other.made
-        and other.made.document.paradigm == "kl"
+        if other.artifact
+        and other.artifact.document.paradigm == "kl"
         and other.distill is None
-        and other.made.document.architecture.space == document.architecture.space
-        and other.made.document.architecture.input_size == document.architecture.input_size
+        and other.artifact.document.architecture.space == document.architecture.space
+        and other.artifact.document.architecture.input_size == document.architecture.input_size
         and other.finetuned == model.finetuned
         and other.teacher
         and model.teacher
         and other.teacher.sha256 == model.teacher.sha256
         and _missing_student(other) is None
     ]
-    return min(candidates, key=unlike, default=None)
+    return min(candidates, key=difference, default=None)
 
 
 def _missing_student(model: ReportModel) -> str | None:
-    assert model.made is not None
-    return _missing("the student's file", model.made.folder / STUDENT, model.sha256)
+    assert model.artifact is not None
+    return _missing("the student's file", model.artifact.folder / STUDENT, model.sha256)
 
 
 def _missing_teacher(reference: TeacherReference) -> str | None:
@@ -111,19 +111,19 @@ def _missing_teacher(reference: TeacherReference) -> str | None:
     try:
         found = read_teacher(reference.path).reference
     except UserError as error:
-        return f"the teacher cannot be had ({error})"
+        return f"the teacher is unavailable ({error})"
     return None if found.sha256 == reference.sha256 else "timm's weights of the teacher have changed"
 
 
 def _missing(name: str, path: Path, sha256: str) -> str | None:
     if not path.is_file():
-        return f"{name} is not there"
+        return f"{name} is missing"
     return None if sha256_file(path) == sha256 else f"{name} has changed"
 
 
-def _maps(model: ReportModel, tutors: TutorMap, image: Path, *, rival: ReportModel | None) -> MapSet:
-    assert model.made is not None
-    student, architecture = load_student(model.made.folder / STUDENT)
+def _maps(model: ReportModel, tutors: TutorMap, image: Path, *, baseline: ReportModel | None) -> MapSet:
+    assert model.artifact is not None
+    student, architecture = load_student(model.artifact.folder / STUDENT)
     teacher = read_teacher(tutors.teacher.path)
     x_BCHW = _read(image, architecture.input_size)
     side = max(SMALLEST_SIDE, architecture.input_size // 4)
@@ -133,7 +133,7 @@ def _maps(model: ReportModel, tutors: TutorMap, image: Path, *, rival: ReportMod
     last = len(tutors.tutor) - 1
     chosen = sorted({round(index * last / (SHOWN - 1)) for index in range(SHOWN)})
     popular = Counter(tutors.tutor).most_common(SHOWN)
-    shown, distance = _beside(student_LP, tutors_LP, tutors, chosen, side)
+    shown, distance = _with_distances(student_LP, tutors_LP, tutors, chosen, side)
     return MapSet(
         model=model.name,
         teacher=tutors.teacher.architecture,
@@ -149,14 +149,14 @@ def _maps(model: ReportModel, tutors: TutorMap, image: Path, *, rival: ReportMod
             for tutor, count in popular
         ],
         mean_distance=distance,
-        rival=_rival_maps(rival, x_BCHW, tutors_LP, tutors, chosen, side) if rival else None,
+        baseline=_baseline_maps(baseline, x_BCHW, tutors_LP, tutors, chosen, side) if baseline else None,
     )
 
 
-def _beside(
+def _with_distances(
     maps_LP: Tensor, tutors_LP: Tensor, tutors: TutorMap, chosen: Sequence[int], side: int
 ) -> tuple[list[LayerMap], float]:
-    """Return the chosen student layers' maps, each with its distance to its tutor, and the mean over all layers."""
+    """Return the maps of some student layers with the distance to their tutor, and the mean distance of all layers."""
     distances_L = tutor_distances(unit_maps(maps_LP.unsqueeze(0)), unit_maps(tutors_LP.unsqueeze(0)))
     shown = [
         LayerMap(
@@ -169,29 +169,31 @@ def _beside(
     return shown, float(distances_L.mean())
 
 
-def _rival_maps(
-    rival: ReportModel, x_BCHW: Tensor, tutors_LP: Tensor, tutors: TutorMap, chosen: Sequence[int], side: int
+def _baseline_maps(
+    baseline: ReportModel, x_BCHW: Tensor, tutors_LP: Tensor, tutors: TutorMap, chosen: Sequence[int], side: int
 ) -> ComparedMaps:
-    assert rival.made is not None
-    student, _ = load_student(rival.made.folder / STUDENT)
-    rival_LP = _record(student, x_BCHW, tutors.student_layers, side)
-    shown, distance = _beside(rival_LP, tutors_LP, tutors, chosen, side)
-    return ComparedMaps(rival.name, shown, distance)
+    assert baseline.artifact is not None
+    student, _ = load_student(baseline.artifact.folder / STUDENT)
+    baseline_LP = _record(student, x_BCHW, tutors.student_layers, side)
+    shown, distance = _with_distances(baseline_LP, tutors_LP, tutors, chosen, side)
+    return ComparedMaps(baseline.name, shown, distance)
 
 
 def _read(image: Path, side: int) -> Tensor:
     width, height = image_size(image)
     resize = side == CROPPED_SIDE
     if not resize and (width, height) != (side, side):
-        raise UserError(f"--image {image}: is {width}x{height}, the networks take {side}x{side}; give one of that size")
+        raise UserError(
+            f"--image {image}: is {width}x{height}, the networks take {side}x{side}; give an image of that size"
+        )
     return decode([image], Shape(side, resize), what="image").float() / 255
 
 
 def _record(module: nn.Module, x_BCHW: Tensor, layers: Sequence[str], side: int) -> Tensor:
     """Return the maps of the named layers, (L, P); which kind of layer they are is told by their names."""
-    for tap in TAPS:
+    for tap in SOURCES:
         try:
-            context = record_attention_maps(module, side=side, tap=tap, layers=layers)
+            context = record_attention_maps(module, side=side, source=tap, layers=layers)
             with torch.no_grad(), context as recorder:
                 module(x_BCHW)
                 return recorder.pop()[0]

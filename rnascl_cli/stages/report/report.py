@@ -12,7 +12,7 @@ from rnascl_cli.core.progress import long_progress
 from rnascl_cli.reporting.data.collect import collect
 from rnascl_cli.reporting.figures.style import Plot, Rendered, render
 from rnascl_cli.reporting.page import MARK, Page, build_page, html, markdown
-from rnascl_cli.reporting.tables.json_summary import ReportSummary, reported
+from rnascl_cli.reporting.tables.json_summary import ReportSummary, summarize_models
 
 MARKDOWN, HTML, FIGURES = "report.md", "report.html", "figures"
 
@@ -53,9 +53,9 @@ def report(
     return ReportSummary(
         out=shown,
         files=files,
-        models=reported(page.models),
+        models=summarize_models(page.models),
         warnings=list(page.warnings),
-        gaps=list(page.gaps),
+        gaps=list(page.caveats),
     )
 
 
