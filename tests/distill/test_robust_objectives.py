@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from rnascl_cli.distill.adversarial_losses import (
     adversarial_ce_terms,
     ard_terms,
-    boosted_cross_entropy,
+    bce_loss,
     mart_terms,
     rslad_terms,
     trades_terms,
@@ -77,9 +77,9 @@ def test_mart_is_its_authors_formula(generator: torch.Generator) -> None:
     torch.testing.assert_close(found["weighted_kl"], weighted)
 
 
-def test_the_boosted_cross_entropy_bears_extreme_logits() -> None:
+def test_the_bce_loss_bears_extreme_logits() -> None:
     logits_BK = torch.tensor([[-200.0, 200.0, 0.0]], requires_grad=True)
-    loss = boosted_cross_entropy(logits_BK, torch.tensor([0]))
+    loss = bce_loss(logits_BK, torch.tensor([0]))
     loss.backward()  # type: ignore[no-untyped-call]
     # -log p_0 = 400, and 1 - p_1 = p_0 + p_2 = e^-200.
     assert loss.item() == pytest.approx(600.0)
