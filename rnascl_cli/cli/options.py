@@ -305,7 +305,7 @@ def _refuse_download_into(spec: str) -> None:
     name, _, folder = spec.partition(":")
     if name in DOWNLOADED and folder and not (expand_user(folder, option="--data") / DOWNLOADED[name]).is_dir():
         raise UserError(
-            f"--data {spec}: the input artifact names that folder, and it holds no {name}; give --data {name}:DIR, or "
+            f"--data {spec}: the input artifact names that folder, and it has no {name}; give --data {name}:DIR, or "
             f"--data {spec} to download there"
         )
 

@@ -35,7 +35,7 @@ def command(
     summary = report(runs, out=out, force=force, paper=paper, image=image)
     for warning in summary.warnings:
         console.warning(warning)
-    remarks = f", remarks on what is missing or kept apart: {len(summary.gaps)}" if summary.gaps else ""
+    remarks = f", caveats: {len(summary.gaps)}" if summary.gaps else ""
     console.info(
         f"models: {len(summary.models)}, warnings: {len(summary.warnings)}{remarks}; wrote {summary.out}/report.html"
     )

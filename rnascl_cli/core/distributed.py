@@ -283,5 +283,5 @@ def _noticing_losses() -> Iterator[None]:
     except RuntimeError as error:
         raise LostRankError(
             f"another process of this job has ended, or cannot be reached ({error}); the last checkpoint, if there is "
-            "one, is kept: go on with --resume"
+            "one, is kept; resume with --resume"
         ) from error

@@ -19,7 +19,7 @@ from rnascl_cli.artifacts.documents import DataReference
 from rnascl_cli.core import distributed
 from rnascl_cli.core.errors import UserError, expand_user
 from rnascl_cli.core.random_streams import generator
-from rnascl_cli.data import builtin
+from rnascl_cli.data.builtin import cifar, digits
 from rnascl_cli.data.folder import folder, imagenet, imagenet100
 from rnascl_cli.data.images import ImageSet
 from rnascl_cli.data.source import Source, Split
@@ -197,9 +197,9 @@ def _in_folder(read: Callable[[Path], Source]) -> Callable[[str], Source]:
 
 
 SOURCES: dict[str, Callable[[str], Source]] = {
-    "digits": lambda _: builtin.digits(),
-    "cifar10": functools.partial(builtin.cifar, "cifar10"),
-    "cifar100": functools.partial(builtin.cifar, "cifar100"),
+    "digits": lambda _: digits(),
+    "cifar10": functools.partial(cifar, "cifar10"),
+    "cifar100": functools.partial(cifar, "cifar100"),
     "folder": _in_folder(folder),
     "imagenet": _in_folder(imagenet),
     "imagenet100": _in_folder(imagenet100),

@@ -1,16 +1,15 @@
-"""Checkpoints: whole or not there, checked before they are believed, and the one before kept.
+"""Checkpoints: written atomically, checked when they are read, with the previous one kept.
 
-torch's file format notices no flipped bit in a tensor, so the file ends in a line with its sha256. A new checkpoint
-takes the name only once it is on disk; the one before stays under another name until the run ends, and is gone
-back to, with a warning, where the newer one turns out damaged.
+``torch.load`` does not check the CRCs that ``torch.save`` writes, so they are checked first, which finds flipped bits.
+The previous checkpoint is kept until the run ends, and is used with a warning if the newest one is damaged.
 """
 
 from __future__ import annotations
 
-import hashlib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,28 +21,22 @@ from rnascl_cli.core.console import warning
 from rnascl_cli.core.errors import UserError
 from rnascl_cli.engine.run_directory import CHECKPOINT, PREVIOUS
 
-SEAL = b"\nrnascl-sha256:"
-SEAL_BYTES = len(SEAL) + 64 + 1
-CHUNK = 2**20
-
 
 def write_checkpoint(folder: Path, content: dict[str, Any]) -> None:
-    """Write ``content``, tensors and plain values, as the folder's checkpoint; of several ranks, the first does.
+    """Write tensors and plain values as the checkpoint of a folder, on rank zero.
 
     Raises:
-        WriteError: The disk is full or the folder read-only; the checkpoint before is unchanged.
+        WriteError: The disk is full or the folder is read-only; the previous checkpoint is unchanged.
     """
     if distributed.is_rank_zero():
-        write_with(folder / CHECKPOINT, lambda path: _fill(path, content), keep=folder / PREVIOUS)
+        write_with(folder / CHECKPOINT, lambda path: _save(path, content), keep=folder / PREVIOUS)
 
 
 def read_newest(folder: Path, device: torch.device) -> tuple[Path, dict[str, Any]]:
-    """Read the folder's checkpoint, or the one before where that is damaged or was not yet in place.
-
-    Of several ranks the first reads it for all: the others need not see the folder.
+    """Read the newest intact checkpoint of a folder. Rank zero reads it for all ranks.
 
     Raises:
-        UserError: There is none that is whole.
+        UserError: There is no intact checkpoint.
     """
     if distributed.size() == 1:
         return _read_newest(folder, device)
@@ -53,7 +46,7 @@ def read_newest(folder: Path, device: torch.device) -> tuple[Path, dict[str, Any
 
 def _read_newest(folder: Path, device: torch.device) -> tuple[Path, dict[str, Any]]:
     newest, before = folder / CHECKPOINT, folder / PREVIOUS
-    if not newest.is_file() and before.is_file():  # stopped between two renames
+    if not newest.is_file() and before.is_file():  # the process stopped between two renames
         return before, read_checkpoint(before, device)
     try:
         return newest, read_checkpoint(newest, device)
@@ -61,26 +54,28 @@ def _read_newest(folder: Path, device: torch.device) -> tuple[Path, dict[str, An
         if not before.is_file():
             raise
         content = read_checkpoint(before, device)
-        warning(f"{str(error).partition(';')[0]}; going on from the checkpoint before it")
+        warning(f"{str(error).partition(';')[0]}; resuming from the previous checkpoint")
         return before, content
 
 
 def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read a checkpoint without running anything that it might hold.
+    """Read a checkpoint without executing anything in it.
 
     Raises:
-        UserError: It is damaged: cut short, or not what was written.
+        UserError: It is damaged, truncated, or not a checkpoint of rnascl.
     """
     try:
-        _check_seal(path)
-        refuse_bomb(path)  # a seal can be put on anything
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("truncated, or not written by rnascl")
+        refuse_bomb(path)
+        _check_crc(path)
         loaded = torch.load(path, map_location=device, weights_only=True)
     except UserError:
         raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except Exception as error:  # torch.load raises many kinds for what is no checkpoint of torch
-        reason = str(error) if isinstance(error, _UnsealedError) else type(error).__name__
+    except Exception as error:  # zipfile and torch raise many types for damaged files
+        reason = str(error) if isinstance(error, zipfile.BadZipFile) else type(error).__name__
         raise UserError(f"{path}: damaged checkpoint ({reason}); start again with --force") from None
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: not a checkpoint of rnascl; start again with --force")
@@ -88,19 +83,19 @@ def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
 
 
 def first_not_finite(state: Any) -> str | None:
-    """Return the name of a tensor in nested ``state`` that holds NaN or infinity; None where all are finite."""
+    """Return the name of a tensor in nested ``state`` with NaN or infinity; None if all are finite."""
     named = [(name, tensor) for name, tensor in _tensors(state, "") if tensor.is_floating_point() and tensor.numel()]
     if not named:
         return None
     by_device: dict[torch.device, list[tuple[str, Tensor]]] = {}
     for name, tensor in named:
         by_device.setdefault(tensor.device, []).append((name, tensor.isfinite().all()))
-    fine = {
-        name: whole
-        for found in by_device.values()  # one wait for each device
-        for (name, _), whole in zip(found, torch.stack([whole for _, whole in found]).tolist(), strict=True)
+    finite = {
+        name: value
+        for found in by_device.values()  # one synchronization per device
+        for (name, _), value in zip(found, torch.stack([value for _, value in found]).tolist(), strict=True)
     }
-    return next((name for name, _ in named if not fine[name]), None)
+    return next((name for name, _ in named if not finite[name]), None)
 
 
 def _tensors(state: Any, name: str) -> Iterator[tuple[str, Tensor]]:
@@ -119,50 +114,18 @@ def _moved(state: Any, device: torch.device) -> Any:
     return [_moved(value, device) for value in state] if isinstance(state, list) else state
 
 
-class _UnsealedError(ValueError):
-    """The seal is not there or not that of the content."""
-
-
-class _Sealing:
-    """A file to write to that adds up the sha256 of what is written."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self.digest = file, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        return self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-
-def _fill(path: Path, content: dict[str, Any]) -> None:
+def _save(path: Path, content: dict[str, Any]) -> None:
     with path.open("wb") as file:
-        sealing = _Sealing(file)
         try:
-            torch.save(content, sealing)  # type: ignore[arg-type]
-        except RuntimeError as error:  # what torch makes of a write that failed
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's error for a failed write
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
-        file.write(SEAL + sealing.digest.hexdigest().encode() + b"\n")
 
 
-def _check_seal(path: Path) -> None:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        left = path.stat().st_size - SEAL_BYTES
-        if left < 0:
-            raise _UnsealedError("cut short")
-        while left:
-            data = file.read(min(left, CHUNK))
-            if not data:
-                raise _UnsealedError("cut short while it was read")
-            digest.update(data)
-            left -= len(data)
-        seal = file.read()
-    if not seal.startswith(SEAL):
-        raise _UnsealedError("cut short, or not written by rnascl")
-    if seal != SEAL + digest.hexdigest().encode() + b"\n":
-        raise _UnsealedError("its content is not what was written: the sha256 differs")
+def _check_crc(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"{damaged} has a wrong CRC")

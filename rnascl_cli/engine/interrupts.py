@@ -1,12 +1,11 @@
-"""Ctrl-C and SIGTERM: the first ends a training after its step, with a checkpoint; the second ends it at once.
+"""Ctrl-C and SIGTERM: the first ends a training after its step, with a checkpoint; the second ends it immediately.
 
-SIGTERM is what clusters send before they take a machine away. A signal that the command was started with ignored
-(``nohup``, or a shell's ``&`` for SIGINT) stays ignored. Handlers belong to the main thread: elsewhere the
-contexts do nothing.
+Signals that were ignored when the command started (``nohup``, or a shell's ``&`` for SIGINT) stay ignored. Outside of
+the main thread the contexts do nothing.
 
-A process under torchrun heeds one signal and no second one. That is not a person's: a terminal or SLURM tells every
-process, torchrun passes on within a millisecond what it was told itself, and it sends SIGTERM to the other ranks once
-one has ended, while the first may still be writing the checkpoint. What has not ended after 30 s, torchrun kills.
+Under torchrun, only the first signal counts. A terminal or SLURM signals every process, torchrun forwards its own
+signal within a millisecond, and it sends SIGTERM to the other ranks once one has ended, when rank zero may still be
+writing the checkpoint. torchrun kills what has not ended after 30 s.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ Handler = Callable[[int, FrameType | None], None]
 
 @dataclass
 class StopRequest:
-    """Whether somebody wants the command to stop.
+    """A request to stop.
 
     Attributes:
-        signum: The signal that came; None as long as none did.
+        signum: The signal; None without one.
     """
 
     signum: int | None = None
@@ -41,7 +40,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_after_step() -> Iterator[StopRequest]:
-    """Take note of the first signal, for the body to obey when its step is done; raise at the second.
+    """Record the first signal, to act on after the step; raise at the second.
 
     Raises:
         Interrupted: A second signal came, not under torchrun.
@@ -53,8 +52,8 @@ def stop_after_step() -> Iterator[StopRequest]:
             raise Interrupted(signum)
         request.signum = signum
         ignore_further_signals()
-        # Not by print: the signal may have come in the middle of one.
-        second = "" if _is_told_twice() else "; once more to stop at once"
+        # The signal may have come inside of print, which is not reentrant.
+        second = "" if _is_signaled_twice() else "; repeat to stop immediately"
         line = f"\nrnascl: {NAMES[signal.Signals(signum)]}: stopping after this step{second}\n"
         if distributed.is_rank_zero():
             with contextlib.suppress(OSError):
@@ -66,11 +65,11 @@ def stop_after_step() -> Iterator[StopRequest]:
 
 @contextlib.contextmanager
 def raise_on_signal() -> Iterator[None]:
-    """Let SIGTERM end the body as Ctrl-C does: by an exception, so that temporary files and locks are cleared away.
+    """Raise an exception at SIGTERM as at Ctrl-C, so that temporary files and locks are removed.
 
     Raises:
         Interrupted: SIGTERM came.
-        KeyboardInterrupt: Ctrl-C, as always.
+        KeyboardInterrupt: Ctrl-C.
     """
 
     def end(signum: int, frame: FrameType | None) -> None:
@@ -84,13 +83,13 @@ def raise_on_signal() -> Iterator[None]:
 
 
 def ignore_further_signals() -> None:
-    """Under torchrun, ignore signals from now on, up to the end of the process: it is stopping already."""
-    if _is_told_twice():
+    """Under torchrun, ignore signals until the process ends: it is stopping already."""
+    if _is_signaled_twice():
         for number in STOPPING:
             signal.signal(number, signal.SIG_IGN)
 
 
-def _is_told_twice() -> bool:
+def _is_signaled_twice() -> bool:
     return distributed.size() > 1 or distributed.under_torchrun()
 
 
@@ -100,7 +99,7 @@ def _handling(signals: tuple[signal.Signals, ...], handler: Handler) -> Iterator
         yield
         return
     before = {number: signal.getsignal(number) for number in signals}
-    # None is a handler that was not set from Python, and could not be put back.
+    # None is a handler that was not set from Python and could not be restored.
     heard = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
     try:
         for number in heard:

@@ -1,7 +1,7 @@
-"""What the steps of an epoch have reported so far, kept on the device until it is asked for.
+"""Metrics of an epoch, kept on the device until they are read.
 
-Of several ranks, each keeps what its own images gave, and all are brought together when somebody asks:
-:meth:`Tally.check`, :meth:`Tally.means` and :meth:`Tally.state_dict` are to be called on every rank.
+With several ranks, each keeps those of its own images. :meth:`EpochMetrics.check`, :meth:`EpochMetrics.means` and
+:meth:`EpochMetrics.state_dict` combine them and must be called on every rank.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ class EpochMetrics:
     """The metrics of one epoch, step by step.
 
     Attributes:
-        stage: Its name in messages.
-        epoch: Its number, from 0.
-        sizes: Images of each step done that count as this rank's.
-        seconds: What the steps before the last stop took.
+        stage: Stage name in messages.
+        epoch: Epoch, from 0.
+        sizes: Number of this rank's images of each step.
+        seconds: Time of the steps before the run was last resumed.
     """
 
     def __init__(self, stage: str, epoch: int) -> None:
         self.stage, self.epoch = stage, epoch
         self.sizes: list[int] = []
         self.seconds = 0.0
-        self._seen: dict[str, list[Tensor]] = defaultdict(list)
+        self._values: dict[str, list[Tensor]] = defaultdict(list)
 
     @property
     def steps(self) -> int:
-        """Steps done."""
+        """Number of steps done."""
         return len(self.sizes)
 
     def add(self, metrics: Mapping[str, Tensor], size: int) -> None:
-        """Take the scalars of a step: means over ``size`` images, or 0 where another rank tells of the same images.
+        """Add the scalars of a step: means over ``size`` images, 0 if another rank counts the same images.
 
-        The device is not asked for their values.
+        Does not synchronize with the device.
         """
         for name, value in metrics.items():
-            self._seen[name].append(value)
+            self._values[name].append(value)
         self.sizes.append(size)
 
     def means(self) -> dict[str, float]:
-        """Return each metric's mean over the images; the epoch's only synchronisation with the device.
+        """Return each metric's mean over the images; the only synchronization of the epoch.
 
         Raises:
             RunError: See :meth:`check`.
         """
-        stacked, weights = self._of_all_ranks()
+        stacked, weights = self._all_ranks()
         self._refuse_not_finite(stacked)
         return {
             name: float((values * weights[: len(values)]).sum() / weights[: len(values)].sum())
@@ -61,18 +61,17 @@ class EpochMetrics:
         }
 
     def check(self) -> None:
-        """Look for values that are not finite.
+        """Check that all values are finite.
 
         Raises:
-            RunError: There is one: the first step that went wrong is named, and there a term before the sum that it
-                spoilt.
+            RunError: One is not; it names the first such step, and a term rather than the sum.
         """
-        self._refuse_not_finite(self._of_all_ranks()[0])
+        self._refuse_not_finite(self._all_ranks()[0])
 
-    def _of_all_ranks(self) -> tuple[dict[str, Tensor], Tensor]:
-        """Return each metric's value at each step, and the images of each step; float64 on the CPU."""
+    def _all_ranks(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the values of each metric by step, and the number of images of each step; float64 on the CPU."""
         weights = torch.tensor(self.sizes, dtype=torch.float64)
-        stacked = {name: torch.stack(values).double().cpu() for name, values in self._seen.items()}
+        stacked = {name: torch.stack(values).double().cpu() for name, values in self._values.items()}
         if distributed.size() == 1 or not stacked:
             return stacked, weights
         sums = [values * weights[: len(values)] for values in stacked.values()]
@@ -95,23 +94,23 @@ class EpochMetrics:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
-        seen = {name: torch.stack(values) for name, values in self._seen.items()}
+        values = {name: torch.stack(steps) for name, steps in self._values.items()}
         sizes = list(self.sizes)
         if distributed.size() > 1:
-            means, weights = self._of_all_ranks()
-            seen = {name: means[name].to(values) for name, values in seen.items()}
+            means, weights = self._all_ranks()
+            values = {name: means[name].to(steps) for name, steps in values.items()}
             sizes = [round(weight) for weight in weights.tolist()]
-        return {"epoch": self.epoch, "sizes": sizes, "seconds": self.seconds, "seen": seen}
+        return {"epoch": self.epoch, "sizes": sizes, "seconds": self.seconds, "values": values}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back the state of a checkpoint.
+        """Load the state from a checkpoint.
 
         Raises:
-            ValueError: It is another epoch's.
+            ValueError: It is of another epoch.
         """
         if state["epoch"] != self.epoch:
-            raise ValueError(f"the epoch under way is {state['epoch']}, the history ends before {self.epoch}")
+            raise ValueError(f"the checkpoint is inside epoch {state['epoch']}, the history ends before {self.epoch}")
         self.seconds = float(state["seconds"])
-        # The first rank tells of these steps; to the others they are done, no more.
+        # Rank zero has the metrics of all ranks for these steps.
         self.sizes = [int(size) if distributed.is_rank_zero() else 0 for size in state["sizes"]]
-        self._seen = defaultdict(list, {name: list(values.unbind()) for name, values in state["seen"].items()})
+        self._values = defaultdict(list, {name: list(values.unbind()) for name, values in state["values"].items()})

@@ -1,8 +1,7 @@
-"""A process that ends with the one that started it, however that one ends, where the system allows it: on Linux.
+"""End a process together with its parent, however the parent ends (Linux only).
 
-The child asks the kernel itself, as it begins. Code between fork and exec (``preexec_fn``) would ask a moment sooner,
-but is not safe in a process that has threads. The signal comes when the *thread* that started the child is gone, so
-children are to be started by the main thread.
+The child calls prctl itself when it starts: a ``preexec_fn`` is not safe in a process with threads. The signal comes
+when the *thread* that started the child ends, so children must be started by the main thread.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ PR_SET_PDEATHSIG = 1
 
 
 def ending_with_this_process() -> dict[str, str]:
-    """Return what the environment of a child says, for it to end with this process."""
+    """Return environment variables that make a child process end with this one."""
     return {VARIABLE: str(os.getpid())}
 
 
 def end_with_parent() -> None:
-    """Take SIGTERM, as from a person, once the process that started this one is gone, if that one wants it so.
+    """Receive SIGTERM when the parent ends, if the parent requested it or is torchrun.
 
-    torchrun does, but does not say who it is: if it has gone before this is called, that is not seen. Children of this
-    process are not told. On other systems than Linux nothing happens.
+    torchrun does not pass its process id, so a torchrun that has already ended is not noticed. Does nothing on systems
+    other than Linux.
     """
     parent = os.environ.pop(VARIABLE, None)
     if parent is None and distributed.under_torchrun():
@@ -37,4 +36,4 @@ def end_with_parent() -> None:
 
     libc = ctypes.CDLL(None)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) == 0 and str(os.getppid()) != parent:
-        os.kill(os.getpid(), signal.SIGTERM)  # it was gone before the kernel was asked
+        os.kill(os.getpid(), signal.SIGTERM)  # the parent ended before the call

@@ -1,6 +1,6 @@
-"""The command that is running, as one would type it: for provenance, and for going on with it.
+"""The running command line, for provenance and for the message that says how to resume.
 
-Nothing heavy is read here, as every command begins with it.
+Every command imports this module, so it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 
 from rnascl_cli.core import distributed
 
-MEETING_PORT = 29500  # torchrun's own
+RENDEZVOUS_PORT = 29500  # torchrun's default
 
 _arguments: ContextVar[tuple[str, ...] | None] = ContextVar("arguments", default=None)
 
 
 @contextlib.contextmanager
 def recorded_command(arguments: Sequence[str]) -> Iterator[None]:
-    """Record ``rnascl ARGUMENTS`` as the command for the while, where one command runs others."""
+    """Record ``rnascl ARGUMENTS`` as the running command while the context is open."""
     token = _arguments.set(tuple(arguments))
     try:
         yield
@@ -31,12 +31,9 @@ def recorded_command(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def resume_hint(*, out: Path | None, derived: Path | None = None) -> str:
-    """Return what to say of what was stopped: ``go on with:`` the running command, as :func:`with_resume` makes it.
-
-    Of several machines it is said that each of them is to be given the command.
-    """
-    where = f", on each of the {_machines()} machines," if _machines() > 1 else ""
-    return f"go on{where} with: {with_resume(running_command(), out=out, derived=derived)}"
+    """Return ``resume with: COMMAND``, by :func:`with_resume`; several machines must each run the command."""
+    where = f" on each of the {_machines()} machines" if _machines() > 1 else ""
+    return f"resume{where} with: {with_resume(running_command(), out=out, derived=derived)}"
 
 
 def with_resume(command: Sequence[str], *, out: Path | None, derived: Path | None = None) -> str:
@@ -44,8 +41,8 @@ def with_resume(command: Sequence[str], *, out: Path | None, derived: Path | Non
 
     Args:
         command: The words of the command.
-        out: What ``--out`` is to name, should the command not say it; None where it need not.
-        derived: What to read where the command read stdin, which cannot be read twice.
+        out: Value of ``--out`` if the command has none; None if it needs none.
+        derived: File to read if the command read stdin, which cannot be read twice.
     """
     words = [word for word in command if word not in ("--force", "--resume")]
     if derived is not None:
@@ -56,11 +53,11 @@ def with_resume(command: Sequence[str], *, out: Path | None, derived: Path | Non
 
 
 def _launcher() -> list[str]:
-    """Return the words that start rnascl as it was started; several machines meet on that of the first rank."""
+    """Return the command that started rnascl: itself, or torchrun with the address of the first rank."""
     if distributed.size() == 1:
         return ["rnascl"]
-    meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={os.environ.get('MASTER_ADDR')}:{MEETING_PORT}"]
-    nodes = [f"--nnodes={_machines()}", *meeting] if _machines() > 1 else []
+    rendezvous = ["--rdzv-backend=c10d", f"--rdzv-endpoint={os.environ.get('MASTER_ADDR')}:{RENDEZVOUS_PORT}"]
+    nodes = [f"--nnodes={_machines()}", *rendezvous] if _machines() > 1 else []
     return ["torchrun", *nodes, f"--nproc-per-node={distributed.local_size()}", "-m", "rnascl_cli"]
 
 
@@ -69,6 +66,6 @@ def _machines() -> int:
 
 
 def running_command() -> list[str]:
-    """Return the words of the command that is running."""
+    """Return the words of the running command."""
     given = _arguments.get()
     return ["rnascl", *(sys.argv[1:] if given is None else given)]

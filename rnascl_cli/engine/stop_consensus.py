@@ -1,6 +1,6 @@
-"""What several ranks agree on between two steps: to stop, since one of them was asked to, or to write a checkpoint.
+"""Ranks agree between two steps on stopping and on writing a checkpoint.
 
-All must do it behind the same step, or those that go on wait for those that do not.
+All ranks must do so after the same step, otherwise they would wait for one another forever.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from rnascl_cli.core import distributed
 
 
 class StopFlags(NamedTuple):
-    """What is wanted between two steps.
+    """Requests between two steps.
 
     Attributes:
         signum: The signal to stop for; 0 for none.
@@ -24,36 +24,36 @@ class StopFlags(NamedTuple):
 
 
 class StopConsensus:
-    """Brings the wishes of all ranks together."""
+    """All-reduces the flags of all ranks."""
 
     def __init__(self) -> None:
-        self._asked: Callable[[], tuple[int, ...]] | None = None
+        self._pending: Callable[[], tuple[int, ...]] | None = None
 
-    def after_step(self, wish: StopFlags) -> StopFlags:
-        """Return what is to be done behind this step: with several ranks, what was wished for behind the one before.
+    def after_step(self, flags: StopFlags) -> StopFlags:
+        """Return the flags to act on after this step: with several ranks, those of the step before.
 
-        That has been on its way for the length of a step, so that nobody waits for it.
+        Their all-reduce ran during the step, so no rank waits for it.
         """
         if distributed.size() == 1:
-            return wish
-        before, self._asked = self._asked, _ask(wish)
-        return StopFlags() if before is None else _answer(before)
+            return flags
+        before, self._pending = self._pending, _all_reduce(flags)
+        return StopFlags() if before is None else _wait(before)
 
-    def at_end(self, wish: StopFlags) -> StopFlags:
-        """Return what any rank wishes for now, or has wished for behind the last step."""
+    def at_end(self, flags: StopFlags) -> StopFlags:
+        """Return the flags of any rank, now or after the last step."""
         if distributed.size() == 1:
-            return wish
-        before, self._asked = self._asked, None
-        earlier = StopFlags() if before is None else _answer(before)
-        now = _answer(_ask(wish))
+            return flags
+        before, self._pending = self._pending, None
+        earlier = StopFlags() if before is None else _wait(before)
+        now = _wait(_all_reduce(flags))
         return StopFlags(max(earlier.signum, now.signum), earlier.checkpoint or now.checkpoint)
 
 
-def _ask(wish: StopFlags) -> Callable[[], tuple[int, ...]]:
-    # The clock of the first rank, which writes the checkpoints, is the one that counts.
-    return distributed.all_reduce_max_async([wish.signum, int(wish.checkpoint and distributed.is_rank_zero())])
+def _all_reduce(flags: StopFlags) -> Callable[[], tuple[int, ...]]:
+    # Rank zero writes the checkpoints, so its clock decides.
+    return distributed.all_reduce_max_async([flags.signum, int(flags.checkpoint and distributed.is_rank_zero())])
 
 
-def _answer(asked: Callable[[], tuple[int, ...]]) -> StopFlags:
-    signum, checkpoint = asked()
+def _wait(pending: Callable[[], tuple[int, ...]]) -> StopFlags:
+    signum, checkpoint = pending()
     return StopFlags(signum, bool(checkpoint))

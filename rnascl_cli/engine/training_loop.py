@@ -1,7 +1,6 @@
-"""The loop that every training stage shares: epochs, schedule, metrics, checkpoints.
+"""The training loop of all stages: epochs, schedule, metrics, checkpoints.
 
-A stage gives a :class:`Task`, which knows its mathematics; :func:`fit` knows batches, learning rates, what is
-written after each epoch, and how to go on after a stop.
+A stage passes a :class:`TrainStep`; :func:`fit` does batches, learning rates, files and resuming.
 """
 
 from __future__ import annotations
@@ -36,29 +35,26 @@ from rnascl_cli.recipes.settings import Schedule
 
 History = list[dict[str, Any]]
 
-SINGLE_VALUE_BATCHNORM = (
-    "Expected more than 1 value per channel"  # torch's BatchNorm, of one image whose map is one pixel
-)
-SINGLE_VALUE_REMEDY = (
-    "one image is too little to take them from, as the last maps are a single pixel; use a larger --batch-size"
-)
+# torch's BatchNorm for a batch of one image whose feature map is one pixel
+SINGLE_VALUE_BATCHNORM = "Expected more than 1 value per channel"
+SINGLE_VALUE_REMEDY = "the last feature maps of one image are a single pixel; use a larger --batch-size"
 
 
 class Stateful(Protocol):
-    """Anything whose state goes into a checkpoint."""
+    """An object whose state is saved in checkpoints."""
 
     def state_dict(self) -> Any:
         """Return the state."""
         ...
 
     def load_state_dict(self, state: Any, /) -> Any:
-        """Take the state back."""
+        """Load the state."""
         ...
 
 
 @dataclass(frozen=True)
 class ScheduledOptimizer:
-    """An optimiser and the schedule its learning rate follows."""
+    """An optimizer and its learning rate schedule."""
 
     optimizer: torch.optim.Optimizer
     schedule: Schedule
@@ -66,57 +62,57 @@ class ScheduledOptimizer:
 
 
 class TrainStep(Protocol):
-    """A stage's mathematics.
+    """The training step of a stage.
 
     Attributes:
-        optimizers: Set to their scheduled learning rate before each step; the first one's is reported.
-        state: What a checkpoint must hold, by name.
+        optimizers: Their learning rates are set before each step; that of the first one is reported.
+        state: Objects to save in checkpoints, by name.
     """
 
     optimizers: list[ScheduledOptimizer]
     state: dict[str, Stateful]
 
     def start_epoch(self, epoch: int, noise: torch.Generator) -> None:
-        """Prepare for an epoch whose random numbers come from ``noise``."""
+        """Start an epoch; its random numbers come from ``noise``."""
         ...
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Take one step; return detached scalars by name: ``loss``, its terms, ``train_accuracy``.
 
-        Of several ranks each has its share of the batch (``batch.share``), and means are over that.
+        With several ranks, they are means over this rank's part of the batch (``batch.shard``).
         """
         ...
 
     def end_epoch(self) -> dict[str, Any]:
-        """Return what else the epoch's metrics should say."""
+        """Return further metrics of the epoch."""
         ...
 
 
 @runtime_checkable
 class EndsEarly(Protocol):
-    """A task that may be done before the last epoch; its state says so after a resumption, too."""
+    """A step that can end the run before the last epoch, also after resuming."""
 
     def finished(self) -> bool:
-        """Return whether no further epoch is wanted; asked before each."""
+        """Return whether to stop; called before each epoch."""
         ...
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """What the loop needs to know.
+    """Configuration of the loop.
 
     Attributes:
-        stage: Its name in messages and random streams.
+        stage: Stage name in messages and random streams.
         epochs: Number of passes over ``images``.
-        batch_size: Images a step, over all ranks; the last batch of an epoch may be smaller.
+        batch_size: Global batch size; the last batch of an epoch may be smaller.
         seed: Seed of the run.
         images: The training images.
-        augment: Applied to each batch on the device.
+        augment: Augmentation, applied on the device.
         compute: Device and precision.
         run: Where metrics and checkpoints go.
-        identity: What must be the same for a checkpoint to fit: recipe, data and teacher, as JSON-able values.
-        checkpoint_seconds: The longest an epoch goes on without a checkpoint in its middle.
-        parts: How the task's step divides a batch.
+        identity: Recipe, data and teacher as JSON-able values; a checkpoint of another identity is refused.
+        checkpoint_seconds: Longest time without a checkpoint inside an epoch.
+        parts: Returns the sizes of the parts that a step splits a batch into.
     """
 
     stage: str
@@ -132,198 +128,199 @@ class TrainingConfig:
     parts: Parts = undivided
 
 
-def fit(task: TrainStep, plan: TrainingConfig) -> History:
-    """Run a task to its last epoch, or until it is finished, and return the metrics of every epoch.
+def fit(step: TrainStep, config: TrainingConfig) -> History:
+    """Train for all epochs, or until the step is finished, and return the metrics of each epoch.
 
-    After each epoch ``metrics.jsonl`` and the checkpoint are written; inside an epoch a checkpoint is written at
-    Ctrl-C or SIGTERM, which end the run after the step, and when ``plan.checkpoint_seconds`` have passed. With
-    ``plan.run.resume`` the run goes on behind the checkpoint's last step, and gives what the uninterrupted run
-    would have given.
+    After each epoch ``metrics.jsonl`` and the checkpoint are written. Ctrl-C and SIGTERM end the run after the current
+    step, with a checkpoint; another one is written every ``config.checkpoint_seconds``. With ``config.run.resume`` the
+    run resumes after the last step of the checkpoint and gives the result of an uninterrupted run.
 
     Raises:
         UserError: The checkpoint belongs to another recipe, data set or teacher.
         RunError: A term of the loss, or a weight, is not finite; nothing of that epoch is written.
-        WriteError: A file could not be written; the checkpoint before is unchanged.
-        Interrupted: Ctrl-C or SIGTERM; the message says how to go on.
+        WriteError: A file could not be written; the previous checkpoint is unchanged.
+        Interrupted: Ctrl-C or SIGTERM; the message has the command that resumes the run.
     """
     with stop_after_step() as stop:
-        loop = _Loop(task, plan, plan.images.to(plan.compute.device), stop)
-        under_way = loop.resume() if plan.run.resume else None
-        for epoch in range(len(loop.history), plan.epochs):
-            if isinstance(task, EndsEarly) and task.finished():
+        loop = _Loop(step, config, config.images.to(config.compute.device), stop)
+        epoch_state = loop.resume() if config.run.resume else None
+        for epoch in range(len(loop.history), config.epochs):
+            if isinstance(step, EndsEarly) and step.finished():
                 break
-            loop.epoch(under_way or loop.begin(epoch))
-            under_way = None
-    plan.run.remove(PREVIOUS)
+            loop.epoch(epoch_state or loop.begin(epoch))
+            epoch_state = None
+    config.run.remove(PREVIOUS)
     return loop.history
 
 
 @dataclass
 class EpochState:
-    """An epoch between two of its steps: what they reported, and the stream that the next ones draw from."""
+    """State of an epoch between two steps: the metrics so far and the generator of the noise."""
 
-    tally: EpochMetrics
+    metrics: EpochMetrics
     noise: torch.Generator
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tally": self.tally.state_dict(), "noise": self.noise.get_state()}
+        return {"metrics": self.metrics.state_dict(), "noise": self.noise.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.tally.load_state_dict(state["tally"])
+        self.metrics.load_state_dict(state["metrics"])
         self.noise.set_state(state["noise"].cpu())
 
 
 class _Loop:
-    """A task on its way through the epochs, and what is kept of it."""
+    """A run of the loop."""
 
-    def __init__(self, task: TrainStep, plan: TrainingConfig, images: ImageSet, stop: StopRequest) -> None:
-        self.task, self.plan, self.images, self.stop = task, plan, images, stop
+    def __init__(self, step: TrainStep, config: TrainingConfig, images: ImageSet, stop: StopRequest) -> None:
+        self.step, self.config, self.images, self.stop = step, config, images, stop
         self.history: History = []
-        self._agreement = StopConsensus()
-        self._steps = batch_count(images, plan.batch_size)
+        self._consensus = StopConsensus()
+        self._steps = batch_count(images, config.batch_size)
         self._saved_at = time.monotonic()
 
     def begin(self, epoch: int) -> EpochState:
-        """Return an epoch at its beginning."""
+        """Return the state of an epoch before its first step."""
         return EpochState(
-            EpochMetrics(self.plan.stage, epoch), generator(self.plan.seed, self.plan.stage, "noise", epoch)
+            EpochMetrics(self.config.stage, epoch), generator(self.config.seed, self.config.stage, "noise", epoch)
         )
 
-    def epoch(self, under_way: EpochState) -> None:
-        """Run an epoch from its beginning, or from behind the steps that an interrupted run has taken of it."""
-        task, plan, tally = self.task, self.plan, under_way.tally
-        epoch, began = tally.epoch, time.perf_counter() - tally.seconds
-        task.start_epoch(epoch, under_way.noise)
-        with progress(f"{plan.stage} epoch {epoch + 1}/{plan.epochs}", self._steps) as advance:
-            advance(tally.steps)
-            for batch in self._batches(epoch, behind=tally.steps):
-                self._step(tally, batch)
+    def epoch(self, epoch_state: EpochState) -> None:
+        """Run an epoch, or the rest of it."""
+        step, config, metrics = self.step, self.config, epoch_state.metrics
+        epoch, began = metrics.epoch, time.perf_counter() - metrics.seconds
+        step.start_epoch(epoch, epoch_state.noise)
+        with progress(f"{config.stage} epoch {epoch + 1}/{config.epochs}", self._steps) as advance:
+            advance(metrics.steps)
+            for batch in self._batches(epoch, behind=metrics.steps):
+                self._step(metrics, batch)
                 advance()
-                wish = self._agreement.after_step(self._wish())
-                if wish.signum or wish.checkpoint:
-                    tally.seconds = time.perf_counter() - began
-                    tally.check()
-                    self._save(tally, under_way.state_dict())
-                    self._obey(wish, f"epoch {epoch + 1}, step {tally.steps} of {self._steps}")
-        means = tally.means()
-        self.history.append(self._entry(epoch, {**means, **task.end_epoch()}, began))
-        self._save(tally)
-        plan.run.write_metrics(self.history)
-        say_epoch(plan.stage, self.history[-1], plan.epochs)
-        self._obey(self._agreement.at_end(self._wish()), f"the end of epoch {epoch + 1}")
+                flags = self._consensus.after_step(self._flags())
+                if flags.signum or flags.checkpoint:
+                    metrics.seconds = time.perf_counter() - began
+                    metrics.check()
+                    self._save(metrics, epoch_state.state_dict())
+                    self._stop_if_requested(flags, f"epoch {epoch + 1}, step {metrics.steps} of {self._steps}")
+        means = metrics.means()
+        self.history.append(self._entry(epoch, {**means, **step.end_epoch()}, began))
+        self._save(metrics)
+        config.run.write_metrics(self.history)
+        say_epoch(config.stage, self.history[-1], config.epochs)
+        self._stop_if_requested(self._consensus.at_end(self._flags()), f"the end of epoch {epoch + 1}")
 
     def _batches(self, epoch: int, *, behind: int) -> Iterator[Batch]:
-        """Yield the epoch's batches but for the first ``behind``, which an interrupted run has had."""
+        """Yield the batches of an epoch without the first ``behind``."""
         return batches(
             self.images,
-            batch_size=self.plan.batch_size,
-            generator=generator(self.plan.seed, self.plan.stage, "batches", epoch),
-            augment=self.plan.augment,
-            device=self.plan.compute.device,
+            batch_size=self.config.batch_size,
+            generator=generator(self.config.seed, self.config.stage, "batches", epoch),
+            augment=self.config.augment,
+            device=self.config.compute.device,
             behind=behind,
-            parts=self.plan.parts,
+            parts=self.config.parts,
         )
 
-    def _step(self, tally: EpochMetrics, batch: Batch) -> None:
-        for item in self.task.optimizers:
-            share = (tally.epoch + tally.steps / self._steps) / self.plan.epochs
+    def _step(self, metrics: EpochMetrics, batch: Batch) -> None:
+        for item in self.step.optimizers:
+            share = (metrics.epoch + metrics.steps / self._steps) / self.config.epochs
             set_learning_rate(item.optimizer, learning_rate(item.schedule, item.base, share))
-        set_current_step(self.plan.stage, epoch=tally.epoch, step=tally.steps)
+        set_current_step(self.config.stage, epoch=metrics.epoch, step=metrics.steps)
         try:
             with distributed.replicated_batch(batch.shard.replicated):
-                metrics = self.task.step(batch)
+                values = self.step.step(batch)
         except ValueError as error:
             if SINGLE_VALUE_BATCHNORM in str(error):
                 raise RunError(at_current_step("batch statistics", SINGLE_VALUE_REMEDY)) from None
             raise
-        tally.add(metrics, batch.shard.counted)
+        metrics.add(values, batch.shard.counted)
 
     def _entry(self, epoch: int, metrics: dict[str, Any], began: float) -> dict[str, Any]:
-        first, plan = self.task.optimizers[0], self.plan
+        first, config = self.step.optimizers[0], self.config
         seconds = time.perf_counter() - began
         return {
             "epoch": epoch,
             **metrics,
-            "lr": learning_rate(first.schedule, first.base, epoch / plan.epochs),
+            "lr": learning_rate(first.schedule, first.base, epoch / config.epochs),
             "seconds": seconds,
             "images_per_second": len(self.images) / seconds,
-            "peak_memory_bytes": peak_memory_bytes(plan.compute.device),
+            "peak_memory_bytes": peak_memory_bytes(config.compute.device),
         }
 
-    def _wish(self) -> StopFlags:
-        """Return what this rank wants to be done between two steps."""
-        due = time.monotonic() - self._saved_at >= self.plan.checkpoint_seconds
+    def _flags(self) -> StopFlags:
+        """Return whether this rank should stop or write a checkpoint now."""
+        due = time.monotonic() - self._saved_at >= self.config.checkpoint_seconds
         return StopFlags(self.stop.signum or 0, checkpoint=due)
 
-    def _obey(self, wish: StopFlags, where: str) -> None:
-        """End the run if that is wanted; the checkpoint has just been written."""
-        if wish.signum:
+    def _stop_if_requested(self, flags: StopFlags, where: str) -> None:
+        """End the run if a signal came; the checkpoint has just been written."""
+        if flags.signum:
             ignore_further_signals()
-            distributed.barrier()  # for the first one's checkpoint: torchrun ends the others when one has ended
-            run = self.plan.run
+            distributed.barrier()  # torchrun ends all ranks when one has ended, so wait for the checkpoint of rank zero
+            run = self.config.run
             again = resume_hint(out=run.out or run.path, derived=run.path / "derived.json")
-            raise Interrupted(wish.signum, f"{self.plan.stage}: stopped at {where}; {again}")
+            raise Interrupted(flags.signum, f"{self.config.stage}: stopped at {where}; {again}")
 
-    def _save(self, tally: EpochMetrics, under_way: dict[str, Any] | None = None) -> None:
-        """Write the checkpoint, unless a weight in it is not finite."""
-        state = {name: item.state_dict() for name, item in self.task.state.items()}
+    def _save(self, metrics: EpochMetrics, epoch_state: dict[str, Any] | None = None) -> None:
+        """Write the checkpoint if all weights are finite."""
+        state = {name: item.state_dict() for name, item in self.step.state.items()}
         if name := first_not_finite(state):
             raise RunError(
-                f"{self.plan.stage}: '{name}' holds NaN or infinity after epoch {tally.epoch + 1}, step {tally.steps}; "
-                "lower the learning rate or use --precision fp32. The last checkpoint, if there is one, is kept"
+                f"{self.config.stage}: '{name}' has NaN or infinite values after epoch {metrics.epoch + 1}, "
+                f"step {metrics.steps}; lower the learning rate or use --precision fp32. The last checkpoint is kept"
             )
         content = {
-            "identity": _identity(self.plan),
-            "precision": self.plan.compute.student,
+            "identity": _identity(self.config),
+            "precision": self.config.compute.student,
             "history": self.history,
-            "under_way": under_way,
+            "epoch_state": epoch_state,
             "state": state,
         }
-        write_checkpoint(self.plan.run.path, content)
+        write_checkpoint(self.config.run.path, content)
         self._saved_at = time.monotonic()
 
     def resume(self) -> EpochState | None:
-        """Take back the checkpoint, and return the epoch that it was written in the middle of, if it was."""
-        path, checkpoint = read_newest(self.plan.run.path, self.plan.compute.device)
-        if checkpoint.get("identity") != _identity(self.plan):
+        """Load the checkpoint; return the state of an unfinished epoch, if any."""
+        path, checkpoint = read_newest(self.config.run.path, self.config.compute.device)
+        if checkpoint.get("identity") != _identity(self.config):
             raise UserError(f"--resume: {path} belongs to another recipe, data set or teacher; give the same options")
-        # Allowed, as float32 is the way out where bf16 gave no numbers; checkpoints of older versions do not tell.
-        before, now = checkpoint.get("precision"), self.plan.compute.student
+        # Allowed, because float32 is the remedy for bf16 overflow. Older checkpoints do not record the precision.
+        before, now = checkpoint.get("precision"), self.config.compute.student
         if before not in (None, now):
-            warning(f"--resume: {path} was trained in {before} and goes on in {now}; --precision {before} keeps to it")
+            warning(
+                f"--resume: {path} was trained in {before} and resumes in {now}; use --precision {before} to keep it"
+            )
         try:
-            for name, item in self.task.state.items():
+            for name, item in self.step.state.items():
                 item.load_state_dict(checkpoint["state"][name])
             self.history = list(checkpoint["history"])
-            under_way = None
-            if checkpoint["under_way"] is not None:
-                under_way = self.begin(len(self.history))
-                under_way.load_state_dict(checkpoint["under_way"])
+            epoch_state = None
+            if checkpoint["epoch_state"] is not None:
+                epoch_state = self.begin(len(self.history))
+                epoch_state.load_state_dict(checkpoint["epoch_state"])
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"--resume: {path}: does not fit this stage ({reason})") from None
-        if self.history:  # a stop between the checkpoint and the metrics left these a line short
-            self.plan.run.write_metrics(self.history)
-        return under_way
+        if self.history:  # the run may have stopped between writing the checkpoint and the metrics
+            self.config.run.write_metrics(self.history)
+        return epoch_state
 
 
-def _identity(plan: TrainingConfig) -> str:
-    text = json.dumps({"stage": plan.stage, **plan.identity}, sort_keys=True)
+def _identity(config: TrainingConfig) -> str:
+    text = json.dumps({"stage": config.stage, **config.identity}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-_place: ContextVar[tuple[str, int, int] | None] = ContextVar("place", default=None)
+_current_step: ContextVar[tuple[str, int, int] | None] = ContextVar("current_step", default=None)
 
 
 def set_current_step(stage: str, *, epoch: int, step: int) -> None:
-    """Take note of the step that is about to run; both numbers count from 0."""
-    _place.set((stage, epoch, step))
+    """Set the current step for messages; both numbers count from 0."""
+    _current_step.set((stage, epoch, step))
 
 
 def at_current_step(term: str, what: str) -> str:
     """Return ``"search: 'kl' at epoch 1, step 1: WHAT"``, for the running step."""
-    place = _place.get()
-    if place is None:
+    found = _current_step.get()
+    if found is None:
         return f"'{term}': {what}"
-    stage, epoch, step = place
+    stage, epoch, step = found
     return f"{stage}: '{term}' at epoch {epoch + 1}, step {step + 1}: {what}"

@@ -88,7 +88,7 @@ def test_two_ranks(tmp_path: Path) -> None:
     by_step = [(3 * 1.0 + 3 * 0.5) / 6, (2 * 3.0 + 1 * 2.0) / 3, 4.0]
     assert first["means"]["loss"] == pytest.approx((6 * by_step[0] + 3 * by_step[1] + 5 * by_step[2]) / 14)
     assert first["state"]["sizes"] == [6, 3, 5]
-    assert first["state"]["seen"]["loss"].tolist() == pytest.approx(by_step)
+    assert first["state"]["values"]["loss"].tolist() == pytest.approx(by_step)
     assert first["resumed"]["loss"] == pytest.approx((14 * first["means"]["loss"] + 0.0 + 1.0) / 16)
     assert "'loss' is nan at epoch 1, step 4" in first["fault"]
     assert (first["saw"], second["saw"]) == (False, True)

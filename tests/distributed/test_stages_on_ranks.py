@@ -105,7 +105,7 @@ def weights(out: Path) -> dict[str, Tensor]:
         if (out / name).is_file():
             return read_weights(out / name)[0]
     state = torch.load(out / "checkpoint.pt", weights_only=True)["state"]
-    return {**state["supernet"], **state["choices"]}
+    return {**state["supernet"], **state["architecture"]}
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:
@@ -195,7 +195,7 @@ def test_ranks_stop_behind_the_same_step_and_go_on_from_one_process(
     job.ranks[0].wait_for(lambda: (out / PREVIOUS).exists() and (out / PREVIOUS).stat().st_mtime_ns != before)
     job.ranks[1].send(signal.SIGTERM)  # to one of them: the other stops with it
     assert job.end() == [143, 143], job.said
-    assert job.said.count("go on with: torchrun --nproc-per-node=2 -m rnascl_cli train") == 1
+    assert job.said.count("resume with: torchrun --nproc-per-node=2 -m rnascl_cli train") == 1
     run_job(2, [*command, "--resume"], log=tmp_path / "log")
     assert_same_run(out, undisturbed, atol=5e-3)
 
@@ -266,7 +266,7 @@ def test_an_attack_goes_on_with_another_number_of_ranks(world: World, tmp_path: 
 @pytest.mark.parametrize(
     ("changed", "mend"),
     [
-        (["--batch-size", 4], "a batch of 4 images, of which one step takes 1, cannot be shared by 2 processes"),
+        (["--batch-size", 4], "a batch of 4 images, of which one step uses 1, cannot be shared by 2 processes"),
         (["--set", "attention.norm=batch"], "use 'image'"),
         (["--paradigm", "rnas"], "--paradigm"),
     ],

@@ -1,4 +1,4 @@
-"""Checkpoints: any damage is noticed, nothing in them runs, and the one before is there to go back to."""
+"""Checkpoints: damage is found, nothing in them is executed, and the previous one is kept."""
 
 from __future__ import annotations
 
@@ -11,14 +11,7 @@ import pytest
 import torch
 
 from rnascl_cli.core.errors import UserError
-from rnascl_cli.engine.checkpoint import (
-    SEAL,
-    _Sealing,
-    first_not_finite,
-    read_checkpoint,
-    read_newest,
-    write_checkpoint,
-)
+from rnascl_cli.engine.checkpoint import first_not_finite, read_checkpoint, read_newest, write_checkpoint
 from rnascl_cli.engine.run_directory import CHECKPOINT, PREVIOUS
 from rnascl_cli.engine.training_loop import fit
 from tests.engine.toy import CPU, Stopped, ToyTask, numbers, stop_at, toy_plan
@@ -34,14 +27,6 @@ def written(tmp_path: Path) -> Path:
     return tmp_path / CHECKPOINT
 
 
-def sealed(path: Path, value: Any) -> None:
-    """Write anything at all as rnascl would."""
-    with path.open("wb") as file:
-        sealing = _Sealing(file)
-        torch.save(value, sealing)  # type: ignore[arg-type]
-        file.write(SEAL + sealing.digest.hexdigest().encode() + b"\n")
-
-
 def test_round_trip(written: Path) -> None:
     found = read_checkpoint(written, CPU.device)
     assert found["history"] == CONTENT["history"]
@@ -50,22 +35,30 @@ def test_round_trip(written: Path) -> None:
     assert [item.name for item in written.parent.iterdir()] == [CHECKPOINT]
 
 
-def test_every_flipped_bit_is_noticed(written: Path) -> None:
-    whole, stream = written.read_bytes(), random.Random(0)
-    for place in [*range(8), *range(8 * len(whole) - 8, 8 * len(whole)), *stream.sample(range(8 * len(whole)), 200)]:
+def test_a_flipped_bit_is_found_or_harmless(written: Path) -> None:
+    """Nearly all are found; those that are not change a date or padding of the archive, never a value."""
+    whole, stream, found = written.read_bytes(), random.Random(0), 0
+    tensor = whole.index(torch.arange(100.0).numpy().tobytes())
+    edges = [*range(64), *range(8 * len(whole) - 8 * 200, 8 * len(whole))]
+    for place in [*edges, *range(8 * tensor, 8 * (tensor + 400), 7), *stream.sample(range(8 * len(whole)), 400)]:
         damaged = bytearray(whole)
         damaged[place // 8] ^= 1 << place % 8
         written.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"checkpoint\.pt: damaged checkpoint .* start again with --force"):
-            read_checkpoint(written, CPU.device)
-    written.write_bytes(whole)
-    read_checkpoint(written, CPU.device)
+        try:
+            loaded = read_checkpoint(written, CPU.device)
+        except UserError:
+            found += 1
+        else:
+            assert not tensor <= place // 8 < tensor + 400
+            assert torch.equal(loaded["state"]["w"], torch.arange(100.0))
+            assert loaded["history"] == CONTENT["history"]
+    assert found > 450  # all those in the tensor
 
 
 @pytest.mark.parametrize("keep", [0, 1, 80, 1000, -1])
-def test_a_cut_short_one_is_noticed(written: Path, keep: int) -> None:
+def test_a_truncated_file_is_found(written: Path, keep: int) -> None:
     written.write_bytes(written.read_bytes()[:keep])
-    with pytest.raises(UserError, match=r"checkpoint.pt: damaged checkpoint \(cut short"):
+    with pytest.raises(UserError, match=r"checkpoint.pt: damaged checkpoint \(truncated"):
         read_checkpoint(written, CPU.device)
 
 
@@ -84,7 +77,6 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     for write in (
         lambda: path.write_bytes(pickle.dumps(Bomb(ran))),
         lambda: torch.save(Bomb(ran), path),
-        lambda: sealed(path, Bomb(ran)),  # the seal is no proof of good will
     ):
         write()
         with pytest.raises(UserError, match="damaged checkpoint"):
@@ -92,13 +84,15 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     assert not ran.exists()
 
 
-def test_a_checkpoint_that_is_no_dictionary(tmp_path: Path) -> None:
-    sealed(tmp_path / CHECKPOINT, [1, 2])
+def test_a_checkpoint_that_is_not_a_dictionary(tmp_path: Path) -> None:
+    torch.save([1, 2], tmp_path / CHECKPOINT)
     with pytest.raises(UserError, match="not a checkpoint of rnascl"):
         read_checkpoint(tmp_path / CHECKPOINT, CPU.device)
 
 
-def test_the_one_before_is_kept_and_gone_back_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_previous_checkpoint_is_used_if_the_newest_is_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_checkpoint(tmp_path, {"number": 1})
     write_checkpoint(tmp_path, {"number": 2})
     newest, before = tmp_path / CHECKPOINT, tmp_path / PREVIOUS
@@ -108,7 +102,7 @@ def test_the_one_before_is_kept_and_gone_back_to(tmp_path: Path, capsys: pytest.
     assert read_newest(tmp_path, CPU.device) == (before, {"number": 1})
     said = " ".join(capsys.readouterr().err.split())
     assert "checkpoint.pt: damaged checkpoint" in said
-    assert "going on from the checkpoint before it" in said
+    assert "resuming from the previous checkpoint" in said
     newest.unlink()  # stopped between the two renames
     assert read_newest(tmp_path, CPU.device) == (before, {"number": 1})
     assert capsys.readouterr().err == ""
@@ -135,7 +129,7 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_no_more(tmp_path: Path) -> None
     assert again.epochs[0] == 1  # epochs 1 and 2 were done
 
 
-def test_what_is_not_finite_is_named() -> None:
+def test_first_not_finite() -> None:
     state: dict[str, Any] = {
         "model": {"a": torch.ones(2), "n": torch.tensor(3)},
         "optimiser": {"state": {0: {"m": None}}},

@@ -124,12 +124,12 @@ def test_going_on_in_another_precision_is_said(tmp_path: Path, capsys: pytest.Ca
     fit(ToyTask(), toy_plan(tmp_path / "run", epochs=1))
     half = toy_plan(tmp_path / "run", epochs=1, resume=True, compute=replace(CPU, student="bf16"))
     fit(ToyTask(), half)
-    assert "was trained in fp32 and goes on in bf16; --precision fp32 keeps to it" in capsys.readouterr().err
+    assert "was trained in fp32 and resumes in bf16; use --precision fp32 to keep it" in capsys.readouterr().err
     checkpoint = read_checkpoint(tmp_path / "run" / "checkpoint.pt", CPU.device)
     del checkpoint["precision"]  # as older versions wrote it
     write_checkpoint(tmp_path / "run", checkpoint)
     fit(ToyTask(), toy_plan(tmp_path / "run", epochs=1, resume=True))
-    assert "goes on in" not in capsys.readouterr().err
+    assert "resumes in" not in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_lacks_a_part(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_signal_finishes_the_step_and_loses_nothing(tmp_path: Path, step: int,
     assert stop.value.exit_code == 128 + signum
     assert first.steps == step
     epoch, inside = divmod(step - 1, 3)
-    where = f"toy: stopped at epoch {epoch + 1}, step {inside + 1} of 3; go on with: "
+    where = f"toy: stopped at epoch {epoch + 1}, step {inside + 1} of 3; resume with: "
     assert str(stop.value).startswith(where)
     assert "--resume" in str(stop.value)
     again = ToyTask()
@@ -288,7 +288,9 @@ def test_weights_that_are_not_finite_are_never_kept(tmp_path: Path) -> None:
                     self.last.bias[1] = float("inf")
             return metrics
 
-    with pytest.raises(RunError, match=r"toy: 'model\.3\.bias' holds NaN or infinity after epoch 2, step 3; lower"):
+    with pytest.raises(
+        RunError, match=r"toy: 'model\.3\.bias' has NaN or infinite values after epoch 2, step 3; lower"
+    ):
         fit(Spoilt(), toy_plan(tmp_path / "run"))
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
     task = ToyTask()
@@ -300,7 +302,7 @@ def test_a_checkpoint_of_another_epoch_under_way_is_refused(tmp_path: Path) -> N
     with pytest.raises(Interrupted):
         fit(ToyTask(signalling_at(5)), toy_plan(tmp_path / "run"))
     checkpoint = read_checkpoint(tmp_path / "run" / "checkpoint.pt", CPU.device)
-    checkpoint["under_way"]["tally"]["epoch"] = 3
+    checkpoint["epoch_state"]["metrics"]["epoch"] = 3
     write_checkpoint(tmp_path / "run", checkpoint)
     with pytest.raises(UserError, match="does not fit this stage"):
         fit(ToyTask(), toy_plan(tmp_path / "run", resume=True))
@@ -312,5 +314,7 @@ def test_batch_statistics_of_a_lonely_pixel(tmp_path: Path) -> None:
             torch.nn.BatchNorm2d(3)(batch.x_BCHW[:1, :, :1, :1])
             return {}
 
-    with pytest.raises(RunError, match=r"toy: 'batch statistics' at epoch 1, step 1: one image .* larger --batch-size"):
+    with pytest.raises(
+        RunError, match=r"toy: 'batch statistics' at epoch 1, step 1: the last feature maps .* --batch-size"
+    ):
         fit(Lonely(), toy_plan(tmp_path / "run"))

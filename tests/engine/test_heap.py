@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rnascl_cli.engine.malloc import OWN_WORD
+from rnascl_cli.engine.malloc import USER_SETTINGS
 
 pytestmark = pytest.mark.unit
 
@@ -28,7 +28,7 @@ print(kept, min(faults() for _ in range(3)))
 
 
 def kept_and_faults(**environment: str) -> tuple[bool, int]:
-    inherited = {name: value for name, value in os.environ.items() if name not in OWN_WORD}
+    inherited = {name: value for name, value in os.environ.items() if name not in USER_SETTINGS}
     done = subprocess.run(
         [sys.executable, "-c", CODE], capture_output=True, text=True, check=True, env={**inherited, **environment}
     )

@@ -32,7 +32,7 @@ def test_the_first_is_noted_the_second_ends(signum: signal.Signals, capfd: pytes
         signal.raise_signal(signum)
         noted.append(stop.signum)
         assert noted == [None, signum]
-        assert "stopping after this step; once more to stop at once" in capfd.readouterr().err
+        assert "stopping after this step; repeat to stop immediately" in capfd.readouterr().err
         with pytest.raises(Interrupted) as ended:
             signal.raise_signal(signum)
     assert ended.value.exit_code == {signal.SIGINT: 130, signal.SIGTERM: 143}[signum]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,12 +60,14 @@ def test_stored_values_are_read_in_any_order(tmp_path: Path, place: str) -> None
 
 
 @pytest.mark.parametrize("open_store", [on_disk, on_device])
-def test_a_later_run_finds_flushed_values_and_only_those(tmp_path: Path, open_store: type[OutputStore]) -> None:
+def test_a_later_run_finds_flushed_values_and_only_those(
+    tmp_path: Path, open_store: Callable[[Path], OutputStore]
+) -> None:
     store = on_disk(tmp_path)
     store.put(slots((1, 2)), values(1, 7.0))
     store.flush()
     store.put(slots((2, 2)), values(1, 9.0))  # never flushed: the run was killed
-    later = open_store(tmp_path)  # type: ignore[arg-type]
+    later = open_store(tmp_path)
     assert later.is_cached(slots((1, 2), (2, 2))).tolist() == [True, False]
     assert torch.equal(later.read(slots((1, 2))), values(1, 7.0).half())
 
@@ -80,8 +83,10 @@ def test_device_values_reach_the_files_at_flush(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("open_store", [on_disk, on_device])
-def test_values_of_a_concurrent_run_are_found_after_flush(tmp_path: Path, open_store: type[OutputStore]) -> None:
-    here, there = open_store(tmp_path), on_disk(tmp_path)  # type: ignore[arg-type]
+def test_values_of_a_concurrent_run_are_found_after_flush(
+    tmp_path: Path, open_store: Callable[[Path], OutputStore]
+) -> None:
+    here, there = open_store(tmp_path), on_disk(tmp_path)
     slots_B = slots((1, 2), (3, 0))
     there.put(slots_B, values(2, 5.0))
     there.flush()

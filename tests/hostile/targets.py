@@ -5,7 +5,6 @@ A reader may accept what it is given or refuse it by a UserError that names the 
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import shutil
@@ -20,11 +19,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from rnascl_cli.artifacts.documents import DOCUMENTS
-from rnascl_cli.artifacts.store import document_json, parse_document, read_any_document, sha256_bytes
+from rnascl_cli.artifacts.store import document_json, parse_document, read_any_document
 from rnascl_cli.attacks.resume import Journal
 from rnascl_cli.core.errors import LONGEST_LINE, UserError, one_line
 from rnascl_cli.data.decode import Shape, decode
-from rnascl_cli.engine.checkpoint import SEAL
 from rnascl_cli.engine.checkpoint import read_checkpoint as read_own_checkpoint
 from rnascl_cli.loading import resolve_model
 from rnascl_cli.recipes.load import STUDIES, parse_setting, read_recipe_file, recipes_folder, resolve
@@ -134,13 +132,7 @@ def _checkpoints(world: Path) -> list[bytes]:
 
 
 def _read_own_checkpoint(path: Path) -> None:
-    """Read it as spoilt, which the seal notices, and with a seal of its own, which anybody can put on."""
-    for sealed in (False, True):
-        if sealed:
-            data = path.read_bytes()
-            path.write_bytes(data + SEAL + sha256_bytes(data).encode() + b"\n")
-        with contextlib.nullcontext() if sealed else contextlib.suppress(UserError):
-            read_own_checkpoint(path, torch.device("cpu"))
+    read_own_checkpoint(path, torch.device("cpu"))
 
 
 def _recipes(world: Path) -> list[bytes]:

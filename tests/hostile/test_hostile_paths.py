@@ -62,8 +62,8 @@ def test_images_named_by_a_document_are_only_read(
     for spec, message in (
         ("folder:../../../../../../../../etc", "has no test/ or val/ folder"),
         ("folder:/proc/self", "has no test/ or val/ folder"),
-        (f"cifar10:{world / 'elsewhere'}", "the artifact given names that folder, and it holds no cifar10"),
-        ("cifar100:~/elsewhere", "the artifact given names that folder, and it holds no cifar100"),
+        (f"cifar10:{world / 'elsewhere'}", "the input artifact names that folder, and it has no cifar10"),
+        ("cifar100:~/elsewhere", "the input artifact names that folder, and it has no cifar100"),
     ):
         edit(world / "train" / "derived.json", "provenance", "data", "spec", value=spec)
         assert message in untouched("train", "train/derived.json", "--out", "new", *FAST)

@@ -71,8 +71,8 @@ def moment_of(stage: str, out: Path, *, ended: bool) -> str:
     path = folder_of(stage, out) / CHECKPOINT
     if not path.is_file():  # between two renames
         return "between two steps"
-    under_way = read_checkpoint(path, torch.device("cpu"))["under_way"]
-    return "after an epoch" if under_way is None else "between two steps"
+    epoch_state = read_checkpoint(path, torch.device("cpu"))["epoch_state"]
+    return "after an epoch" if epoch_state is None else "between two steps"
 
 
 def differences(one: dict[str, object], other: dict[str, object]) -> list[str]:

@@ -73,7 +73,7 @@ def test_a_loss_that_is_none(stage: str, tmp_path: Path, runs: dict[str, Path]) 
     last = outcome.err.splitlines()[-1]
     name = stage.replace(" ", "-")
     found = re.match(
-        rf"rnascl: {name}: '(\S+)' (is (nan|inf|-inf) at|holds NaN or infinity after) epoch 1, step \d", last
+        rf"rnascl: {name}: '(\S+)' (is (nan|inf|-inf) at|has NaN or infinite values after) epoch 1, step \d", last
     )
     assert found, last
     assert "lower the learning rate or use --precision fp32" in last
@@ -155,7 +155,7 @@ def test_a_batch_of_one_tiny_image(stage: str, tmp_path: Path) -> None:
     source = tmp_path / ("s" if stage == "train" else "t")
     outcome = rnascl(stage, source, *common, "--batch-size", 1, "--out", tmp_path / "run")
     assert outcome.code == 1
-    line = f"rnascl: {stage}: 'batch statistics' at epoch 1, step 1: one image is too little"
+    line = f"rnascl: {stage}: 'batch statistics' at epoch 1, step 1: the last feature maps of one image"
     assert outcome.err.splitlines()[-1].startswith(line)
 
 

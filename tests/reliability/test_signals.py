@@ -37,7 +37,7 @@ def test_the_command_that_is_said_goes_on(
     assert last.startswith("rnascl: ")
     if stage != "attack":
         assert any("stopping after this step" in line for line in before)
-    said, _, again = last.partition("go on with: ")
+    said, _, again = last.partition("resume with: ")
     assert "stopped at epoch" in said or "finished batches are kept" in said
     words = shlex.split(again)
     assert words[0] == "rnascl"
@@ -90,7 +90,7 @@ def test_several_machines_are_told_where_to_meet(monkeypatch: pytest.MonkeyPatch
     with recorded_command(["search"]):
         again = resume_hint(out=Path("runs/x"))
     assert again == (
-        "go on, on each of the 2 machines, with: torchrun --nnodes=2 --rdzv-backend=c10d --rdzv-endpoint=node7:29500 "
+        "resume on each of the 2 machines with: torchrun --nnodes=2 --rdzv-backend=c10d --rdzv-endpoint=node7:29500 "
         "--nproc-per-node=8 -m rnascl_cli search --out runs/x --resume"
     )
 
@@ -103,4 +103,4 @@ def test_quickstart_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("rnascl_cli.stages.teacher.train.train_teacher", stopped)
     outcome = rnascl("quickstart", "--recipe", "smoke/tiny", "--out", tmp_path / "q")
     assert (outcome.code, outcome.out) == (143, "")
-    assert outcome.err.splitlines()[-1] == "rnascl: quickstart: stopped; the same command with --force starts it again"
+    assert outcome.err.splitlines()[-1] == "rnascl: quickstart: stopped; rerun the command with --force"

@@ -128,7 +128,7 @@ def write_search(
     """Write ``search.json`` of S3 and return its sha256; ``tutor_logit`` is that of the chosen tutors."""
     space = space_named("S3")
     choices = [list(block) for block in space.block_choices]
-    tutored = paradigm in ("rnas-cl", "icc")
+    learned_tutor_maps = paradigm in ("rnas-cl", "icc")
     document = SearchDocument(
         provenance=provenance("search", seed=seed),
         space="S3",
@@ -141,12 +141,12 @@ def write_search(
             for block, row in enumerate(choices)
         ],
         student_layers=STUDENT_LAYERS,
-        teacher_layers=TEACHER_LAYERS if tutored else [],
+        teacher_layers=TEACHER_LAYERS if learned_tutor_maps else [],
         tutor_logits=[
             [tutor_logit if column == tutor else 0.1 * (column % 3) for column in range(len(TEACHER_LAYERS))]
             for tutor in tutors(seed)
         ]
-        if tutored
+        if learned_tutor_maps
         else [],
         temperature=3.8,
         expected_macs=5.6e6,

@@ -11,7 +11,7 @@ from rnascl_cli.reporting.data.comparable_groups import ComparableGroup, groups
 from rnascl_cli.reporting.data.lineage import models
 from rnascl_cli.reporting.page import build_page, html, markdown
 from rnascl_cli.reporting.tables.audit import audit_cards, audit_cell, unaudited, verdict
-from rnascl_cli.reporting.tables.missing_runs import find_gaps, listed, warnings
+from rnascl_cli.reporting.tables.missing_runs import find_caveats, masking_warnings, shortened
 from rnascl_cli.reporting.tables.summary import tiles
 from tests.reporting import factories as make
 from tests.reporting.test_report_stage import read, undrawn
@@ -31,8 +31,8 @@ def runs(tmp_path: Path) -> Path:
 
 
 def test_verdicts(runs: Path) -> None:
-    cells = {found.model.name: audit_cell(found) for found in grouped(runs)[0].measured}
-    assert [(name, cell.text, cell.loud, cell.tone) for name, cell in cells.items()] == [
+    cells = {found.model.name: audit_cell(found) for found in grouped(runs)[0].measurements}
+    assert [(name, cell.text, cell.alert, cell.tone) for name, cell in cells.items()] == [
         ("good", "passed 3 of 3", False, "good"),
         ("masked", "failed 1 of 3", True, ""),
         ("plain", "not audited", False, "faint"),
@@ -46,7 +46,7 @@ def test_verdicts(runs: Path) -> None:
 def test_cards_with_the_failed_ones_first(runs: Path) -> None:
     cards = audit_cards(grouped(runs))
     assert [(card.model, card.passed) for card in cards] == [("masked", False), ("good", True)]
-    assert all(card.unfolded for card in cards)
+    assert all(card.open for card in cards)
     assert unaudited(grouped(runs)) == ["plain"]
 
 
@@ -54,28 +54,28 @@ def test_many_cards_show_the_failed_ones_open(tmp_path: Path) -> None:
     for index in range(5):
         card = make.card("gradients are there") if index == 3 else make.card()
         make.write_attack(tmp_path / f"m{index}", student=f"{index}", model=f"m{index}", audit=card)
-    assert [(card.model, card.unfolded) for card in audit_cards(grouped(tmp_path))] == [
+    assert [(card.model, card.open) for card in audit_cards(grouped(tmp_path))] == [
         ("m3", True),
         *((f"m{index}", False) for index in (0, 1, 2, 4)),
     ]
 
 
-def test_a_failure_is_a_warning_and_its_absence_a_gap(runs: Path) -> None:
+def test_a_failed_audit_is_a_warning_and_a_missing_one_a_caveat(runs: Path) -> None:
     found = models(collect([runs]))
     measured = groups(found)
-    assert warnings(measured) == [
-        "masked (pixel, unknown origin): audit failed 1 of 3: gradients are there: no (measured: gradients are there)"
+    assert masking_warnings(measured) == [
+        "masked (pixel, unknown origin): audit failed 1 of 3: gradients are there (measured: gradients are there)"
     ]
-    assert "no audit for masked gradients (attack --audit): plain" in find_gaps(collect([runs]), found, measured)
+    assert "no gradient-masking audit (attack --audit): plain" in find_caveats(collect([runs]), found, measured)
     tile = tiles(found, measured)[-1]
-    assert (tile.value, tile.note, tile.loud) == ("1 of 2", "1 model not audited", True)
+    assert (tile.value, tile.note, tile.alert) == ("1 of 2", "1 model not audited", True)
 
 
 def test_of_two_audits_of_a_model_the_failed_one_is_shown(tmp_path: Path) -> None:
     make.write_attack(tmp_path / "a", student="a", model="m", audit=make.card())
     make.write_attack(tmp_path / "b", student="a", model="m", audit=make.card("AutoAttack is close to PGD"))
     make.write_attack(tmp_path / "c", student="a", model="m")
-    ((found,),) = [group.measured for group in grouped(tmp_path)]
+    ((found,),) = [group.measurements for group in grouped(tmp_path)]
     assert audit_cell(found).text == "failed 1 of 3"
 
 
@@ -92,11 +92,11 @@ def test_the_page_shows_every_check(runs: Path) -> None:
     for check in make.card():
         assert words.count(check.name) >= 2
         assert text.count(check.name) >= 2
-    assert "### Audit for masked gradients: masked, failed 1 of 3" in text
+    assert "### Gradient-masking audit: masked, failed 1 of 3" in text
     assert "- ✗ **gradients are there**: measured: gradients are there" in text
 
 
-def test_long_lists_of_names_are_cut_and_say_so() -> None:
-    assert listed(["a", "b"]) == "a, b"
+def test_long_lists_of_names_are_shortened() -> None:
+    assert shortened(["a", "b"]) == "a, b"
     many = [str(index) for index in range(11)]
-    assert listed(many) == "0, 1, 2, 3, 4, 5, 6, 7 and 3 more, which the tables mark"
+    assert shortened(many) == "0, 1, 2, 3, 4, 5, 6, 7 and 3 more, which are marked in the tables"

@@ -15,7 +15,7 @@ from rnascl_cli.reporting.published import TABLE_1, TABLES
 from rnascl_cli.reporting.tables.provenance import provenance_entry
 from rnascl_cli.reporting.tables.published import match
 from rnascl_cli.reporting.tables.summary import model_tables
-from rnascl_cli.reporting.tables.table import NOTHING
+from rnascl_cli.reporting.tables.table import EMPTY
 from tests.reporting import factories as make
 
 
@@ -103,9 +103,9 @@ def test_perturbed_images_from_scratch_and_in_the_search_are_said(tmp_path: Path
     assert found["s3-trades"].trained == "rnas-cl, rslad from scratch + trades"
     assert match(found["s3-train"], TABLE_1) is None
     assert match(found["s3-trades"], TABLE_1) is None
-    made = found["s3-train"].made
+    made = found["s3-train"].artifact
     assert made is not None
-    searched = replace(found["s3-train"], made=plain["s3-train"].made)
+    searched = replace(found["s3-train"], artifact=plain["s3-train"].artifact)
     assert searched.search is not None
     robust = searched.search.document.model_copy(update={"robust": "trades"})
     searched = replace(searched, search=replace(searched.search, document=robust))
@@ -113,20 +113,20 @@ def test_perturbed_images_from_scratch_and_in_the_search_are_said(tmp_path: Path
     assert match(searched, TABLE_1) is None
 
 
-def test_which_weights_were_kept_is_said(tmp_path: Path) -> None:
+def test_saved_weights_are_described(tmp_path: Path) -> None:
     runs = make.write_chain(tmp_path / "runs")
     path = runs / "s3-train" / "train.json"
     before = collect([runs]).trainings[0]
-    assert "weights kept" not in dict(provenance_entry(before).facts)
+    assert "saved weights" not in dict(provenance_entry(before).facts)
     own = {"average": "ema", "best_epoch": 3, "validation": {"clean": 0.875, "robust": 0.4321}}
     path.write_text(json.dumps(json.loads(path.read_text()) | own))
     facts = dict(provenance_entry(collect([runs]).trainings[0]).facts)
-    assert facts["weights kept"] == (
+    assert facts["saved weights"] == (
         "moving average of the weights; epoch 3 of 8, best on held-out images (clean 87.5%, PGD 43.2%)"
     )
     path.write_text(json.dumps(json.loads(path.read_text()) | {"average": None}))  # from before SWA began
     facts = dict(provenance_entry(collect([runs]).trainings[0]).facts)
-    assert facts["weights kept"] == "epoch 3 of 8, best on held-out images (clean 87.5%, PGD 43.2%)"
+    assert facts["saved weights"] == "epoch 3 of 8, best on held-out images (clean 87.5%, PGD 43.2%)"
 
 
 def test_names_of_folders_do_not_link(tmp_path: Path) -> None:
@@ -170,6 +170,6 @@ def test_a_student_of_a_rival_loss_is_named_by_it_and_is_no_row_of_the_paper(tmp
     # The teacher of the rival is the fine-tuned student's too, though its own document names none.
     for name, seen in (("sp", True), ("sp-fine", True), ("ce", False)):
         (table,) = model_tables([found[name]])
-        assert (table.rows[0][3].text != NOTHING) is seen
+        assert (table.rows[0][3].text != EMPTY) is seen
     alone = {model.name: model for model in models(collect([tmp_path / "sp-fine"]))}
     assert alone["sp-fine"].trained == "sp + trades"

@@ -67,7 +67,7 @@ addEventListener("load", () => {
   const asked = performance.getEntriesByType("resource").map((one) => one.name);
   seen.requests = asked.filter((one) => !/^(data|file):/.test(one));
   setTimeout(() => {
-    seen.unfolded = document.getElementById(link.hash.slice(1)).open;
+    seen.open = document.getElementById(link.hash.slice(1)).open;
     document.body.dataset.seen = JSON.stringify(seen);
   }, 50);
 });
@@ -137,7 +137,7 @@ def test_the_page_works_in_a_browser(page: Path, tmp_path: Path) -> None:
     assert seen["darkPaper"] == "rgb(20, 23, 27)"
     assert seen["enlarged"] == [True, 2, seen["titles"][0]]
     assert seen["next"] == seen["titles"][1]
-    assert seen["unfolded"]
+    assert seen["open"]
     assert seen["requests"] == []
 
 

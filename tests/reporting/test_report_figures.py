@@ -16,7 +16,8 @@ from rnascl_cli.reporting.figures.search import curves, hardening, series
 from rnascl_cli.reporting.figures.style import Plot, marker, render
 from rnascl_cli.reporting.figures.tutors import tutor_counts, tutor_heatmap
 from rnascl_cli.reporting.tables.table import slug
-from rnascl_cli.reporting.tables.tutor_statistics import LearnedTutorMap, counts, tutored
+from rnascl_cli.reporting.tables.tutor_statistics import LearnedTutorMap, learned_tutor_maps
+from rnascl_cli.reporting.tables.tutor_statistics import tutor_counts as counts
 from tests.reporting import factories as make
 
 
@@ -53,7 +54,7 @@ def test_no_tutors_no_heat_map(tmp_path: Path) -> None:
 
 def test_tutor_counts_by_hand(tmp_path: Path) -> None:
     make.write_derived(tmp_path / "d", make.sha256("search"))
-    maps: list[LearnedTutorMap] = tutored(collect([tmp_path]))
+    maps: list[LearnedTutorMap] = learned_tutor_maps(collect([tmp_path]))
     assert counts(maps[0].tutors) == [1, 0, 2, 0, 0, 2, 0, 1, 0, 0, 0, 3]
     assert [plot.name for plot in tutor_counts(maps)] == ["tutor-counts-1"]
 

@@ -87,10 +87,10 @@ def rivalled(runs: Path) -> Path:
 def test_the_student_under_kl_alone_stands_beside(rivalled: Path, image: Path) -> None:
     ((maps,), words) = attention_maps(models(collect([rivalled])), image)
     assert words == ["no attention maps of students trained without tutors: kl-0, kl-1, kl-other"]
-    assert maps.rival is not None
-    assert maps.rival.model == "kl-0"  # the same teacher and the same seed
-    assert [found.layer for found in maps.rival.maps] == [found.layer for found in maps.students]
-    assert maps.rival.maps[3].values != maps.students[3].values
+    assert maps.baseline is not None
+    assert maps.baseline.model == "kl-0"  # the same teacher and the same seed
+    assert [found.layer for found in maps.baseline.maps] == [found.layer for found in maps.students]
+    assert maps.baseline.maps[3].values != maps.students[3].values
     assert "kl-0, trained with KL and no tutors" in map_plot(maps).caption
 
 
@@ -106,7 +106,7 @@ def test_distances_are_those_of_eq_1(runs: Path, image: Path) -> None:
 
 def test_maps_of_student_and_tutor(runs: Path, image: Path) -> None:
     ((maps,), words) = attention_maps(models(collect([runs])), image)
-    assert words == ["no student trained with KL alone under the same teacher is given to hold attention maps against"]
+    assert words == ["no student trained with KL alone under the same teacher is given to compare attention maps with"]
     assert maps.students[0].layer == "0: stem.conv"
     assert len(maps.students) == len(maps.tutors) == 7
     assert maps.popular[0].layer.endswith("×)")
@@ -130,7 +130,7 @@ def test_a_student_without_tutors_or_files_is_named(tmp_path: Path, image: Path)
     assert sets == []
     assert words == [
         "plain: no attention maps, since it has no tutors",
-        "s3-train: no attention maps, since the student's file is not there",
+        "s3-train: no attention maps, since the student's file is missing",
     ]
 
 

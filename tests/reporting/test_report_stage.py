@@ -155,7 +155,7 @@ def test_the_bar_is_shown_on_a_terminal_only(terminal: bool, tmp_path: Path, mon
 def test_warnings_are_loud(reported: tuple[Path, ReportSummary]) -> None:
     folder, summary = reported
     assert len(summary.warnings) == 1
-    assert "> **⚠ Read this before" in (folder / "report.md").read_text(encoding="utf-8")
+    assert "> **⚠ Robust accuracies may be wrong" in (folder / "report.md").read_text(encoding="utf-8")
     assert 'role="alert"' in (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -236,7 +236,7 @@ def test_a_lone_search_gives_a_report_that_says_what_is_missing(tmp_path: Path, 
     make.write_search(tmp_path / "s3")
     page = build_page(collect([tmp_path]), paper=paper, draw=undrawn)
     words = read(html(page)).words
-    assert "No attack run is given: nothing is known about robustness." in words
+    assert "No attack run is given, so robust accuracy is unknown." in words
     assert "searched only" in words
     assert ("Table 6" in words) is paper
     assert "No attack run is given" in markdown(page)
@@ -245,7 +245,7 @@ def test_a_lone_search_gives_a_report_that_says_what_is_missing(tmp_path: Path, 
 def test_a_run_without_history_says_so(tmp_path: Path) -> None:
     make.write_search(tmp_path / "s3", epochs=0)
     page = build_page(collect([tmp_path]), draw=undrawn)
-    assert "No history was recorded, so there are no curves, for s3 (search)." in read(html(page)).words
+    assert "No training curves of s3 (search): no history was recorded." in read(html(page)).words
 
 
 def test_runs_whose_names_look_alike_keep_their_figures(tmp_path: Path) -> None:

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 
 from rnascl_cli.artifacts.documents import DataReference, Verdicts
-from rnascl_cli.reporting.data.collect import collect
+from rnascl_cli.core.statistics import wilson_interval
+from rnascl_cli.reporting.data.collect import collect, short_spec
 from rnascl_cli.reporting.data.comparable_groups import ComparableGroup, groups
 from rnascl_cli.reporting.data.lineage import models
 from rnascl_cli.reporting.tables.attacks import attack_tables
-from rnascl_cli.reporting.tables.missing_runs import find_gaps
+from rnascl_cli.reporting.tables.missing_runs import find_caveats
 from rnascl_cli.reporting.tables.provenance import changed_settings, provenance_entry
-from rnascl_cli.reporting.tables.published import beside_published, dataset_of, paper_tables, unmatched
+from rnascl_cli.reporting.tables.published import dataset_of, published_tables, unmatched
 from rnascl_cli.reporting.tables.summary import headline, model_tables
-from rnascl_cli.reporting.tables.table import Cell, Table, accuracy, number, points, ranges, short_spec, wilson
+from rnascl_cli.reporting.tables.table import Cell, Table, accuracy, compact_widths, number, points
 from tests.reporting import factories as make
 
 
@@ -36,13 +37,13 @@ def gaps(folder: Path) -> str:
     """Return what is said to be missing."""
     runs = collect([folder])
     found = models(runs)
-    return "\n".join(find_gaps(runs, found, groups(found)))
+    return "\n".join(find_caveats(runs, found, groups(found)))
 
 
 def test_wilson_interval_by_hand() -> None:
     """50 of 100: (0.5 + z^2/200) / (1 + z^2/100) -+ ... = 0.4038, 0.5962."""
-    assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    low, high = wilson(0.0, 500)
+    assert wilson_interval(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    low, high = wilson_interval(0.0, 500)
     assert low == 0.0
     assert high == pytest.approx(3.8415 / (500 + 3.8415), abs=1e-5)
 
@@ -52,7 +53,7 @@ def test_how_numbers_are_written() -> None:
     assert accuracy(0.41234, 500, interval=(0.37, 0.456)).text == "41.2 [37.0, 45.6]"
     assert number(None, ".2f").value is None
     assert [points(value).text for value in (1.26, -1.26, 0.01, None)] == ["+1.3", "−1.3", "±0.0", "–"]
-    assert ranges([16, 16, 16, 32, 64, 64]) == "16×3, 32, 64×2"
+    assert compact_widths([16, 16, 16, 32, 64, 64]) == "16×3, 32, 64×2"
     assert [short_spec(spec) for spec in ("digits", "folder:/a/b/cifar/")] == ["digits", "folder:cifar"]
 
 
@@ -68,7 +69,7 @@ def test_accuracies_of_one_group(tmp_path: Path) -> None:
     assert cell(summary, "s3-trades", "Worst case 8/255").share == 0.38
     assert cell(summary, "s3-trades", "Audit").text == "not audited"
     warned = cell(summary, "s3-train", "Warnings")
-    assert warned.loud
+    assert warned.alert
     assert "masked" in warned.note
     assert "500 test images" in table.intro
     assert "/images" not in table.intro  # where the images lie is of this machine alone
@@ -86,7 +87,7 @@ def test_unlike_measurements_never_share_a_table(tmp_path: Path, other: str) -> 
     else:
         make.write_attack(folder, student="student", n=400)
     found = grouped(tmp_path / "runs")
-    assert [len(group.measured) for group in found] == [1, 1]
+    assert [len(group.measurements) for group in found] == [1, 1]
     assert found[0].protocol == "pixel"
     assert "must not be compared" in gaps(tmp_path / "runs")
 
@@ -125,7 +126,7 @@ def test_worst_case_from_verdicts_when_not_recorded(tmp_path: Path) -> None:
         tmp_path / "runs", student="a", n=10, worst=None, clean=1.0, results=results, verdicts=verdicts, model="a"
     )
     (group,) = grouped(tmp_path)
-    assert group.measured[0].worst_case == pytest.approx(0.7)
+    assert group.measurements[0].worst_case == pytest.approx(0.7)
 
 
 def test_partial_attacks_are_named_and_marked(tmp_path: Path) -> None:
@@ -136,7 +137,7 @@ def test_partial_attacks_are_named_and_marked(tmp_path: Path) -> None:
     make.write_attack(tmp_path / "runs" / "b", student="b", model="b")
     (group,) = grouped(tmp_path / "runs")
     missing = cell(attack_tables(group)[0], "a", "AutoAttack 8/255")
-    assert (missing.text, missing.loud) == ("no result", True)
+    assert (missing.text, missing.alert) == ("no result", True)
     assert "a: the attack run is partial; no result of AutoAttack at eps 0.03137" in gaps(tmp_path / "runs")
 
 
@@ -144,7 +145,7 @@ def test_an_attack_without_results_is_said(tmp_path: Path) -> None:
     make.write_attack(tmp_path / "runs" / "a", student="a", results=[], worst=None, model="a")
     (group,) = grouped(tmp_path / "runs")
     assert attack_tables(group)[0].rows
-    assert "holds no result" in gaps(tmp_path / "runs")
+    assert "attack.json has no results" in gaps(tmp_path / "runs")
 
 
 def test_missing_stages_are_said(tmp_path: Path) -> None:
@@ -153,8 +154,8 @@ def test_missing_stages_are_said(tmp_path: Path) -> None:
     make.write_finetune(tmp_path / "runs" / "tuned", student="robust", source="not given")
     said = gaps(tmp_path / "runs")
     assert "lonely: searched only" in said
-    assert "tuned: unknown origin; the training it was fine-tuned from is not given" in said
-    assert "not attacked, so of unknown robust accuracy: train, tuned" in said
+    assert "tuned: unknown origin; the training before the fine-tuning is not given" in said
+    assert "not attacked, robust accuracy unknown: train, tuned" in said
     assert "train: no derived document is given" in said
 
 
@@ -168,7 +169,7 @@ def test_students_on_different_data_have_different_tables(tmp_path: Path) -> Non
 
 def test_measured_beside_the_published_row_of_the_same_teacher(tmp_path: Path) -> None:
     make.write_chain(tmp_path / "runs")
-    tables = {table.title: table for table in beside_published(models(collect([tmp_path / "runs"])))}
+    tables = {table.title: table for table in published_tables(models(collect([tmp_path / "runs"])), full=False)}
     second = next(table for title, table in tables.items() if title.startswith("Table 2"))
     # Published RNAS-CL-S3-R18: 88.47 clean, 26.35 under PGD-20; measured 89.4 and 0.4.
     assert second.rows[0][0].text == "RNAS-CL-S3-R18"
@@ -189,7 +190,7 @@ def test_protocols_are_compared_with_the_paper_apart(tmp_path: Path) -> None:
     make.write_attack(
         tmp_path / "runs" / "b", student="student", results=[make.result("pgd20", 8, 0.3)], protocol="paper-code"
     )
-    titles = [table.title for table in beside_published(models(collect([tmp_path / "runs"])))]
+    titles = [table.title for table in published_tables(models(collect([tmp_path / "runs"])), full=False)]
     assert [title.rsplit(" ", 1)[1] for title in titles if title.startswith("Table 2")] == ["pixel", "paper-code"]
 
 
@@ -206,19 +207,19 @@ def test_other_data_are_not_compared_with_the_paper(tmp_path: Path) -> None:
     make.write_attack(tmp_path / "runs" / "s3", student="student", reference=digits)
     found = models(collect([tmp_path / "runs"]))
     assert dataset_of(digits) is None
-    assert beside_published(found) == []
+    assert published_tables(found, full=False) == []
     assert unmatched(found) == ["s3: measured on digits, which the paper does not use"]
 
 
 def test_paper_tables_are_whole(tmp_path: Path) -> None:
     make.write_chain(tmp_path / "runs")
-    tables = paper_tables(models(collect([tmp_path / "runs"])))
+    tables = published_tables(models(collect([tmp_path / "runs"])), full=True)
     assert [table.title[:7] for table in tables] == [f"Table {number}" for number in range(1, 7)]
     published = [row for row in tables[0].rows if "measured" not in row[0].text]
     assert len(published) == 38
     columns = [column.label for column in tables[0].columns]
     assert columns == [
-        *("Method", "Source", "Trained how", "Protocol, images"),
+        *("Method", "Source", "Training", "Protocol, images"),
         *("Clean", "Δ", "FGSMᵃᵇ", "Δ", "PGD-20ᵇ", "Δ", "MI-FGSMᵇ", "Δ", "Params (M)", "MACs (M)"),
     ]
     assert published[0][-2].text == "3.3"
@@ -228,17 +229,17 @@ def test_paper_tables_are_whole(tmp_path: Path) -> None:
     assert "Δ" not in [column.label for column in tables[2].columns]  # nothing is measured on ImageNet-100
 
 
-def test_how_a_number_was_made(tmp_path: Path) -> None:
+def test_provenance_entry(tmp_path: Path) -> None:
     make.write_train(tmp_path / "run", student="student", epochs=8)
     (found,) = collect([tmp_path / "run"]).artifacts
-    made = provenance_entry(found)
-    facts = dict(made.facts)
-    assert made.command == "rnascl train --out 'runs/train 1'"
+    entry = provenance_entry(found)
+    facts = dict(entry.facts)
+    assert entry.command == "rnascl train --out 'runs/train 1'"
     assert facts["teacher"] == f"r18 (r18.safetensors, sha256 {make.TEACHER_SHA256[:12]})"
     assert facts["rnascl"] == "0.1.0, commit abcdef123456"
-    assert facts["settings away from the defaults"] == "train.epochs=8"
-    assert facts["fingerprint of the data"] == make.data().fingerprint
-    assert facts["data"].startswith("folder:cifar10, 10 classes; 49,000 to train on")
+    assert facts["non-default settings"] == "train.epochs=8"
+    assert facts["data fingerprint"] == make.data().fingerprint
+    assert facts["data"].startswith("folder:cifar10, 10 classes; 49,000 training images")
 
 
 def test_changed_settings_of_the_stage_alone() -> None:
@@ -267,7 +268,7 @@ def test_attack_runs_of_one_model_on_the_same_images_are_one_row(tmp_path: Path)
     ]
     assert merged.document.warnings == ["masked"]
     (group,) = groups([model])
-    (measured,) = group.measured
+    (measured,) = group.measurements
     assert measured.worst_case == pytest.approx(0.6)
 
 
@@ -277,7 +278,7 @@ def test_seeds_hold_out_images_of_their_own_and_share_a_table(tmp_path: Path) ->
     make.write_train(tmp_path / "b", student="b", seed=1, reference=make.data("drawn by another seed"))
     (table,) = model_tables(models(collect([tmp_path])))
     assert [row[0].text for row in table.rows] == ["a", "b"]
-    assert "the first of 2: each seed holds out images of its own" in table.intro
+    assert "the first of 2: each seed draws its own held-out images" in table.intro
     assert "separate tables" not in gaps(tmp_path)
     make.write_train(tmp_path / "c", student="c", seed=1, reference=make.data("changed"))
     assert len(model_tables(models(collect([tmp_path])))) == 3
@@ -314,7 +315,7 @@ def test_norms_never_share_a_table(tmp_path: Path) -> None:
     make.write_attack(tmp_path / "a", student="a", model="m")
     make.write_attack(tmp_path / "b", student="a", model="m", results=[other], worst=0.9)
     found = grouped(tmp_path)
-    assert [(group.norm, len(group.measured)) for group in found] == [("Linf", 1), ("L2", 1)]
+    assert [(group.norm, len(group.measurements)) for group in found] == [("Linf", 1), ("L2", 1)]
     assert "two norms" in gaps(tmp_path)
     assert "norm L2" in attack_tables(found[1])[0].intro
 
@@ -339,6 +340,10 @@ def test_an_attack_of_other_strength_than_published_is_marked_beside_the_paper(t
     weak = make.result("pgd20", 8, 0.5).model_copy(update={"standard": False})
     make.write_train(tmp_path / "s3", student="student")
     make.write_attack(tmp_path / "s3", student="student", results=[weak])
-    table = next(table for table in beside_published(models(collect([tmp_path]))) if table.title.startswith("Table 2"))
+    table = next(
+        table
+        for table in published_tables(models(collect([tmp_path])), full=False)
+        if table.title.startswith("Table 2")
+    )
     assert table.rows[1][-2].text == "50.0†"
     assert any(note.startswith("†") for note in table.notes)

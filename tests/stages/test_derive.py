@@ -141,7 +141,7 @@ def test_a_search_is_never_replaced_by_what_is_derived_from_it(searched: dict[st
     shutil.copytree(searched["standard"], source)
     before = files(source)
     for given in (source, source / "search.json"):
-        assert "is the search to derive from" in refused("derive", given, "--out", source / "search.json", "--force")
+        assert "is the input; name another file" in refused("derive", given, "--out", source / "search.json", "--force")
     assert files(source) == before
 
 

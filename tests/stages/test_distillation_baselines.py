@@ -128,7 +128,7 @@ def test_stopping_between_two_steps_of_an_epoch_changes_nothing(searched: dict[s
     arguments: list[object] = ["train", searched["rnas-cl"], *few, "--set", "checkpoint_minutes=1e-9", "--out", out]
     with interrupted(StudentStep, before_call=6):
         assert rnascl(*arguments).code == 130
-    assert torch.load(out / "checkpoint.pt", weights_only=True)["under_way"] is not None
+    assert torch.load(out / "checkpoint.pt", weights_only=True)["epoch_state"] is not None
     done(*arguments, "--resume")
     one, two = ((path / "student.safetensors").read_bytes() for path in (tmp_path / "whole", out))
     assert one == two

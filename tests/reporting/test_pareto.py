@@ -1,4 +1,4 @@
-"""Budgets and fronts in the report: what derive takes, and the students of one search side by side."""
+"""Budgets and Pareto fronts in the report."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from rnascl_cli.artifacts.documents import BudgetRecord, DerivedDocument, FrontP
 from rnascl_cli.artifacts.store import read_document, sha256_file, write_document
 from rnascl_cli.reporting.data.collect import collect
 from rnascl_cli.reporting.data.lineage import models
+from rnascl_cli.reporting.figures.search import front_plot
 from rnascl_cli.reporting.figures.style import render
 from rnascl_cli.reporting.sections import sections
-from rnascl_cli.reporting.tables.pareto import budget_words, derived_widths, fronts
+from rnascl_cli.reporting.tables.pareto import budget_words, derived_widths, front_students, front_table
 from rnascl_cli.spaces import SPACES, Budget, NetworkSpace
 from rnascl_cli.stages.search.derive import derive
 from tests.reporting.factories import write_derived, write_search, write_train
@@ -48,7 +49,8 @@ def train_of(run: Path, derived: DerivedDocument, clean: float) -> None:
 
 
 def test_the_points_of_a_front_stand_together(runs: Path) -> None:
-    (table,), (plot,) = fronts(models(collect([runs])))
+    students = front_students(models(collect([runs])))
+    table, plot = front_table(students), front_plot(students)
     rows = [[cell.text for cell in row] for row in table.rows]
     assert [(row[0], row[1], row[2], row[5]) for row in rows] == [
         ("search, rnas-cl", "1 of 3", "train-1", "80.00"),
@@ -61,13 +63,13 @@ def test_the_points_of_a_front_stand_together(runs: Path) -> None:
 
 def test_without_a_front_there_is_nothing(tmp_path: Path) -> None:
     write_train(tmp_path / "other", student="o", derived_sha256=write_derived(tmp_path / "other", "0" * 64))
-    assert fronts(models(collect([tmp_path]))) == ([], [])
+    assert front_students(models(collect([tmp_path]))) == []
 
 
 def test_the_report_holds_it(runs: Path) -> None:
     found = collect([runs])
     part = next(part for part in sections(found, models(found), [], [], paper=False) if part.name == "runs")
-    assert [table.title for table in part.tables if table.name == "fronts"] == ["Fronts"]
+    assert [table.title for table in part.tables if table.name == "fronts"] == ["Pareto fronts"]
     assert [plot.name for plot in part.plots] == ["fronts"]
     captions = [plot.caption for plot in part.all_plots if plot.name.startswith("widths-")]
     assert captions[0].endswith("the one that derive takes (budget: at most 5,500,000 MACs).")

@@ -1,4 +1,4 @@
-"""Learned tutors against controls: paired by seed, network, settings and images; nothing else is compared."""
+"""Learned tutors and control maps, paired by seed, network, settings and images."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import pytest
 from rnascl_cli.reporting.data.collect import collect
 from rnascl_cli.reporting.data.comparable_groups import groups
 from rnascl_cli.reporting.data.lineage import models
+from rnascl_cli.reporting.data.paired_comparison import TutorComparison, tutor_comparisons
 from rnascl_cli.reporting.figures.paired_comparison import comparison_plot
 from rnascl_cli.reporting.figures.style import render
 from rnascl_cli.reporting.page import build_page, html
-from rnascl_cli.reporting.tables.paired_comparison import Comparison, comparison_tables, comparisons, control_words
+from rnascl_cli.reporting.tables.paired_comparison import comparison_tables, missing_controls
 from tests.reporting import factories as make
 from tests.reporting.test_report_stage import read, undrawn
 
@@ -30,8 +31,8 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def compared(folder: Path) -> list[Comparison]:
-    return comparisons(groups(models(collect([folder]))))
+def compared(folder: Path) -> list[TutorComparison]:
+    return tutor_comparisons(groups(models(collect([folder]))))
 
 
 def test_means_and_paired_differences_by_hand(runs: Path) -> None:
@@ -46,7 +47,7 @@ def test_means_and_paired_differences_by_hand(runs: Path) -> None:
         ["S3, rnas-cl", "random", "2", "70.0 ± 0.0", "±0.0 ± 0.0", "30.5 ± 0.7", "+5.5 ± 2.1"],
         ["S3, rnas-cl", "same relative depth", "2", "70.0 ± 0.0", "±0.0 ± 0.0", "36.0 ± 1.4", "±0.0 ± 1.4"],
     ]
-    assert means.emphasised == {0}
+    assert means.emphasized == {0}
     assert [row[0].text for row in by_seed.rows] == [
         *("searched-0", "random-0", "same-depth-0", "searched-1", "random-1", "same-depth-1"),
     ]
@@ -78,18 +79,18 @@ def test_protocols_are_compared_apart(runs: Path) -> None:
         results = [make.result("pgd20", 8, 0.5)]
         make.write_attack(runs / f"{name}-code", student=name, results=results, protocol="paper-code")
     found = compared(runs)
-    assert [comparison.protocol for comparison in found] == ["pixel", "paper-code"]
-    assert [len(comparison.trials) for comparison in found] == [6, 2]
+    assert [comparison.name for comparison in found] == ["pixel", "paper-code"]
+    assert [len(comparison.runs) for comparison in found] == [6, 2]
 
 
-def test_what_is_not_given_is_said(runs: Path, tmp_path: Path) -> None:
-    assert control_words(compared(runs)) == [
+def test_missing_controls(runs: Path, tmp_path: Path) -> None:
+    assert missing_controls(compared(runs)) == [
         "Controls not given: last layer only "
         "(rnascl derive RUN --tutors random|same-depth|last-layer | rnascl train -)."
     ]
-    assert "cannot be told" in control_words([])[0]
+    assert "Controls show whether" in missing_controls([])[0]
     make.write_control(runs, seed=0, origin="last-layer", robust=0.2)
-    assert control_words(compared(runs)) == []
+    assert missing_controls(compared(runs)) == []
 
 
 def test_a_control_is_named_so_and_is_no_row_of_the_paper(runs: Path) -> None:

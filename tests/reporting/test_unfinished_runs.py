@@ -1,4 +1,4 @@
-"""Runs that broke off, files that are damaged: the report says so and shows the rest."""
+"""Unfinished runs and damaged files: the report names them and shows the rest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from rnascl_cli.core.errors import UserError
 from rnascl_cli.reporting.data.collect import collect
-from rnascl_cli.reporting.data.unfinished_runs import journal_words, read_metrics
+from rnascl_cli.reporting.data.unfinished_runs import describe_journal, read_metrics
 from rnascl_cli.reporting.page import build_page, html
 from tests.reporting import factories as make
 from tests.reporting.test_report_stage import read, undrawn
@@ -39,15 +39,15 @@ def batch(attack: str, *images: int) -> dict[str, object]:
 def test_whole_metrics(tmp_path: Path) -> None:
     found = read_metrics(metrics(tmp_path, *LINES))
     assert (len(found.history), found.problems) == (3, ())
-    assert found.state == "3 epochs recorded, the last with a loss of 1"
+    assert found.summary == "3 epochs recorded, last loss 1"
 
 
 @pytest.mark.parametrize(
     ("lines", "end", "entries", "problem"),
     [
-        ([*LINES, '{"epoch": 3, "lo'], "", 3, "line 4 of metrics.jsonl is cut short"),
+        ([*LINES, '{"epoch": 3, "lo'], "", 3, "line 4 of metrics.jsonl is truncated"),
         ([LINES[0], "x", LINES[1]], "\n", 2, "line 2 of metrics.jsonl is not JSON"),
-        ([LINES[0], "[1]"], "\n", 1, "line 2 of metrics.jsonl is no JSON object"),
+        ([LINES[0], "[1]"], "\n", 1, "line 2 of metrics.jsonl is not a JSON object"),
         ([LINES[0], '{"epoch": 1, "loss": NaN}'], "\n", 2, "loss is NaN in line 2 of metrics.jsonl"),
         ([LINES[0], '{"epoch": 1, "kl": -Infinity}'], "\n", 2, "kl is infinite in line 2 of metrics.jsonl"),
     ],
@@ -62,28 +62,28 @@ def test_many_problems_are_counted(tmp_path: Path) -> None:
     assert read_metrics(metrics(tmp_path, *["x"] * 6)).problems[-1] == "and 3 more"
 
 
-def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\x00\n")
     assert "not JSON" in read_metrics(tmp_path / "metrics.jsonl").problems[0]
 
 
-def test_a_journal_in_words(tmp_path: Path) -> None:
+def test_describe_journal(tmp_path: Path) -> None:
     path = journal(tmp_path, batch("fgsm", 0, 1, 2), batch("fgsm", 3), batch("pgd20", 0), end='{"attack": "pg')
-    assert journal_words(path) == "finished: 4 images of fgsm at 8/255, 1 images of pgd20 at 8/255"
-    assert journal_words(journal(tmp_path)) == "no batch was finished"
+    assert describe_journal(path) == "completed: 4 images of fgsm at 8/255, 1 image of pgd20 at 8/255"
+    assert describe_journal(journal(tmp_path)) == "no batch completed"
 
 
-def test_unfinished_runs_are_named_with_what_they_hold(tmp_path: Path) -> None:
+def test_unfinished_runs_are_described(tmp_path: Path) -> None:
     make.write_train(tmp_path / "runs" / "done", student="a")
     metrics(tmp_path / "runs" / "died", *LINES)
     journal(tmp_path / "runs" / "stopped", batch("fgsm", 0, 1))
     (tmp_path / "runs" / "early").mkdir()
     (tmp_path / "runs" / "early" / "checkpoint.pt").write_bytes(b"")
     runs = collect([tmp_path / "runs"])
-    assert {found.run: found.words for found in runs.unfinished} == {
-        "died": "not finished; 3 epochs recorded, the last with a loss of 1",
-        "early": "not finished; it holds a checkpoint.pt and no metrics",
-        "stopped": "the attack was not finished; finished: 2 images of fgsm at 8/255",
+    assert {found.run: found.state for found in runs.unfinished} == {
+        "died": "not finished; 3 epochs recorded, last loss 1",
+        "early": "not finished; it contains a checkpoint.pt and no metrics",
+        "stopped": "attack not finished; completed: 2 images of fgsm at 8/255",
     }
     page = build_page(runs, draw=undrawn)
     words = read(html(page)).words
@@ -91,22 +91,22 @@ def test_unfinished_runs_are_named_with_what_they_hold(tmp_path: Path) -> None:
     assert "3 unfinished" in words
     assert "curves-died-unfinished" in page.drawn
     for found in runs.unfinished:
-        assert f"{found.run}: {found.words}" in page.gaps
+        assert f"{found.run}: {found.state}" in page.caveats
 
 
-def test_an_attack_that_stopped_beside_a_finished_training(tmp_path: Path) -> None:
+def test_an_unfinished_attack_of_a_finished_training(tmp_path: Path) -> None:
     make.write_train(tmp_path / "s3", student="a")
     journal(tmp_path / "s3", batch("aa", 0))
     runs = collect([tmp_path])
     assert runs.unfinished == ()
-    assert runs.damaged == ("s3: an attack was begun and not finished; finished: 1 images of aa at 8/255",)
+    assert runs.damaged == ("s3: an attack was started and not finished; completed: 1 image of aa at 8/255",)
 
 
 def test_damaged_metrics_beside_a_document(tmp_path: Path) -> None:
     make.write_train(tmp_path / "s3", student="a")
     metrics(tmp_path / "s3", LINES[0], "{", end="")
     assert collect([tmp_path]).damaged == (
-        "s3: line 2 of metrics.jsonl is cut short; the curves are those of the run's document",
+        "s3: line 2 of metrics.jsonl is truncated; the curves are taken from the run's document",
     )
 
 
@@ -121,23 +121,23 @@ def test_a_damaged_document_is_left_out_and_the_rest_reported(tmp_path: Path, te
     runs = collect([tmp_path / "runs"])
     assert [found.run for found in runs.artifacts] == ["good"]
     (said,) = runs.damaged
-    assert said.startswith("bad: train.json is left out: ")
+    assert said.startswith("bad: train.json was skipped: ")
     assert why in said
     assert str(tmp_path) not in said
     page = build_page(runs, draw=undrawn)
-    assert said in page.gaps
+    assert said in page.caveats
     assert [model.name for model in page.models] == ["good"]
 
 
-def test_nothing_but_damage_is_an_error(tmp_path: Path) -> None:
+def test_damaged_documents_alone_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "attack.json").write_text('{"kind": "attack", "n": NaN}', encoding="utf-8")
     with pytest.raises(UserError, match=r"bad/attack\.json: not a JSON document \(NaN is not a number"):
         collect([tmp_path])
 
 
-def test_unfinished_runs_alone_give_a_report_that_says_so(tmp_path: Path) -> None:
+def test_a_report_of_unfinished_runs_alone(tmp_path: Path) -> None:
     metrics(tmp_path / "runs" / "died", *LINES)
     page = build_page(collect([tmp_path / "runs"]), draw=undrawn)
-    assert "died: not finished; 3 epochs recorded, the last with a loss of 1" in page.gaps
-    assert "nothing is known about robustness" in read(html(page)).words
+    assert "died: not finished; 3 epochs recorded, last loss 1" in page.caveats
+    assert "robust accuracy is unknown" in read(html(page)).words
