@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import html
-import itertools
 import os
 import re
 import shutil
@@ -156,7 +155,9 @@ def download(address: Address, *, stem: str | None = None, sha256: str | None = 
 
 
 def _transfer_with_retries(address: Address, folder: Path) -> tuple[Path, str | None]:
-    for attempt in itertools.count(1):
+    attempt = 0
+    while True:
+        attempt += 1
         try:
             return _transfer(address, folder)
         except Exception as error:  # each library raises the errors of its own HTTP library
@@ -166,7 +167,6 @@ def _transfer_with_retries(address: Address, folder: Path) -> tuple[Path, str | 
                 raise DownloadError(f"{address.url}: {_reason(error)}") from None
             info(f"{address.url}: {_reason(error)}; retrying in {PAUSE:g} s ({attempt} of {ATTEMPTS - 1})")
             time.sleep(PAUSE)
-    raise AssertionError  # the loop ends by returning or raising
 
 
 def _transfer(address: Address, folder: Path) -> tuple[Path, str | None]:
@@ -190,7 +190,7 @@ def _transfer(address: Address, folder: Path) -> tuple[Path, str | None]:
         try:  # without cookies: gdown would keep them outside of the cache
             gdown.download(address.url, str(path), quiet=not stderr.is_terminal, use_cookies=False, timeout=TIMEOUT)
         except FileURLRetrievalError as error:
-            reason = str(error).partition("You may still")[0].removeprefix("Failed to retrieve file url:")
+            reason = re.split("You may still|Check FAQ", str(error))[0].removeprefix("Failed to retrieve file url:")
             raise DownloadError(
                 f"Google Drive shows a web page instead of the file ({' '.join(reason.split())})"
             ) from None
@@ -213,7 +213,7 @@ def _is_transient(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split()).partition(" for url: ")[0]
+    text = " ".join(str(error).split()).partition(" for url")[0]
     if text.startswith("('"):  # an error with several arguments, of which the first is the message
         text = text[2:].partition("'")[0]
     system = re.search(r"\[Errno -?\d+\] ([^()'\"<>]+)|(certificate verify failed[^()]*)", text)

@@ -225,7 +225,7 @@ def test_memory_does_not_follow_what_files_claim(world: Path) -> None:
 import resource, sys
 from pathlib import Path
 from rnascl_cli.core.errors import UserError
-from rnascl_cli.models.files import resolve_model
+from rnascl_cli.loading import resolve_model
 resolve_model("r8.safetensors")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sorted([*Path(".").glob("[!r]*.safetensors"), *Path(".").glob("*.pt")]):

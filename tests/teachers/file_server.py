@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.server
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import pytest
@@ -28,10 +28,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """Log nothing."""
 
-    def send(self, code: int, body: bytes = b"", *, length: int | None = None, **headers: str) -> None:
+    def send(
+        self, code: int, body: bytes = b"", *, length: int | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
         """Send an answer, which may announce another length than it has; ``_`` in a header's name is ``-``."""
         self.send_response(code)
-        for name, value in {"Content_Type": "application/octet-stream", **headers}.items():
+        for name, value in {"Content_Type": "application/octet-stream", **(headers or {})}.items():
             self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(body) if length is None else length))
         self.end_headers()
@@ -98,7 +100,8 @@ def files(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
 
 def whole(data: bytes, **headers: str) -> Answer:
     """Send a file."""
-    return lambda handler: handler.send(200, data, Content_Disposition='attachment; filename="x"', **headers)
+    headers = {"Content_Disposition": 'attachment; filename="x"', **headers}
+    return lambda handler: handler.send(200, data, headers=headers)
 
 
 def on_hub(data: bytes, sha256: str) -> Answer:
@@ -113,7 +116,7 @@ def truncated(data: bytes) -> Answer:
 
 def status(code: int, body: bytes = b"", **headers: str) -> Answer:
     """Answer with a status."""
-    return lambda handler: handler.send(code, body, **headers)
+    return lambda handler: handler.send(code, body, headers=headers)
 
 
 def page(title: str, body: str = "") -> Answer:

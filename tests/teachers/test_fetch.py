@@ -118,7 +118,7 @@ def test_no_address_has_the_file(files: FileServer, own_cache: Path) -> None:
     files.serve(MIRROR, status(404))
     line = failed("r50")
     assert line.startswith(f"rnascl: teacher fetch r50: {DRIVE}: Google Drive shows a web page")
-    assert f"; {MIRROR_PAGE}: 404" in line
+    assert f"; {MIRROR_PAGE}: Client error '404 Not Found'. Check the network" in line
     assert f"or open {DRIVE} in a browser and run 'rnascl teacher import FILE --public r50'" in line
     assert not list((own_cache / "teachers").iterdir())
 

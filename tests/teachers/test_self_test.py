@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from rnascl_cli.recipes.settings import DataSettings
 from rnascl_cli.stages.teacher import self_test
 from rnascl_cli.stages.teacher.self_test import (
     ExpectedAccuracy,
+    SelfTestSettings,
     describe_difference,
     expected_accuracy,
 )
@@ -95,15 +97,15 @@ def test_a_wrong_normalisation_is_a_loud_warning(reader: Path, tmp_path: Path) -
     measured = report["measured"]["clean"]
     assert measured < 0.5
     assert f"warning: FAR APART: measured clean {measured:.3f}, published 0.850" in said
-    assert "wrong normalisation is the commonest cause" in said
+    assert "wrong normalisation is the most common cause" in said
     assert f"WRONG NORMALISATION? Clean accuracy is {measured:.3f} as imported" in said
     assert "with --mean 0.4914,0.4822,0.4465 --std 0.20" in said
     assert report["std"] == [1.0, 1.0, 1.0]  # said, and not done
 
 
 def test_a_wrong_normalisation_shows_without_published_numbers_too(reader: Path, tmp_path: Path) -> None:
-    _, said = imported(reader, tmp_path / "t.safetensors")  # the file holds none, and none is put in
-    assert "holds no normalisation, and none is put in" in said
+    _, said = imported(reader, tmp_path / "t.safetensors")  # the file has none
+    assert "holds no normalisation, and none is applied" in said
     assert "WRONG NORMALISATION?" in said
 
 
@@ -113,11 +115,11 @@ def test_another_normalisation_of_our_own_file(reader: Path, tmp_path: Path) -> 
     imported(reader, first, *RIGHT)
     report, said = imported(first, again, *WRONG)
     assert "FAR APART: measured clean" in said
-    assert "as the file 0." in said
+    assert "in the file 0." in said
     assert read_teacher(str(again)).header["measured"]["clean"] == report["measured"]["clean"]
 
 
-def test_without_images_it_is_said_that_nothing_was_tested(reader: Path, tmp_path: Path) -> None:
+def test_without_images_a_warning_says_not_tested(reader: Path, tmp_path: Path) -> None:
     out = tmp_path / "t.safetensors"
     outcome = done("teacher", "import", reader, *RIGHT, "--out", out, "--json")
     assert json.loads(outcome.out)["measured"] is None
@@ -126,7 +128,7 @@ def test_without_images_it_is_said_that_nothing_was_tested(reader: Path, tmp_pat
     assert f"rnascl teacher measure {out} --data cifar10 --attack pgd20 --limit-test 256" in said
 
 
-def test_without_data_the_usual_set_is_taken_where_it_is_here(
+def test_without_data_the_usual_set_is_taken_from_the_cache(
     reader: Path, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[DataSettings] = []
@@ -142,9 +144,10 @@ def test_without_data_the_usual_set_is_taken_where_it_is_here(
     assert [(item.spec, item.limit_test) for item in asked] == [("cifar10", 256)]
     assert json.loads(outcome.out)["measured"]["n"] == 16
     assert "self-test on 256 images of cifar10, as no --data is given" in outcome.err
-    for architecture, classes in (("r8", 7), ("imagenet-r18", 1000)):
-        assert self_test.default_data(architecture, classes, limit=8, seed=0) is None
-    assert self_test.default_data("r8", 100, limit=8, seed=0) is None  # CIFAR-100 is not here
+    # CIFAR-100 is not in the cache.
+    for architecture, classes in (("r8", 7), ("imagenet-r18", 1000), ("r8", 100)):
+        converted: Any = SimpleNamespace(architecture=architecture, num_classes=classes)
+        assert SelfTestSettings().data_for(converted) is None
 
 
 MEASURED = TeacherAccuracy(clean=0.85, pgd20=0.58, eps="8/255", n=256, data="cifar10", fingerprint="f")
@@ -165,7 +168,7 @@ MEASURED = TeacherAccuracy(clean=0.85, pgd20=0.58, eps="8/255", n=256, data="cif
         (None, None, False),
     ],
 )
-def test_what_counts_asdescribe_difference(clean: float | None, robust: float | None, far: bool) -> None:
+def test_describe_difference(clean: float | None, robust: float | None, far: bool) -> None:
     found = describe_difference(MEASURED, ExpectedAccuracy(clean, robust))
     assert (found is not None) == far
     if found is not None and robust is not None:
@@ -173,11 +176,11 @@ def test_what_counts_asdescribe_difference(clean: float | None, robust: float | 
         assert "PGD-20 0.580, AutoAttack published" in found
 
 
-def test_what_is_expected() -> None:
+def test_expected_accuracy() -> None:
     data = load_data(DataSettings(spec="digits", limit_test=10), seed=0, training=False)
     published = {"clean": 0.9, "autoattack": 0.5, "eps": "4/255"}
     before = {"clean": 0.8, "pgd20": 0.4, "eps": "8/255", "fingerprint": data.fingerprint}
     assert expected_accuracy(published, before, data) == ExpectedAccuracy(0.9, 0.5, "AutoAttack", "4/255")
-    assert expected_accuracy(None, before, data) == ExpectedAccuracy(0.8, 0.4, "PGD-20", "8/255", "as the file")
+    assert expected_accuracy(None, before, data) == ExpectedAccuracy(0.8, 0.4, "PGD-20", "8/255", "in the file")
     assert expected_accuracy(None, {**before, "fingerprint": "other"}, data) == ExpectedAccuracy()
     assert expected_accuracy({"clean": None, "eps": "4/255"}, None, data) == ExpectedAccuracy(eps="4/255")

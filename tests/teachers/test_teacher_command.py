@@ -73,7 +73,7 @@ def test_import_takes_the_asked_normalisation(tmp_path: Path, own_cache: Path, c
 
 def test_import_warns_where_the_file_has_no_normalisation(tmp_path: Path, capsys: Capture) -> None:
     assert run(["teacher", "import", str(public_file(tmp_path)), "--out", str(tmp_path / "t.safetensors")]) == 0
-    assert "holds no normalisation, and none is put in" in capsys.readouterr().err
+    assert "holds no normalisation, and none is applied" in capsys.readouterr().err
     # What was decided at import is no question later.
     read_teacher(str(tmp_path / "t.safetensors"))
     assert "normalisation" not in capsys.readouterr().err
@@ -106,7 +106,7 @@ def test_import_far_from_the_published_accuracy_is_a_loud_warning(tmp_path: Path
     assert run(["teacher", "import", str(tmp_path / "r18.pt"), *arguments]) == 0
     message = " ".join(capsys.readouterr().err.split())
     assert "warning: FAR APART: measured clean" in message
-    assert "wrong normalisation is the commonest cause" in message
+    assert "wrong normalisation is the most common cause" in message
     assert "(published: 0.8459)" in message
 
 

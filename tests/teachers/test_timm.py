@@ -23,6 +23,7 @@ from rnascl_cli.models.attention_maps import attention_layers, record_attention_
 from rnascl_cli.teachers.architectures.timm_models import tensors_sha256, timm_model
 from rnascl_cli.teachers.forward import tutor_layers
 from rnascl_cli.teachers.load import read_teacher
+from rnascl_cli.teachers.public_checkpoints import IDENTITY, NormalisationConstants
 from rnascl_cli.teachers.state_dict_conversion import convert_state_dict, expected_tensors
 from tests.command import done, refused, rnascl
 from tests.conftest import FAST
@@ -82,10 +83,10 @@ def test_its_identity_is_that_of_its_tensors(hub: list[str], monkeypatch: pytest
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: weights(NET, seed=1))
     assert read_teacher(f"timm:{NET}").reference.sha256 != first
     module = nn.BatchNorm1d(2)
-    constants = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    constants = IDENTITY
     before = tensors_sha256(module, constants)
     assert before == tensors_sha256(nn.BatchNorm1d(2), constants)
-    assert before != tensors_sha256(module, ((0.5, 0.0, 0.0), (1.0, 1.0, 1.0)))
+    assert before != tensors_sha256(module, NormalisationConstants((0.5, 0.0, 0.0), (1.0, 1.0, 1.0)))
     module.running_mean[0] = 1e-7  # type: ignore[index]
     assert before != tensors_sha256(module, constants)
 
@@ -107,7 +108,7 @@ def test_its_convolutions_are_tapped(hub: list[str]) -> None:
         ("resnet18.a1_in1", r"no weights 'a1_in1' of resnet18; did you mean 'a1_in1k'"),
         ("hf-hub:somebody/x", r"timm has no model 'hf-hub:somebody/x'"),
         ("", r"timm has no model ''"),
-        ("vit_base_patch16_sapiens2", r"takes 3x1024x768, not square RGB images"),
+        ("vit_base_patch16_sapiens2", r"takes 3x1024x768 inputs, not square RGB images"),
         ("resnet101c", None),
     ],
 )
@@ -136,7 +137,7 @@ def test_offline_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
 def test_weights_that_are_not_there_or_no_classifier(hub: list[str]) -> None:
     with pytest.raises(UserError, match=r"timm has no weights of it; import your own by .*--arch timm:test_mambaout"):
         read_teacher("timm:test_mambaout")
-    with pytest.raises(UserError, match=r"end in features, without a classifier"):
+    with pytest.raises(UserError, match=r"timm's weights have no classifier, only features"):
         read_teacher("timm:vit_small_patch14_dinov2")
     assert hub == []
 
