@@ -26,7 +26,7 @@ def load(path: str | Path) -> nn.Module:
 
     Args:
         path: A ``student.safetensors``, a run directory that holds one, a teacher file (one made by
-            ``rnascl teacher``, or a public checkpoint whose architecture can be told from its tensors), or
+            ``rnascl teacher``, or a public checkpoint whose architecture can be inferred from its tensors), or
             ``timm:NAME`` for one of timm's pretrained classifiers.
 
     Returns:

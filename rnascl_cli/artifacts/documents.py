@@ -23,7 +23,7 @@ Paradigm = Literal["rnas-cl", "icc", "kl", "standard"]
 TUTORED: tuple[Paradigm, ...] = ("rnas-cl", "icc")
 """The paradigms that learn from tutors (section 4.3)."""
 Baseline = Literal["kd", "at", "sp", "vid", "rkd", "crd", "pkt"]
-"""The rival distillation losses of Figure 11."""
+"""The distillation baselines of Figure 11."""
 Protocol = Literal["pixel", "paper-code"]
 TutorOrigin = Literal["searched", "random", "same-depth", "last-layer", "by-hand"]
 
@@ -215,7 +215,7 @@ class TrainDocument(TrainedStudent):
     kind: Literal["train"] = "train"
     paradigm: Paradigm
     distill: Baseline | None = Field(
-        default=None, description="the rival loss that took the place of the teacher terms"
+        default=None, description="the distillation baseline that replaced the teacher terms"
     )
     architecture: Architecture
     student_sha256: Sha256
@@ -232,7 +232,9 @@ class AdvFinetuneDocument(TrainedStudent):
     kind: Literal["adv-finetune"] = "adv-finetune"
     method: str
     paradigm: Paradigm
-    distill: Baseline | None = Field(default=None, description="the rival loss of the training that it started from")
+    distill: Baseline | None = Field(
+        default=None, description="the distillation baseline of the training it started from"
+    )
     holdout_seen: bool = Field(
         default=False, description="the student may have been trained before on images that are held out here"
     )

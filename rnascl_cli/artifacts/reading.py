@@ -1,4 +1,4 @@
-"""Reading files that may come from strangers: how much is read is bounded before anything is made of it.
+"""Read untrusted files: their size is bounded before they are parsed.
 
 The limits lie far above what rnascl writes itself, and low enough that whatever a file holds costs seconds and a
 few hundred megabytes. No torch here.

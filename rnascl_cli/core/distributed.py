@@ -55,35 +55,35 @@ def under_torchrun() -> bool:
 
 
 def non_distributed_environment() -> dict[str, str]:
-    """Return the environment for a process that this one starts and that is no rank of its job."""
-    told = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    """Return the environment for a child process that is not a rank of this job."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     return {
-        name: value for name, value in os.environ.items() if name not in told and not name.startswith("TORCHELASTIC_")
+        name: value for name, value in os.environ.items() if name not in names and not name.startswith("TORCHELASTIC_")
     }
 
 
 def rank() -> int:
-    """Return this process's number, from 0."""
+    """Return the rank of this process."""
     return _number("RANK", 0) if _store is not None else 0
 
 
 def size() -> int:
-    """Return how many processes there are."""
+    """Return the number of processes."""
     return _number("WORLD_SIZE", 1) if _store is not None else 1
 
 
 def is_rank_zero() -> bool:
-    """Return whether this is the process that writes and speaks."""
+    """Return whether this process writes files and messages."""
     return rank() == 0
 
 
 def local_rank() -> int:
-    """Return this process's number on its machine: which of the machine's GPUs it takes."""
+    """Return the rank on this machine, which is the index of its GPU."""
     return _number("LOCAL_RANK", 0) if _store is not None else 0
 
 
 def local_size() -> int:
-    """Return how many of the processes are on this machine."""
+    """Return the number of processes on this machine."""
     return _number("LOCAL_WORLD_SIZE", 1) if _store is not None else 1
 
 
@@ -98,13 +98,12 @@ def _number(variable: str, otherwise: int) -> int:
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """Join the other ranks for the while; alone, do nothing.
+    """Initialize the process group while the context is open; does nothing in a single process.
 
-    After an error the ranks stay joined, so that one of them says what it was (:func:`claim_error_report`): the process
-    is about to end.
+    After an error the group stays initialized, so that one rank can report it (:func:`claim_error_report`).
 
     Raises:
-        RunError: They do not find one another.
+        RunError: The ranks cannot connect.
     """
     global _store
     if not is_distributed_launch():
@@ -124,7 +123,7 @@ def process_group() -> Iterator[None]:
         store = PrefixStore("rnascl", store)
         distributed.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
-        raise RunError(f"the processes of this job do not find one another ({error}); see docs/scaling.md") from None
+        raise RunError(f"the processes of this job cannot connect ({error}); see docs/scaling.md") from None
     _store = store
     yield
     _store = None
@@ -132,21 +131,21 @@ def process_group() -> Iterator[None]:
 
 
 def claim_error_report() -> bool:
-    """Return whether no rank has told yet how the job failed; from now on one has.
+    """Return whether this is the first rank to report an error of the job.
 
-    An error on one rank makes the others fail, too, and one on all would be told by all.
+    An error on one rank makes the others fail too, and only one should report it.
     """
     if _store is None:
         return True
     try:
-        told: int = _store.add("told", 1)
-    except RuntimeError:  # whoever keeps the store has gone: better twice than not at all
+        reports: int = _store.add("reports", 1)
+    except RuntimeError:  # the store has ended: better reported twice than not at all
         return True
-    return told == 1
+    return reports == 1
 
 
 def barrier() -> None:
-    """Go on when every rank has come here."""
+    """Wait for all ranks."""
     if size() > 1:
         import torch
 
@@ -155,9 +154,9 @@ def barrier() -> None:
 
 @contextlib.contextmanager
 def local_rank_zero_first() -> Iterator[None]:
-    """Let the first rank of each machine go ahead of the others: what it downloads or keeps, they find.
+    """Let the first rank of each machine run the body before the others, which then find its downloads and caches.
 
-    An error of the one ahead, who may know what to do about it, does not keep the others waiting.
+    If it fails, the others do not wait for it.
     """
     ahead = local_rank() == 0
     if not ahead:
@@ -173,7 +172,7 @@ def local_rank_zero_first() -> Iterator[None]:
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
-    """Add a tensor up over all ranks, in place, without gradient; return it.
+    """Sum a tensor over all ranks in place, without gradient, and return it.
 
     Raises:
         LostRankError: Another rank has ended.
@@ -187,10 +186,10 @@ def all_reduce_sum(x: Tensor) -> Tensor:
 
 
 def all_reduce_max_async(numbers: Sequence[int]) -> Callable[[], tuple[int, ...]]:
-    """Begin to look for the largest of all ranks' numbers, place by place, and go on with something else.
+    """Start an element-wise all-reduce of the maximum and return without waiting for it.
 
     Returns:
-        Waits for them and returns them.
+        A function that waits for the result and returns it.
     """
     import torch
     from torch import distributed

@@ -1,8 +1,7 @@
-"""Which images of a batch each of several processes has.
+"""Shard batches over the ranks.
 
-The images of a batch are dealt out like cards, so that any cut through the batch, as between the two steps of a
-search, leaves every rank its share on either side. Random numbers are drawn for the whole batch on every rank: an
-image's view and noise do not depend on how many ranks there are.
+Rank r of n takes every n-th image from r, so that each part of a split batch has images on every rank. Random numbers
+are drawn for the whole batch on every rank: augmentation and noise of an image do not depend on the number of ranks.
 
 Shape suffix: B images.
 """
@@ -17,22 +16,22 @@ from torch import Tensor
 from rnascl_cli.core import distributed
 
 Parts = Callable[[int], Sequence[int]]
-"""How many images each part of a batch of so many has: what one step takes is one part."""
+"""Maps the size of a batch to the sizes of its parts; each part has an optimizer step of its own."""
 
 
 def undivided(images: int) -> Sequence[int]:
-    """Return the one part of a batch that is taken whole."""
+    """Return the size of an undivided batch."""
     return (images,)
 
 
 @dataclass(frozen=True)
 class BatchShard:
-    """Every ``step``-th image of a batch, from number ``first`` on.
+    """Every ``step``-th image of a batch, starting at ``first``.
 
     Attributes:
-        whole: Images of the batch, on all ranks.
-        first: Below ``step``.
-        step: How many ranks share the batch; 1 where each has all of it.
+        whole: Global batch size.
+        first: Index of the first image, below ``step``.
+        step: Number of ranks that the batch is sharded over; 1 if every rank has the whole batch.
     """
 
     whole: int
@@ -41,15 +40,15 @@ class BatchShard:
 
     @classmethod
     def of_batch(cls, images: int, parts: Parts = undivided) -> BatchShard:
-        """Return this rank's share of a batch; all of it where a part is too small to give every rank an image."""
+        """Return this rank's shard of a batch; the whole batch if a part has fewer images than ranks."""
         if min(parts(images)) < distributed.size():
             return cls(images)
         return cls(images, distributed.rank(), distributed.size())
 
     @classmethod
     def alone(cls, images: int) -> BatchShard:
-        """Return the share of the only process."""
-        assert distributed.size() == 1, "with several ranks it must be said what share of a batch these images are"
+        """Return the whole batch, in a single process."""
+        assert distributed.size() == 1, "with several ranks, pass the shard"
         return cls(images)
 
     def __len__(self) -> int:

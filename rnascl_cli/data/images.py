@@ -126,20 +126,19 @@ def batches(
     behind: int = 0,
     parts: Parts = undivided,
 ) -> Iterator[Batch]:
-    """Yield one shuffled, augmented pass over the images; of several ranks, each gets its share of every batch.
+    """Yield one shuffled, augmented epoch; with several ranks, this rank's shard of every batch.
 
-    The last batch may be smaller; where it would hold a single image, that image sits this pass out, since
-    batch statistics and the split of a batch need two.
+    The last batch may be smaller. If it would have a single image, that image is skipped, since batch statistics and
+    the split of a batch need two.
 
     Args:
-        images: The set; on ``device`` already it saves the copies.
-        batch_size: Images a batch, over all ranks.
-        generator: A CPU generator; order and augmentation are drawn from it, so that the same generator
-            gives the same batches on any device.
-        augment: What is done to each batch, on ``device``.
-        device: Where the batches are wanted.
-        behind: How many batches an interrupted pass has had already; they are drawn and not made.
-        parts: How a batch will be divided; every rank needs an image of each part.
+        images: The images; on ``device`` they need no copies.
+        batch_size: Global batch size.
+        generator: A CPU generator for order and augmentation: the same batches on any device.
+        augment: Augmentation, on ``device``.
+        device: Device of the batches.
+        behind: Number of batches to skip when resuming; they are drawn, but not loaded.
+        parts: Returns the sizes of the parts that a step splits a batch into.
 
     Yields:
         The batches.
@@ -149,7 +148,7 @@ def batches(
         order_N[number * batch_size : (number + 1) * batch_size] for number in range(batch_count(images, batch_size))
     ]
     shares = [BatchShard.of_batch(len(rows_B), parts) for rows_B in rows]
-    # Views are drawn for the whole batch; only this rank's images are made.
+    # Augmentation is drawn for the whole batch; only this rank's images are loaded.
     drawn = (
         (share.of(rows_B), share.of(augment.draw(len(rows_B), generator)))
         for rows_B, share in zip(rows, shares, strict=True)
@@ -163,15 +162,15 @@ def batches(
 
 
 def ordered_batches(
-    images: ImageSet, *, batch_size: int, device: torch.device, dealt: bool = False
+    images: ImageSet, *, batch_size: int, device: torch.device, round_robin: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the images in order, every one of them, as they are: ``x_BCHW`` in [0, 1] and ``y_B``.
+    """Yield all images in order, without augmentation: ``x_BCHW`` in [0, 1] and ``y_B``.
 
-    With ``dealt``, ranks get whole batches in turn, so that each batch is the one that a single process would have.
+    With ``round_robin``, ranks take whole batches in turn, so each batch is that of a single process.
     """
     ends = [min(start + batch_size, len(images)) for start in range(0, len(images), batch_size)]
     rows = [torch.arange(batch_size * number, end) for number, end in enumerate(ends)]
-    if dealt:
+    if round_robin:
         rows = rows[distributed.rank() :: distributed.size()]
     drawn = ((rows_B, torch.zeros_like(rows_B)) for rows_B in rows)
     for (rows_B, _), x_BCHW in images.augmented(drawn, augment=Unchanged(), device=device):
@@ -179,7 +178,7 @@ def ordered_batches(
 
 
 def as_floats(pixels_BCHW: Tensor, device: torch.device) -> Tensor:
-    """Return uint8 pixels as floats in [0, 1] on ``device``: bytes cross to it, floats are made there."""
+    """Return uint8 pixels as floats in [0, 1] on ``device``; the copy to the device is in uint8."""
     return to_device_async(pixels_BCHW, device).float() / 255
 
 

@@ -1,8 +1,8 @@
-"""A step recorded once and replayed from then on: on a GPU, the launches of thousands of kernels become one.
+"""Capture a step once and replay it: on a GPU, one launch replaces those of thousands of kernels.
 
-What is recorded is the work given to the device, not the Python that gave it. So a recorded function must be one of
-tensors alone: what it is given and what it reads lies on the device at fixed places, it draws no random numbers and
-asks for no value. Noise, temperature and learning rate are therefore tensors that somebody fills before.
+The device's work is captured, not the Python code. A captured function therefore takes and reads tensors at fixed
+addresses on the device, draws no random numbers and reads no values back. Noise, temperature and learning rate are
+tensors that are filled before the call.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ R = TypeVar("R")
 
 
 class GraphBackend(Protocol):
-    """How work for a device is recorded."""
+    """Captures work for a device."""
 
     def run(self, call: Callable[[], Any]) -> Any:
-        """Do a call's work now, in the surroundings in which it may be recorded later; return what the call returns."""
+        """Run a call as it would be captured, and return its result."""
         ...
 
     def record(self, call: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
-        """Record a call's work without doing it.
+        """Capture a call without running it.
 
         Returns:
-            What the call returned, whose tensors have no content yet, and a function that does the work: it fills them.
+            The result, whose tensors are not filled yet, and a function that runs the work and fills them.
         """
         ...
 
 
 class CudaGraphBackend:
-    """CUDA graphs, recorded and warmed up on a stream of their own as PyTorch asks for."""
+    """CUDA graphs, warmed up and captured on a side stream as PyTorch requires."""
 
     def __init__(self) -> None:
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def run(self, call: Callable[[], Any]) -> Any:
-        """See :meth:`Recorder.run`."""
+        """See :meth:`GraphBackend.run`."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             returned = call()
@@ -56,35 +56,31 @@ class CudaGraphBackend:
         return returned
 
     def record(self, call: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
-        """See :meth:`Recorder.record`."""
-        gc.collect()  # graphs of tasks that are gone lie in cycles, and hold memory
+        """See :meth:`GraphBackend.record`."""
+        gc.collect()  # graphs of earlier steps are in reference cycles and hold memory
         graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
-            # Other threads go on meanwhile: a loader pins memory, which would break off a capture of the whole process.
+            # Other threads continue: a loader that pins memory would abort a capture of the whole process.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 returned = call()
         except RuntimeError:
-            torch.cuda.set_stream(before)  # torch leaves its own behind where a capture was broken off
+            torch.cuda.set_stream(before)  # after an aborted capture torch does not restore the stream
             raise
         return returned, graph.replay
 
 
 class CapturedStep(Generic[P, R]):
-    """A function whose calls with inputs of the same shapes are replayed, or compiled, or both.
+    """A function whose calls with the shapes of the first call are replayed, compiled, or both.
 
-    Those shapes are the first call's, as one that is recorded holds the memory of a whole call; others are run as they
-    are. Which calls are worth it is the caller's to say, who gives the others to :meth:`plainly`. The first call is the
-    one that compiles, or makes the device ready to record. So calls of those shapes are all compiled, and a run that
-    goes on in another process goes on with the same digits. Where the device refuses to record, that is said once, and
-    nothing is recorded.
+    Calls with other shapes run eagerly; so do those by :meth:`eager`. The first call compiles, or warms up the device
+    for the capture. All calls of these shapes are compiled, so a resumed run gives the same digits. If the
+    capture fails, a warning is printed once and the function is not captured.
 
     Args:
-        function: Of nested tuples of tensors, None and hashable values that stay the same, to tensors in tuples or
-            dicts; see the module.
-        recorder: None where nothing is to be recorded.
-        what: The function in a message, e.g. ``"the step of search"``.
-        compiled: The same function, compiled in parts or whole (:meth:`~rnascl_cli.engine.device.Compute.compiled`);
-            None where it is not to be.
+        function: From nested tuples of tensors, None and constant hashable values to tensors in tuples or dicts.
+        recorder: Captures the function; None to not capture it.
+        what: The function in messages, e.g. ``"the search step"``.
+        compiled: The compiled function (:meth:`~rnascl_cli.engine.device.DeviceConfig.maybe_compile`); None without.
     """
 
     def __init__(
@@ -105,11 +101,11 @@ class CapturedStep(Generic[P, R]):
         return self._recorder is not None
 
     def eager(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the function as it is."""
+        """Run the function eagerly."""
         return self._run(self._function, *args, **kwargs)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Return what the function returns; of a replay, in tensors of their own."""
+        """Call the function; the result of a replay is copied."""
         if self._recorder is None and self._compiled is None:
             return self._function(*args, **kwargs)
         leaves, structure = pytree.tree_flatten((args, kwargs))
@@ -128,7 +124,7 @@ class CapturedStep(Generic[P, R]):
         return returned
 
     def _first(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run a call that is not to be recorded, as compiling and the first use of a library's kernels are not."""
+        """Run the first call, which compiles or initializes libraries and is not captured."""
         if self._compiled is None:
             return self.eager(*args, **kwargs)
         return self._compile(self._compiled, *args, **kwargs)
@@ -140,14 +136,14 @@ class CapturedStep(Generic[P, R]):
         return returned
 
     def _compile(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        # Read here, as it takes seconds, which only those are to pay who compile.
+        # Imported here because it takes seconds.
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
-        info(f"compile_steps: compiling {self._what}: minutes at first, less where torch finds its kernels from before")
+        info(f"compile_steps: compiling {self._what}: takes minutes, less with cached kernels")
         began = time.perf_counter()
         try:
-            # Whoever stops a run does not wait for that; and Ctrl-C has ended the compilers, too.
-            with raise_on_signal(), warnings.catch_warnings(action="ignore"):  # of what torch could do otherwise
+            # A signal ends the compilation immediately; Ctrl-C ends the compiler processes too.
+            with raise_on_signal(), warnings.catch_warnings(action="ignore"):  # torch's performance hints
                 returned = self._run(function, *args, **kwargs)
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             reason = " ".join(str(error).partition("Set TORCHDYNAMO_VERBOSE")[0].split())[:200]
@@ -167,19 +163,19 @@ class CapturedStep(Generic[P, R]):
         except RuntimeError as error:
             self._recorder = None
             reason = " ".join(str(error).split())[:200]
-            warning(f"capture_steps: {self._what} is not recorded but launched operator by operator ({reason})")
+            warning(f"capture_steps: {self._what} is not captured and runs eagerly ({reason})")
         else:
             self._recording = _Recording(inputs, outputs, work)
 
 
 class _Recording:
-    """Work on inputs and outputs that stay where they are."""
+    """Captured work on inputs and outputs at fixed addresses."""
 
     def __init__(self, inputs: list[Any], outputs: Any, work: Callable[[], None]) -> None:
         self._inputs, self._outputs, self._work = inputs, outputs, work
 
     def replay(self, leaves: list[Any]) -> Any:
-        """Do the work for other inputs."""
+        """Run the work on other inputs."""
         for place, leaf in zip(self._inputs, leaves, strict=True):
             if isinstance(place, Tensor):
                 place.copy_(leaf, non_blocking=True)

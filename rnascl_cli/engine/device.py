@@ -21,21 +21,21 @@ from rnascl_cli.engine.malloc import keep_freed_memory
 
 DType = Literal["fp32", "bf16"]
 CPUINFO = Path("/proc/cpuinfo")
-"""What Linux says about its processors."""
+"""Linux's description of the processors."""
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    """Where and how precisely the networks run.
+    """Device and precision of the networks.
 
     Attributes:
         device: The torch device.
         student: Precision of the student or supernet.
-        teacher: Precision of the teacher's forward pass, which takes no gradient and bears bf16 well.
-        graph_backend: Of steps, to be replayed; None where each step is launched operator by operator.
-        compiles: Whether the networks' passes in a step are compiled.
+        teacher: Precision of the teacher's forward pass.
+        graph_backend: Captures steps; None to run them eagerly.
+        compile_enabled: Whether steps are compiled.
     """
 
     device: torch.device
@@ -53,25 +53,23 @@ class DeviceConfig:
         return _autocast(self.device, self.teacher)
 
     def maybe_compile(self, function: Callable[P, R]) -> Callable[P, R] | None:
-        """Return a function compiled by ``torch.compile``, for inputs of few shapes; None where that is not wanted.
+        """Return the function compiled by ``torch.compile``; None if compiling is not enabled.
 
-        Its operators are fused into fewer kernels, for the backward pass too. The first call takes a minute or so on a
-        GPU, and some minutes on a CPU.
+        The first call takes about a minute on a GPU and some minutes on a CPU.
         """
         if not self.compile_enabled:
             return None
-        # torch goes by the forward convolutions of a graph, of which a backward pass has none: otherwise that lays the
-        # inputs of depthwise convolutions out as (B, H, C, W), which oneDNN has to copy back (torch 2.14).
+        # torch chooses layouts by the forward convolutions of a graph. A backward graph has none, and its depthwise
+        # convolutions would get inputs in an order that oneDNN has to copy (torch 2.14).
         options: dict[str, Any] | None = {"force_layout_optimization": True} if self.device.type == "cpu" else None
         compiled: Callable[P, R] = torch.compile(function, fullgraph=True, dynamic=False, options=options)
         return compiled
 
     @contextlib.contextmanager
     def teacher_weights(self, teacher: nn.Module) -> Iterator[None]:
-        """Hold the teacher's convolutions and linear layers in its precision for the while.
+        """Convert the teacher's convolution and linear weights to its precision while the context is open.
 
-        Autocast would round the same weights anew at each pass, which for a wide network takes longer than
-        many of its layers.
+        Autocast would convert them in each forward pass, which takes longer than many layers of a wide network.
         """
         layers = [module for module in teacher.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
         exact = [(parameter, parameter.data) for layer in layers for parameter in layer.parameters()]
@@ -86,7 +84,7 @@ class DeviceConfig:
 
     @property
     def device_name(self) -> str:
-        """What to call the device in a result, e.g. ``"cpu (AMD EPYC, 2 threads)"``, or ``"8 x cuda (...)"``."""
+        """Name of the device, e.g. ``"cpu (AMD EPYC, 2 threads)"``, or ``"8 x cuda (...)"``."""
         count = f"{distributed.size()} x " if distributed.size() > 1 else ""
         if self.device.type == "cuda":
             return f"{count}cuda ({torch.cuda.get_device_name(self.device)})"
@@ -94,7 +92,7 @@ class DeviceConfig:
 
     @property
     def precision(self) -> str:
-        """Both precisions in words, for the provenance of a run with a teacher."""
+        """Both precisions in words."""
         return self.student if self.student == self.teacher else f"{self.student}, teacher {self.teacher}"
 
 
@@ -108,19 +106,19 @@ def resolve_device(
 ) -> DeviceConfig:
     """Choose device and precision.
 
-    ``auto`` takes CUDA where it is there. In precision, ``auto`` is bf16 for both networks on a GPU or a CPU that has
-    instructions for it, and float32 elsewhere.
+    Device ``auto`` is CUDA if available. Precision ``auto`` is bf16 for both networks on a device with bf16
+    instructions, otherwise float32.
 
     Args:
         device: As in the recipe.
         precision: As in the recipe.
         deterministic: Make this process deterministic first, see :func:`make_deterministic`.
-        capture: Record steps as CUDA graphs; None: where they can be.
-        compiles: Compile steps.
+        capture: Capture steps as CUDA graphs; None: if possible.
+        compile_enabled: Compile steps.
 
     Raises:
-        UserError: CUDA was asked for and is not there, or is needed to record steps, or there are more processes than
-            GPUs on this machine, or steps can be neither recorded nor compiled as asked for.
+        UserError: CUDA is requested and not available, there are more processes than GPUs, or steps cannot be captured
+            or compiled as requested.
     """
     if deterministic:
         make_deterministic()
@@ -132,7 +130,7 @@ def resolve_device(
     elif distributed.local_size() > torch.cuda.device_count():
         raise UserError(
             f"torchrun --nproc-per-node {distributed.local_size()}: this machine has {torch.cuda.device_count()} GPUs; "
-            "start one process a GPU, or use --device cpu"
+            "start one process per GPU, or use --device cpu"
         )
     if capture is None:
         capture = where.type == "cuda" and distributed.size() == 1 and not deterministic
@@ -148,19 +146,19 @@ def resolve_device(
 
 def _cuda_graphs(where: torch.device) -> GraphBackend:
     if where.type != "cuda":
-        raise UserError("recipe key 'capture_steps': steps are recorded as CUDA graphs, and this is no CUDA device")
+        raise UserError("recipe key 'capture_steps': steps can be captured on a CUDA device only; leave it out")
     if distributed.size() > 1:
-        raise UserError("recipe key 'capture_steps': steps that several processes share are not recorded; leave it out")
+        raise UserError("recipe key 'capture_steps': steps cannot be captured with several processes; leave it out")
     return CudaGraphBackend()
 
 
 def _check_can_compile(where: torch.device, *, deterministic: bool) -> None:
     if distributed.size() > 1:
-        raise UserError("recipe key 'compile_steps': steps that several processes share are not compiled; leave it out")
+        raise UserError("recipe key 'compile_steps': steps cannot be compiled with several processes; leave it out")
     if deterministic and where.type == "cuda":
         raise UserError(
-            "recipe key 'compile_steps': on a GPU torch.compile chooses kernels by timing them, so that a run has "
-            "other last digits each time; leave it out, or deterministic"
+            "recipe key 'compile_steps': on a GPU torch.compile selects kernels by timing, which is not "
+            "deterministic; leave it out, or deterministic"
         )
     if where.type == "cpu" and not has_cpp_compiler():
         raise UserError(
@@ -170,10 +168,10 @@ def _check_can_compile(where: torch.device, *, deterministic: bool) -> None:
 
 
 def make_deterministic() -> None:
-    """Let torch take only operators that give the same bits every time, in this process and for good.
+    """Make torch use deterministic operators for the rest of this process.
 
-    Must come before the first call to cuBLAS, which reads its workspace setting then. An operator that has no
-    such form is named by a warning of torch's on stderr.
+    Call it before the first use of cuBLAS, which reads its workspace setting then. torch warns about operators without
+    a deterministic implementation.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -198,9 +196,9 @@ def _autocast(device: torch.device, precision: DType) -> contextlib.AbstractCont
 
 
 def has_cpp_compiler() -> bool:
-    """Return whether there is the compiler that torch.compile will call."""
+    """Return whether the compiler that torch.compile calls is installed."""
     if os.name != "posix":
-        return True  # which looks for one by other ways
+        return True  # torch searches for one in other ways
     named = os.environ.get("CXX", "").split() or ["clang++" if platform.system() == "Darwin" else "g++"]
     return shutil.which(named[0]) is not None
 

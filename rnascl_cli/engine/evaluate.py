@@ -32,7 +32,7 @@ def accuracy(model: nn.Module, images: ImageSet, *, compute: DeviceConfig, batch
         raise ValueError("no images to measure accuracy on")
     right = torch.zeros((), dtype=torch.int64, device=compute.device)
     with evaluating(model):
-        for x_BCHW, y_B in ordered_batches(images, batch_size=batch_size, device=compute.device, dealt=True):
+        for x_BCHW, y_B in ordered_batches(images, batch_size=batch_size, device=compute.device, round_robin=True):
             right += (model(x_BCHW).argmax(dim=1) == y_B).sum()
     return int(distributed.all_reduce_sum(right)) / len(images)
 
@@ -72,7 +72,7 @@ def robust_accuracy(
     """
     right = 0
     ball = Linf(eps)
-    own = ordered_batches(images, batch_size=BATCH, device=compute.device, dealt=True)
+    own = ordered_batches(images, batch_size=BATCH, device=compute.device, round_robin=True)
     with (
         evaluating(module),
         frozen(module.parameters()),

@@ -37,10 +37,10 @@ class RunDirectory:
 
     Attributes:
         path: The folder.
-        resume: Whether to go on from its checkpoint.
-        force: Whether to replace what is there.
-        restart: Whether to begin again what was stopped before its first checkpoint.
-        out: What ``--out`` names, where that is not the folder itself.
+        resume: Whether to resume from the checkpoint.
+        force: Whether to replace an existing run.
+        restart: Whether to restart a run that was stopped before its first checkpoint.
+        out: Value of ``--out`` if it is not the folder itself.
     """
 
     path: Path
@@ -66,8 +66,8 @@ class RunDirectory:
             path: The folder.
             own: The document that the stage ends with: with ``force`` it replaces a run of its own kind only.
             force: Replace an older run.
-            resume: Go on from the checkpoint. A run that was stopped before its first one starts from the beginning.
-            out: What ``--out`` names, where that is not the folder itself.
+            resume: Resume from the checkpoint. A run that was stopped before its first checkpoint starts again.
+            out: Value of ``--out`` if it is not the folder itself.
 
         Raises:
             UserError: It exists and neither ``force`` nor ``resume`` is given, it is no folder, it holds another
@@ -122,10 +122,10 @@ class RunDirectory:
                 _remove(item)
 
     def finished(self, kind: type[D], name: str) -> D | None:
-        """Return the document of a run that is resumed though it had ended; None where there is something to do.
+        """Return the document of a resumed run that had already finished; None otherwise.
 
-        To be asked after the checkpoint has been found to fit: the artifact is then left as it is, so that what
-        was made from it still names its hash.
+        Call it after the checkpoint has been loaded. The artifact is left as it is, so that later artifacts still have
+        its hash.
         """
         if not self.resume:
             return None
@@ -134,7 +134,7 @@ class RunDirectory:
     def _finished(self, kind: type[D], name: str) -> D | None:
         if not (self.path / name).is_file():
             return None
-        info(f"{self.path}: had finished already; left as it is")
+        info(f"{self.path}: already finished; left unchanged")
         return read_document(self.path / name, kind)
 
     def sha256(self, name: str) -> str:
@@ -142,7 +142,7 @@ class RunDirectory:
         return distributed.from_rank_zero(lambda: sha256_file(self.path / name))
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
-        """Write ``metrics.jsonl``: a line an epoch."""
+        """Write ``metrics.jsonl``: one line per epoch."""
         if distributed.is_rank_zero():
             write_text(self.path / METRICS, "".join(json.dumps(entry) + "\n" for entry in history))
 
@@ -153,15 +153,14 @@ class RunDirectory:
 
 
 def has_checkpoint(path: Path) -> bool:
-    """Return whether there is something in a run directory to go on from."""
+    """Return whether a run directory has a checkpoint."""
     return any((path / name).is_file() for name in (CHECKPOINT, PREVIOUS))
 
 
 def _was_begun(path: Path, own: str | None) -> bool:
-    """Return whether a folder is as a run leaves it that was stopped before its first checkpoint.
+    """Return whether a run was stopped in this folder before its first checkpoint.
 
-    One that was killed leaves its lock. One that ended itself leaves nothing, or, of a student's training, the copy of
-    what it trains, which the next one writes again.
+    A killed run leaves its lock. A run that ended by itself leaves nothing, or its copy of ``derived.json``.
     """
     if (path / LOCK).is_file():
         return True
@@ -170,7 +169,7 @@ def _was_begun(path: Path, own: str | None) -> bool:
 
 
 def is_nonempty(path: Path, *, but_for: Iterable[str] = ()) -> bool:
-    """Return whether a folder holds anything but these files and what a killed process may have left of its own."""
+    """Return whether a folder has other files than these, locks and temporary files."""
     passed_over = {LOCK, *but_for}
     return path.is_dir() and any(
         item.name not in passed_over and not _left_behind(item.name) for item in path.iterdir()
@@ -178,7 +177,7 @@ def is_nonempty(path: Path, *, but_for: Iterable[str] = ()) -> bool:
 
 
 def remove_temporary_files(folder: Path, names: Iterable[str] = ARTIFACTS) -> None:
-    """Remove what writes of these files that a kill cut short have left; for whoever holds the folder's lock.
+    """Remove temporary files of interrupted writes; the caller holds the lock of the folder.
 
     Raises:
         WriteError: The folder is read-only.
@@ -197,7 +196,7 @@ def _remove(path: Path) -> None:
 
 
 def _front(folder: Path) -> list[Path]:
-    """Return the documents of an older search's front, and what writes of them that were cut short have left."""
+    """Return the documents of an older Pareto front and their temporary files."""
     inside = folder / FRONT
     if inside.is_symlink() or not inside.is_dir():
         return []
@@ -205,5 +204,5 @@ def _front(folder: Path) -> list[Path]:
 
 
 def _left_behind(name: str, artifacts: Iterable[str] = ARTIFACTS) -> bool:
-    """Return whether this is the temporary file of an artifact whose writing was cut short."""
+    """Return whether this is a temporary file of an interrupted write of an artifact."""
     return is_temporary(name) and name.startswith(tuple(f".{artifact}." for artifact in artifacts))

@@ -3,7 +3,7 @@
 A search leaves one logit a filter choice, and softmax(v) is the chance of each choice to win under Gumbel noise. A
 network's log-likelihood is therefore the sum over its blocks of log softmax(v)[choice]. Without a budget the argmax of
 each block is best; under ``max_macs`` and ``max_params`` it is the best chain of :mod:`rnascl_cli.spaces.chain`. Logits
-are taken as the exact fractions that floats are, so nothing is rounded, and equal networks are told apart as argmax
+are taken as the exact fractions that floats are, so nothing is rounded, and equal networks are ordered as argmax
 does it: the earlier, wider choice in the first block where they differ.
 """
 

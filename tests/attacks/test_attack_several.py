@@ -98,7 +98,7 @@ def test_several_models_are_resumed(
     capsys.readouterr()
     assert "already exists" in refused(arguments[1:], capsys)
     assert run([*arguments, "--resume"]) == 0
-    assert "had finished already" in capsys.readouterr().err
+    assert "already finished" in capsys.readouterr().err
     assert (two_runs[0] / "attack.json").read_bytes() == finished
     assert len(calls) == 5
     assert attacked(two_runs[1]).verdicts == attacked(two_runs[0]).verdicts

@@ -191,7 +191,7 @@ def test_stopped_inside_an_epoch_and_resumed_it_is_the_same(
     # Killed between search.json and the last of the front.
     (out / "pareto" / "3.json").unlink()
     before = {name: content for name, (content, _) in files(out).items()}
-    assert "had finished already" in done(*arguments, "--resume").err
+    assert "already finished" in done(*arguments, "--resume").err
     assert read_document(out / "pareto" / "3.json", DerivedDocument).architecture.macs < points[0].architecture.macs
     assert {name: content for name, (content, _) in files(out).items() if name in before} == before
 

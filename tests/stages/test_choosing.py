@@ -258,7 +258,7 @@ def test_resuming_an_early_stopped_run_changes_nothing(
         scripted(patch, SCRIPT)
         done(*arguments, "--out", tmp_path / "run")
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    assert "had finished already; left as it is" in done(*arguments, "--out", tmp_path / "run", "--resume").err
+    assert "already finished; left unchanged" in done(*arguments, "--out", tmp_path / "run", "--resume").err
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 

@@ -237,7 +237,7 @@ def test_a_finished_run_is_left_as_it_is(searched: dict[str, Path], tmp_path: Pa
     done(*arguments)
     before = contents(out)
     outcome = done(*arguments, "--resume")
-    assert "had finished already; left as it is" in outcome.err
+    assert "already finished; left unchanged" in outcome.err
     assert contents(out) == before
     longer = ("train", searched["standard"], "--epochs", 2, *FAST, "--out", out)
     assert "belongs to another recipe" in refused(*longer, "--resume")

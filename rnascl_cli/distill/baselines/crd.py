@@ -62,7 +62,7 @@ class ContrastiveLoss(nn.Module):
             student_BE: The student's embeddings.
             teacher_BE: The teacher's embeddings.
             rows_B: Which images of the set these are; each once.
-            negatives_BK: For each image, which images it is to be told from.
+            negatives_BK: Indices of the negative images of each image.
         """
         student_BD = F.normalize(self.student_head(student_BE), dim=1)
         teacher_BD = F.normalize(self.teacher_head(teacher_BE), dim=1)

@@ -1,4 +1,4 @@
-"""VID: how well the teacher's features can be told from the student's (Ahn et al. 2019).
+"""VID: how well the student's features predict the teacher's (Ahn et al. 2019).
 
 Shape suffixes: B images, C channels, H height, W width.
 """

@@ -33,7 +33,7 @@ LOSS_TERMS = {
     "ce": "cross-entropy",
     "kl": "KL to the teacher",
     "attention": "attention (distance)",
-    "distill": "rival loss, unweighted",
+    "distill": "distillation baseline, unweighted",
     "adversarial": "adversarial term",
     "weighted_kl": "KL clean to perturbed, weighted (MART)",
     "clean_kl": "KL to the teacher's soft labels, clean (RSLAD)",

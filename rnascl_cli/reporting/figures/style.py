@@ -48,7 +48,7 @@ class Plot:
         title: A heading.
         caption: What it shows and how to read it, units included.
         size: Width and height in inches.
-        draw: Fills an empty figure; asks the theme for ink that is no data.
+        draw: Draws into an empty figure, with the colors of a theme.
     """
 
     name: str

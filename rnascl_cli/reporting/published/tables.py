@@ -74,7 +74,7 @@ TABLE_1 = PublishedTable(
         Footnote(PROTOCOL_NOTE, ("fgsm", "pgd20", "mi-fgsm")),
         Footnote(
             "Networks without adversarial training have no CW or AutoAttack numbers anywhere in the paper, so robust "
-            "and gradient-masking ones cannot be told apart by it.",
+            "and gradient-masking ones cannot be distinguished by it.",
             ("fgsm", "pgd20", "mi-fgsm"),
             _OWN_WRT34,
             WITHOUT,

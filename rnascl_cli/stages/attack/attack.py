@@ -95,7 +95,7 @@ def _finished(plan: AttackPlan) -> AttackDocument | None:
             f"--resume: {path} is of a finished attack with another {', '.join(others)}; replace it with --force, or "
             "name another --out"
         )
-    console.info(f"{plan.directory}: had finished already; left as it is")
+    console.info(f"{plan.directory}: already finished; left unchanged")
     return document
 
 

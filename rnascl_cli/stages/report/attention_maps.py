@@ -190,7 +190,7 @@ def _read(image: Path, side: int) -> Tensor:
 
 
 def _record(module: nn.Module, x_BCHW: Tensor, layers: Sequence[str], side: int) -> Tensor:
-    """Return the maps of the named layers, (L, P); which kind of layer they are is told by their names."""
+    """Return the maps of the named layers, (L, P); the names determine the kind of layer."""
     for tap in SOURCES:
         try:
             context = record_attention_maps(module, side=side, source=tap, layers=layers)
