@@ -11,10 +11,11 @@ from pydantic import ValidationError
 
 from rnascl_cli.artifacts.reading import MAX_RECIPE_BYTES, read_bounded
 from rnascl_cli.core.errors import UserError, did_you_mean
+from rnascl_cli.recipes.adversarial import METHODS
 from rnascl_cli.recipes.base import DEEPEST_KEY, TAGS, Layer
 from rnascl_cli.recipes.errors import Option, explain
 from rnascl_cli.recipes.old_keys import refuse_old_keys
-from rnascl_cli.recipes.settings import METHODS, Recipe
+from rnascl_cli.recipes.settings import Recipe
 
 STUDIES = "studies"
 """The folder of the studies, under recipes/."""

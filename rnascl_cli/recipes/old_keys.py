@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rnascl_cli.core.errors import UserError
+from rnascl_cli.recipes.adversarial import METHODS
 from rnascl_cli.recipes.base import leaves
-from rnascl_cli.recipes.settings import METHODS
 
 _ROBUST = {
     "perturbation": "robust",

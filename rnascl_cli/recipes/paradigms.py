@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from rnascl_cli.artifacts.documents import TUTORED, Paradigm
 from rnascl_cli.core.errors import UserError
+from rnascl_cli.recipes.adversarial import TEACHER_LOGIT_METHODS, RobustMethod, RobustSettings
 from rnascl_cli.recipes.baselines import BaselineSettings
-from rnascl_cli.recipes.settings import TEACHER_LOGIT_METHODS, KLSettings, RobustMethod, RobustSettings, TrainSettings
+from rnascl_cli.recipes.settings import KLSettings, TrainSettings
 
 
 def uses_kl(paradigm: Paradigm, kl: KLSettings) -> bool:

@@ -23,8 +23,9 @@ from rnascl_cli.engine.cuda_graphs import CapturedStep
 from rnascl_cli.engine.device import DeviceConfig
 from rnascl_cli.models.attention_maps import MapRecorder, MapSource, attention_layers, record_attention_maps
 from rnascl_cli.models.input_size import check_input_size
+from rnascl_cli.recipes.adversarial import RobustMethod
 from rnascl_cli.recipes.paradigms import required_teacher, uses_kl
-from rnascl_cli.recipes.settings import AttentionSettings, KLSettings, RobustMethod
+from rnascl_cli.recipes.settings import AttentionSettings, KLSettings
 from rnascl_cli.teachers.load import Teacher, read_teacher
 from rnascl_cli.teachers.output_cache import CachedTeacher, Outputs, map_dtype
 

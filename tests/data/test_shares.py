@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rnascl_cli.data import BatchShard, batches
 from rnascl_cli.data.augment import Crop
-from rnascl_cli.recipes.settings import METHODS
+from rnascl_cli.recipes.adversarial import METHODS
 from rnascl_cli.stages.search.step import split_batch
 from rnascl_cli.stages.training.adversarial import perturb, starting_offset
 from tests.engine.toy import image_set

@@ -15,9 +15,10 @@ from rnascl_cli.attacks.registry import AttackOptions, build_attacks
 from rnascl_cli.distill.gumbel import temperature_at
 from rnascl_cli.engine.optimizer import learning_rate
 from rnascl_cli.engine.run_directory import RunDirectory
+from rnascl_cli.recipes.adversarial import TRADES, FastAT
 from rnascl_cli.recipes.load import STUDIES, find_recipe, read_recipe_file, resolve
 from rnascl_cli.recipes.load import recipes_folder as folder
-from rnascl_cli.recipes.settings import SGD, TRADES, CosineSchedule, FastAT, Recipe, StepSchedule
+from rnascl_cli.recipes.settings import SGD, CosineSchedule, Recipe, StepSchedule
 from rnascl_cli.reporting.published import TABLES, PublishedRow, PublishedTable
 from rnascl_cli.spaces import SPACES
 from rnascl_cli.stages.attack.attack import attack

@@ -11,9 +11,10 @@ from pydantic import ValidationError
 from rnascl_cli.artifacts.documents import Provenance
 from rnascl_cli.cli.options import RecipeOptions, build_recipe
 from rnascl_cli.core.errors import UserError, did_you_mean
+from rnascl_cli.recipes.adversarial import ARD, MART, TRADES, FastAT
 from rnascl_cli.recipes.load import find_recipe, parse_setting, read_recipe_file, resolve
 from rnascl_cli.recipes.old_keys import upgraded
-from rnascl_cli.recipes.settings import ARD, MART, SGD, TRADES, Adam, CosineSchedule, FastAT, Recipe, StepSchedule
+from rnascl_cli.recipes.settings import SGD, Adam, CosineSchedule, Recipe, StepSchedule
 
 pytestmark = pytest.mark.unit
 

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from rnascl_cli.artifacts.documents import Architecture, DerivedDocument, Provenance
 from rnascl_cli.engine.modes import fixed_statistics
 from rnascl_cli.models.files import build_student
-from rnascl_cli.recipes.settings import METHODS as MEMBERS
-from rnascl_cli.recipes.settings import SGD, AdvFinetuneSettings, AttentionSettings, KLSettings, RobustSettings
+from rnascl_cli.recipes.adversarial import METHODS as MEMBERS
+from rnascl_cli.recipes.adversarial import RobustSettings
+from rnascl_cli.recipes.settings import SGD, AdvFinetuneSettings, AttentionSettings, KLSettings
 from rnascl_cli.spaces import SPACES, network_cost
 from rnascl_cli.stages.training import adversarial
 from rnascl_cli.stages.training.adversarial import FAST_STEP, perturb, starting_offset

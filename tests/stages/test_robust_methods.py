@@ -18,7 +18,7 @@ from rnascl_cli.attacks.gradient import Linf, cross_entropy, projected_gradient
 from rnascl_cli.core.errors import RunError
 from rnascl_cli.data import BatchShard
 from rnascl_cli.engine.training_loop import set_current_step
-from rnascl_cli.recipes.settings import ARD, MART, PGDAT, RSLAD, TRADES, FastAT, RobustSettings
+from rnascl_cli.recipes.adversarial import ARD, MART, PGDAT, RSLAD, TRADES, FastAT, RobustSettings
 from rnascl_cli.stages.training.adversarial import AdversarialObjective, kl_from, term_weights
 from rnascl_cli.stages.training.sanity_checks import SanityCheck
 from rnascl_cli.stages.training.step import StudentStep

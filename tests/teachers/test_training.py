@@ -20,8 +20,9 @@ from rnascl_cli.engine.device import DeviceConfig
 from rnascl_cli.engine.evaluate import as_fraction, robust_accuracy
 from rnascl_cli.engine.run_directory import RunDirectory
 from rnascl_cli.loading import resolve_model
+from rnascl_cli.recipes.adversarial import TRADES
 from rnascl_cli.recipes.load import resolve
-from rnascl_cli.recipes.settings import TRADES, DataSettings, Recipe, TeacherTrainSettings
+from rnascl_cli.recipes.settings import DataSettings, Recipe, TeacherTrainSettings
 from rnascl_cli.stages.teacher import train as stage
 from rnascl_cli.stages.teacher.train import TeacherStep, train_teacher
 from rnascl_cli.stages.training import model_selection

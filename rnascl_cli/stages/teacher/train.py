@@ -38,8 +38,9 @@ from rnascl_cli.engine.training_loop import ScheduledOptimizer, Stateful, fit
 from rnascl_cli.engine.weight_averaging import averaging
 from rnascl_cli.models.batch_norm import convert_sync_batchnorm
 from rnascl_cli.models.conv import use_fast_depthwise_bf16
+from rnascl_cli.recipes.adversarial import TRADES
 from rnascl_cli.recipes.data_spec import LARGEST_CIFAR_LIKE
-from rnascl_cli.recipes.settings import TRADES, Recipe, SelectSettings, TeacherTrainSettings
+from rnascl_cli.recipes.settings import Recipe, SelectSettings, TeacherTrainSettings
 from rnascl_cli.stages.training.adversarial import perturb, starting_offset
 from rnascl_cli.stages.training.model_selection import BestCheckpoint, ModelSelection, require_holdout
 from rnascl_cli.stages.training.sanity_checks import warn_without_perturbation

@@ -27,7 +27,7 @@ from rnascl_cli.distill.adversarial_losses import (
     trades_terms,
 )
 from rnascl_cli.engine.modes import evaluating, fixed_statistics, frozen
-from rnascl_cli.recipes.settings import (
+from rnascl_cli.recipes.adversarial import (
     ARD,
     FGSMRS,
     MART,

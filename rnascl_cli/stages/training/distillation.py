@@ -20,8 +20,9 @@ from rnascl_cli.engine.device import DeviceConfig
 from rnascl_cli.engine.modes import fixed_statistics
 from rnascl_cli.models.attention_maps import MapRecorder, attention_layers, record_attention_maps
 from rnascl_cli.models.student import Student
+from rnascl_cli.recipes.adversarial import RobustMethod
 from rnascl_cli.recipes.paradigms import no_tutors, other_source, uses_kl, uses_tutors
-from rnascl_cli.recipes.settings import AttentionSettings, KLSettings, RobustMethod
+from rnascl_cli.recipes.settings import AttentionSettings, KLSettings
 from rnascl_cli.stages.training.distillation_baselines import BaselineLoss
 from rnascl_cli.stages.training.sanity_checks import SanityCheck
 from rnascl_cli.teachers.forward import (

@@ -16,7 +16,8 @@ from rnascl_cli.core.console import warning
 from rnascl_cli.core.errors import RunError, UserError
 from rnascl_cli.data import Data
 from rnascl_cli.engine.training_loop import at_current_step
-from rnascl_cli.recipes.settings import Perturbation, Recipe
+from rnascl_cli.recipes.adversarial import Perturbation
+from rnascl_cli.recipes.settings import Recipe
 from rnascl_cli.teachers.forward import TeacherOutput
 
 SAME = 1e-6  # of the largest logit: a spread over the batch below this is rounding
