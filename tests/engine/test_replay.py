@@ -169,7 +169,7 @@ def test_a_checkpoint_fits_recorded_and_other_steps(settings: Any, recorded: boo
 
 
 def test_the_recipe_asks_for_a_gpu() -> None:
-    with pytest.raises(UserError, match="steps are recorded as CUDA graphs"):
+    with pytest.raises(UserError, match="steps can be captured on a CUDA device only"):
         resolve_device("cpu", "auto", capture=True)
 
 

@@ -115,5 +115,5 @@ def test_a_run_without_a_gpu_is_refused(searched: dict[str, Path], tmp_path: Pat
         "train", searched["rnas-cl"], *SMALL, "--epochs", 1, "--set", "capture_steps=true", "--out", tmp_path / "run"
     )
     assert "capture_steps" in line
-    assert "this is no CUDA device" in line
+    assert "on a CUDA device only" in line
     assert not (tmp_path / "run").exists()
