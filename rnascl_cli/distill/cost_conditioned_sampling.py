@@ -1,15 +1,13 @@
-"""One search for networks of every size: each sample is drawn for a level of MACs, itself drawn from the whole range.
+"""Cost-conditioned sampling: one search for a Pareto front of networks.
 
-The widths that one budget asks for say little about another one's: a search whose logits settle at 6 M MACs hardly
-ever runs its networks of 4 or 8 M. As in AttentiveNAS (Wang et al. 2021), a sample is therefore drawn in two steps:
-first a level, here uniformly from the cheapest to the dearest network asked for, then a network given that level. The
-latter comes from the search's own logits v, tilted as little as it takes: from softmax(v - lambda m), with m the MACs
-of each choice beside the widest neighbours and lambda such that the expected MACs are the level. Among all
-distributions with the same expected m this is the one nearest to softmax(v) in KL divergence; its most likely network
-is that of the Lagrangian relaxation of "the best under this budget", which is what is derived in the end
-(spaces/budget.py).
+A search whose logits settle at 6 M MACs hardly trains its networks of 4 or 8 M. As in AttentiveNAS (Wang et al. 2021),
+a sample is therefore drawn in two steps: first target MACs, uniformly over the range of the front, then a network
+given the target. It is drawn from softmax(v - lambda m), where v are the logits, m the MACs of each choice with the
+widest neighbors, and lambda is such that the expected MACs equal the target. Among all distributions with these
+expected MACs, this one is closest to softmax(v) in KL divergence. Its most likely network solves the Lagrangian
+relaxation of the most likely network within a budget, which ``derive`` takes (spaces/budget.py).
 
-Lambda is read off a fixed grid, so a step asks the device for nothing, and is no path for gradients.
+Lambda is interpolated on a fixed grid, so a step does not wait for the device. It has no gradient.
 
 Shape suffixes: D blocks, N filter choices of the block that has most of them, K values of lambda.
 """
@@ -30,14 +28,14 @@ GRID, STEEPNESS = 257, 12.0
 
 
 class CostConditionedSampler(nn.Module):
-    """Samples of Gumbel weights whose expected MACs are spread evenly over a range.
+    """Samples Gumbel weights with expected MACs that are uniform over a range.
 
     Args:
         space: The search space.
-        macs: Its expected MACs.
-        low: Of the range, in MACs.
-        high: Of the range, in MACs.
-        num_classes: Outputs of the classifier.
+        macs: Expected MACs of a sample.
+        low: Smallest target, MACs.
+        high: Largest target, MACs.
+        num_classes: Number of classes.
         input_size: Height and width of the images.
     """
 
@@ -45,7 +43,7 @@ class CostConditionedSampler(nn.Module):
         self, space: SearchSpace, macs: ExpectedCost, *, low: int, high: int, num_classes: int, input_size: int
     ) -> None:
         super().__init__()
-        self._macs, self._low, self._high = macs, low, high
+        self._macs, self.low, self.high = macs, low, high
         most = max(len(choices) for choices in space.block_choices)
         m_DN = torch.zeros(len(space.block_choices), most, dtype=torch.float64)
         for block, choices in enumerate(space.block_choices):
@@ -71,7 +69,7 @@ class CostConditionedSampler(nn.Module):
     ) -> GumbelSample:
         """Return the Gumbel weights of the drawn level; the level is in the sample, in MACs, float64."""
         assert noise.target_quantile is not None
-        level = self._low + noise.target_quantile * (self._high - self._low)
+        level = self.low + noise.target_quantile * (self.high - self.low)
         shift_DN = self.shift(choices.masked_width_logits().detach(), level)
         return choices.sample(noise, temperature=temperature, shift_DN=shift_DN)._replace(target_macs=level)
 

@@ -1,12 +1,12 @@
-"""n_f of eq. (2) with somewhere to go: one cost measure or two, each with a target below which smaller is no better.
+"""The cost factor n_f of eq. (2), for one or two cost measures with targets.
 
-With expected costs E_r, targets T_r and the costs W_r of the widest network, no T_r above its W_r,
+With expected costs E_r, targets T_r and the costs W_r >= T_r of the widest network,
 
     n_f = (max_r [max(E_r, T_r) / T_r] / max_r [W_r / T_r])^exponent,
 
-the larger of the relative overshoots, over that of the widest network: in (0, 1], and 1 there. For one measure this is
-(max(E, T) / W)^exponent. It is MnasNet's objective in its hard form (Tan et al. 2019: accuracy (cost / target)^w, with
-w = 0 within the target and -1 beyond it), turned from a reward into a factor of the loss.
+the largest relative excess over its value for the widest network, in (0, 1]. For one measure this is
+(max(E, T) / W)^exponent: MnasNet's hard constraint (Tan et al. 2019: accuracy (cost / target)^w, with w = 0 within the
+target and -1 above it) as a factor of the loss.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from rnascl_cli.distill.expected_cost import ExpectedCost
 
 
 class CostPenalty(nn.Module):
-    """What the supernet's expected cost makes of the loss.
+    """The cost factor n_f.
 
     Args:
-        costs: The expected cost in each measure.
-        targets: A number for each; None, as little as possible, only where there is one measure.
-        exponent: Of n_f.
+        costs: The expected cost of each measure.
+        targets: The target of each measure; None for no target, allowed for a single measure only.
+        exponent: The exponent of n_f.
 
     Attributes:
-        measure: The first.
+        measure: The first measure.
+        targets: The targets, at most the cost of the widest network.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class CostPenalty(nn.Module):
         self.costs = nn.ModuleList(costs)
         self.measure = costs[0].measure
         self._exponent = exponent
-        self._targets = [
+        self.targets = [
             None if target is None else min(float(target), float(cost.largest))
             for cost, target in zip(costs, targets, strict=True)
         ]
@@ -49,9 +50,9 @@ class CostPenalty(nn.Module):
 
         Args:
             g_DN: Gumbel weights.
-            level: In place of the first target, for this step alone; a scalar in (0, cost of the widest].
+            level: Replaces the first target in this call; a scalar in (0, cost of the widest network].
         """
-        targets: list[float | Tensor | None] = [*self._targets]
+        targets: list[float | Tensor | None] = [*self.targets]
         if level is not None:
             targets[0] = level
         costs = [cost for cost in self.costs if isinstance(cost, ExpectedCost)]

@@ -115,11 +115,11 @@ def test_the_search_moves_toward_its_budget(tight: Path, tmp_path: Path) -> None
 )
 def test_where_the_pressure_aims(settings: dict[str, Any], aims: dict[str, float | None]) -> None:
     found = search_cost(SearchSettings(**settings), SPACE, num_classes=10, input_size=32)
-    targets = dict(zip((cost.measure for cost in found.penalty.costs), found.penalty._targets, strict=True))
+    targets = dict(zip((cost.measure for cost in found.penalty.costs), found.penalty.targets, strict=True))
     assert targets == aims
     assert (found.sampler is not None) == ("pareto" in settings)
     if found.sampler is not None:
-        assert found.sampler._high == settings.get("max_macs", NETWORKS.range(Budget())[1])
+        assert found.sampler.high == settings.get("max_macs", NETWORKS.range(Budget())[1])
 
 
 def test_a_front_is_left_in_the_run(front: tuple[Path, Outcome]) -> None:
