@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -117,14 +115,9 @@ def test_ctrl_c_in_autoattack_and_audit_loses_at_most_one_batch(
         monkeypatch.setattr(module, "AutoAttack", shortened)
     whole, out = tmp_path / "whole", tmp_path / "out"
     journal = out / "attack.partial.jsonl"
-    for wanted, more in ((b"apgd-ce", []), (b"audit: ", ["--resume"])):
-        process = subprocess.Popen(
-            [sys.executable, "-c", SHORTENED, *command, str(out), *more], stderr=subprocess.DEVNULL
-        )
-        while process.poll() is None and not (journal.is_file() and wanted in journal.read_bytes()):
-            time.sleep(0.005)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=120) == 130
+    for wanted, more in (("apgd-ce", []), ("audit: ", ["--resume"])):
+        program = [sys.executable, "-c", INTERRUPTED, wanted, *command, str(out), *more]
+        assert subprocess.run(program, stderr=subprocess.DEVNULL, timeout=120).returncode == 130
         assert not (out / "attack.json").exists()
     assert len(journal.read_bytes().splitlines()) > 5
     assert run([*command, str(out), "--resume"]) == 0
@@ -139,11 +132,19 @@ def shortened(name: str, **_: int) -> AutoAttack:
     return AutoAttack(name, iterations=3, queries=5)
 
 
-SHORTENED = """
-import sys
-from rnascl_cli.attacks import audit, registry, registry
+# Sends itself SIGINT once the journal has a batch of the attack that the first argument names.
+INTERRUPTED = """
+import os, signal, sys
+from rnascl_cli.attacks import audit, registry
 from rnascl_cli.attacks.autoattack import AutoAttack
+from rnascl_cli.attacks.resume import Journal
 from rnascl_cli.cli.app import run
 audit.AutoAttack = registry.AutoAttack = lambda name, **_: AutoAttack(name, iterations=3, queries=5)
-sys.exit(run(sys.argv[1:]))
+record = Journal.record
+def recording(journal, key, *rest):
+    record(journal, key, *rest)
+    if sys.argv[1] in str(key):
+        os.kill(os.getpid(), signal.SIGINT)
+Journal.record = recording
+sys.exit(run(sys.argv[2:]))
 """

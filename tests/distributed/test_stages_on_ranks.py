@@ -229,7 +229,8 @@ def test_ranks_stop_where_their_torchrun_is_killed(world: World, tmp_path: Path)
     job.process.kill()
     assert job.end() == -signal.SIGKILL
     assert soon(lambda: not any(map(_runs, members.values())))
-    assert "train: stopped at " in job.said
+    # Both ranks are signaled; the later one may find that the other has already ended.
+    assert "train: stopped at " in job.said or "the last checkpoint, if there is one, is kept" in job.said
 
 
 def test_an_attack_finds_the_same_verdicts(world: World, tmp_path: Path) -> None:
